@@ -1,0 +1,352 @@
+"""The configuration of a release: a frozen part per stage, six presets, and `resolve`, which joins them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tinycats_core.errors import ConfigError
+from tinycats_core.files import digest_of
+
+BREEDS = (
+    "Abyssinian",
+    "Bengal",
+    "Birman",
+    "Bombay",
+    "British_Shorthair",
+    "Egyptian_Mau",
+    "Maine_Coon",
+    "Persian",
+    "Ragdoll",
+    "Russian_Blue",
+    "Siamese",
+    "Sphynx",
+)
+CLASSES = (*BREEDS, "other")
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def digest(self) -> str:
+        """Return the hex sha256 of the part's canonical JSON."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class DataConfig(Part):
+    """Where the images come from and how they are decoded."""
+
+    source: Literal["toycats", "folder", "oxford_pets"] = "oxford_pets"
+    folder: Path | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 128
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
+    corrupt_files: Literal["fail", "skip"] = "fail"
+    toy_train_per_class: Positive = 200
+    toy_test_per_class: Positive = 80
+    seed: Seed = 0
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return folder.expanduser().absolute() if folder else None  # a worker may run in another folder
+
+    @model_validator(mode="after")
+    def _folder_goes_with_source(self) -> Self:
+        if self.source == "folder" and self.folder is None:
+            raise ValueError("data.folder is missing: source=folder needs the folder that holds the images")
+        if self.source != "folder" and self.folder is not None:
+            raise ValueError(f"data.folder is given but data.source is {self.source!r}: set data.source to 'folder'")
+        return self
+
+
+class ModelConfig(Part):
+    """TinyDiT's shape."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 128
+    patch_size: Positive = 16
+    width: Positive = 384
+    depth: Positive = 12
+    heads: Positive = 6
+    num_classes: Positive = 13
+    prediction: Literal["x", "v"] = "x"
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if self.image_size % self.patch_size:
+            allowed = [p for p in range(1, self.image_size + 1) if self.image_size % p == 0]
+            raise ValueError(
+                f"model.patch_size is {self.patch_size}, which does not divide model.image_size {self.image_size}; "
+                f"allowed: {', '.join(map(str, allowed))}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"model.width is {self.width}, which is not a multiple of model.heads {self.heads}")
+        if self.width % 4:
+            raise ValueError(f"model.width is {self.width}; allowed: multiples of 4 (2-D sine-cosine positions)")
+        return self
+
+
+class TrainConfig(Part):
+    """The optimisation of the generator. `batch_size` is the whole batch, split into `accumulation` micro-batches."""
+
+    steps: Positive = 200_000
+    batch_size: Positive = 256
+    accumulation: Positive = 1
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 10_000
+    schedule: Literal["constant", "cosine"] = "cosine"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    label_dropout: Fraction = 0.1
+    flip: bool = True
+    timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
+    timestep_mean: float = -0.8  # of the logit of t; below 0 means nearer to noise
+    timestep_std: Annotated[float, Field(gt=0)] = 0.8
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_every: Positive = 5_000
+    sample_every: Positive = 10_000
+    log_every: Positive = 100
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"train.batch_size is {self.batch_size}, not divisible by train.accumulation {self.accumulation}"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"train.warmup_steps is {self.warmup_steps}, more than train.steps {self.steps}")
+        return self
+
+
+class ClassifierConfig(Part):
+    """The breed classifier."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"] = "resnet18"
+    pretrained: bool = False  # ImageNet weights, downloaded by torchvision
+    epochs: Positive = 30
+    batch_size: Positive = 64
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the training images, for choosing the epoch
+    seed: Seed = 0
+
+
+class SampleConfig(Part):
+    """How images are drawn from the generator."""
+
+    sampler: Literal["euler", "heun"] = "heun"
+    steps: Positive = 50
+    guidance: Annotated[float, Field(ge=0)] = 1.5  # 1 = none; v = v_null + guidance · (v_class − v_null)
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # of t, where guidance is applied
+    batch_size: Positive = 64
+    seed: Seed = 1
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> Self:
+        low, high = self.guidance_interval
+        if low > high:
+            raise ValueError(f"sample.guidance_interval is [{low}, {high}]; the first must not exceed the second")
+        return self
+
+
+class EvaluateConfig(Part):
+    """What is measured, with which eyes, and the bars of the gate."""
+
+    extractor: Literal["inception", "breed"] = "inception"
+    samples: Annotated[int, Field(ge=16)] = 5_000
+    neighbours: Positive = 3  # k of precision and recall
+    kid_subsets: Positive = 100
+    batch_size: Positive = 64
+    seed: Seed = 0
+    max_kid: Annotated[float, Field(gt=0)] | None = None  # absolute bars: None = not asked for
+    min_recall: Fraction | None = None
+    min_breed_accuracy: Fraction | None = None
+    tolerance: Annotated[float, Field(ge=0)] = 2.0  # standard errors by which KID may exceed the published one's
+
+
+class ExportConfig(Part):
+    """The ONNX files and what they must reproduce."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
+    fp32_tolerance: Annotated[float, Field(gt=0)] = 1e-3  # relative error of the velocity against PyTorch
+    int8_tolerance: Annotated[float, Field(gt=0)] = 0.15
+    int8: bool = True
+
+
+class PublishConfig(Part):
+    """Where a release goes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "tinycats"
+    to: Literal["folder", "hub"] = "folder"
+    folder: Path = Path("releases")  # the local registry: <folder>/<name>/<version>, <folder>/<name>/latest
+    repo_id: str | None = None  # for to=hub: owner/name; None = the token's account and `name`
+    private: bool = False
+    approval: bool = False  # pause the flow and wait for a person before publishing
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _repository_has_an_owner(self) -> Self:
+        if self.repo_id is not None and self.repo_id.count("/") != 1:
+            raise ValueError(f"publish.repo_id is {self.repo_id!r}; allowed: 'owner/name'")
+        return self
+
+
+class ComputeConfig(Part):
+    """Where the generator is trained. Does not change what is computed, so it is in no cache key."""
+
+    where: Literal["local", "modal"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu: str = "A100-80GB"  # Modal's name, with a count if wanted: H100:4
+    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0
+    retries: Annotated[int, Field(ge=0, le=10)] = 10
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+
+
+class ReleaseConfig(Part):
+    """Everything that decides what a release is."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    publish: PublishConfig = PublishConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.data.image_size != self.model.image_size:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size} but model.image_size is {self.model.image_size}; "
+                "they must be equal: override both"
+            )
+        if self.data.source != "folder" and self.model.num_classes != len(CLASSES):
+            raise ValueError(
+                f"model.num_classes is {self.model.num_classes} but data.source {self.data.source!r} has "
+                f"{len(CLASSES)} classes (12 breeds and other); set model.num_classes to {len(CLASSES)}"
+            )
+        if self.evaluate.samples < self.model.num_classes * 2:
+            raise ValueError(
+                f"evaluate.samples is {self.evaluate.samples}; at least {self.model.num_classes * 2} are needed "
+                f"(two for each of {self.model.num_classes} classes)"
+            )
+        return self
+
+
+def _plan(steps: int, lr: float, warmup: int, accumulation: int = 1) -> dict[str, Any]:
+    return {
+        "train": {"steps": steps, "lr": lr, "warmup_steps": warmup, "accumulation": accumulation},
+        "compute": {"where": "modal"},
+        "publish": {"to": "hub"},
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "data": {"source": "toycats", "image_size": 48},
+        "model": {"image_size": 48, "patch_size": 6, "width": 128, "depth": 4, "heads": 4},
+        "train": {
+            "steps": 1200,
+            "batch_size": 64,
+            "lr": 1e-3,
+            "warmup_steps": 50,
+            "ema_decay": 0.995,
+            "checkpoint_every": 300,
+            "sample_every": 600,
+            "log_every": 20,
+        },
+        "classifier": {"backbone": "resnet18", "epochs": 3},
+        "sample": {"steps": 20},
+        "evaluate": {"extractor": "breed", "samples": 1040},
+        "publish": {"name": "tinycats-smoke"},
+    },
+    "standard": _plan(200_000, 1e-4, 10_000),
+    "budget": _plan(300_000, 1e-4, 10_000),
+    "high-accuracy": _plan(400_000, 5e-5, 15_000, accumulation=2),
+    "aggressive": _plan(500_000, 3e-5, 20_000, accumulation=2),
+    "max-quality": _plan(1_000_000, 2e-5, 25_000, accumulation=2)
+    | {"data": {"image_size": 256}, "model": {"image_size": 256}},
+}
+
+
+def resolve(preset: str = "smoke", overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
+    """Join a preset with nested overrides into a checked configuration.
+
+    Args:
+        preset: one of PRESETS.
+        overrides: nested mapping, e.g. {"train": {"steps": 100}}.
+
+    Raises:
+        ConfigError: an unknown preset or field, or an impossible value; names the field, the value and what is allowed.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f'overrides is {overrides!r}; it must map parts to fields, such as {{"train": {{"steps": 100}}}}'
+        )
+    return load({"publish": {"name": f"tinycats-{preset}"}}, PRESETS[preset], overrides or {})
+
+
+def load(*layers: Mapping[str, Any]) -> ReleaseConfig:
+    """Join layers of nested settings, the last one winning, into a checked configuration. Raises ConfigError."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        return ReleaseConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Read overrides given as JSON on a command line. Raises ConfigError."""
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'overrides is not JSON: {error}. Write it like \'{{"train": {{"steps": 100}}}}\'') from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"overrides is {text}; it must be a JSON object of parts, such as {{}}")
+    return value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(item: Any) -> str:
+    """One line for one pydantic error: field, value, what is allowed."""
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{field} is not a setting; allowed: {', '.join(_fields_of(item['loc'][:-1]))}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message  # the validators above name field and value themselves
+    return f"{field} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_of(location: tuple[Any, ...]) -> list[str]:
+    part: Any = ReleaseConfig
+    for name in location:
+        part = part.model_fields[name].annotation
+    return list(part.model_fields)

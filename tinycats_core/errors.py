@@ -1,0 +1,45 @@
+"""The errors that a person is meant to read: each names the value, the limit and the next action."""
+
+
+class TinycatsError(Exception):
+    """Base of every error that the project raises on purpose. Shown as one line, without a traceback."""
+
+
+class ConfigError(TinycatsError):
+    """A configuration value is unknown or impossible."""
+
+
+class DataError(TinycatsError):
+    """The images cannot be used for training as they are."""
+
+
+class CheckpointError(TinycatsError):
+    """A checkpoint or weights file is missing, damaged or of another architecture."""
+
+
+class TrainingError(TinycatsError):
+    """Training cannot go on: the loss is not finite, the device is out of memory, the disk is full."""
+
+
+class EvaluationError(TinycatsError):
+    """A metric cannot be computed, or would mean nothing."""
+
+
+class ExportError(TinycatsError):
+    """The exported network does not compute what the trained one computes."""
+
+
+class RegistryError(TinycatsError):
+    """The registry cannot be read or written, or what stands in it is damaged."""
+
+
+class ComputeError(TinycatsError):
+    """The place that should train is not available: no credentials, no such device, a remote job that failed."""
+
+
+class ReleaseRejected(TinycatsError):
+    """The candidate is not good enough to be published. Carries the decision record as its `decision`."""
+
+    def __init__(self, message: str, decision: object = None):
+        super().__init__(message)
+        self.decision = decision

@@ -1,0 +1,128 @@
+"""Files that are either complete or absent, and their sha256."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.errors import TinycatsError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the hex sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it.
+
+    Works for a file and for a folder. An existing file is replaced in one step; an existing folder is moved aside and
+    then removed, because no rename replaces a folder that is not empty.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _fsync(file)
+            if path.exists():
+                aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+                path.rename(aside)
+                temporary.rename(path)
+                shutil.rmtree(aside)
+            else:
+                temporary.rename(path)
+        else:
+            _fsync(temporary)
+            temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Call `write(temporary path)` and move what it wrote to `path` in one step. Returns `path`."""
+    with atomic_path(path) as temporary:
+        write(temporary)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text atomically, as UTF-8."""
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON value atomically, indented. NaN and infinity are errors: they are not JSON."""
+    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        TinycatsError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TinycatsError(f"{path} does not exist.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TinycatsError(f"{path} is not a JSON file ({error}). Remove it, or restore it from its source.") from None
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        TinycatsError: something in the path is a file, or the place cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise TinycatsError(f"cannot write to {path}: {reason}. Give a folder that you may write to.") from None
+    return path
+
+
+def check_writable(path: Path) -> Path:
+    """Create the folder if it is missing and prove, by writing a byte, that files can be made in it."""
+    make_folder(path)
+    probe = path / f".{uuid.uuid4().hex[:8]}.probe"
+    try:
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except OSError as error:
+        raise TinycatsError(f"cannot write to {path}: {error.strerror}. Give a folder that you may write to.") from None
+    return path
+
+
+def home() -> Path:
+    """Return the folder that holds everything a run makes before it is released (TINYCATS_HOME, or .tinycats)."""
+    return Path(os.environ.get("TINYCATS_HOME", ".tinycats")).absolute()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""Pictures that people look at: contact sheets of images, and the loss curve."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def contact_sheet(
+    images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1
+) -> Image.Image:
+    """Lay out the first images of each class, a row a class with its name at the left.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        scale: whole number by which each pixel is enlarged.
+    """
+    size, gap, name_width = images.shape[-1] * scale, 2, 130
+    shown = [label for label in range(len(classes)) if (labels == label).any()]
+    sheet = Image.new("RGB", (name_width + per_class * (size + gap), len(shown) * (size + gap)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for row, label in enumerate(shown):
+        top = row * (size + gap)
+        pen.text((6, top + size / 2), classes[label].replace("_", " "), "black", font, anchor="lm")
+        for column, image in enumerate(images[labels == label][:per_class]):
+            sheet.paste(to_pil(image, scale), (name_width + column * (size + gap), top))
+    return sheet
+
+
+def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
+    """Return a picture of one uint8 image (3, S, S), each pixel enlarged to scale × scale."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def first_of_each_class(labels: Tensor, per_class: int) -> Tensor:
+    """Return the indices of the first `per_class` entries of each class, in order of class."""
+    return torch.cat([torch.nonzero(labels == label).flatten()[:per_class] for label in labels.unique()])
+
+
+def loss_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
+    """Draw the training loss over steps from the rows of a training log."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([row["step"] for row in log], [row["loss"] for row in log], linewidth=1.2)
+    axes.set(xlabel="step", ylabel="flow-matching loss (velocity MSE)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,133 @@
+"""The small frozen records that travel between tasks: a path, its sha256, facts. Never tensors, clients or tokens."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from tinycats_core.errors import TinycatsError
+from tinycats_core.files import digest_of, sha256_of
+
+
+class Record(BaseModel):
+    """A file that a stage left behind, known by its content.
+
+    `path` says where the file is now; `sha256` says what it is. Two records with equal content digests are the same
+    thing wherever they lie, which is what the stages' cache keys are made of.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    sha256: str
+
+    def verify(self) -> Self:
+        """Return the record if the file is there and unchanged.
+
+        Raises:
+            TinycatsError: the file is missing, or its bytes are not the recorded ones.
+        """
+        if not self.path.is_file():
+            raise TinycatsError(f"{self.path} is gone. Run the stage that makes it again.")
+        found = sha256_of(self.path)
+        if found != self.sha256:
+            raise TinycatsError(
+                f"{self.path} has changed: its sha256 is {found[:12]}…, recorded was {self.sha256[:12]}…. "
+                "Delete it and run the stage that makes it again."
+            )
+        return self
+
+    def is_intact(self) -> bool:
+        """Return whether `verify` would pass."""
+        return self.path.is_file() and sha256_of(self.path) == self.sha256
+
+    @property
+    def content(self) -> str:
+        """The digest of the record without its paths: what it is, not where it lies."""
+        return digest_of(_without_paths(self.model_dump(mode="json")))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items() if key not in ("path", "folder")}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return value
+
+
+class Dataset(Record):
+    """Decoded images in one safetensors file: `train_images`, `train_labels`, `test_images`, `test_labels`.
+
+    Images are uint8 (N, 3, image_size, image_size) RGB, labels int64 (N,). Beside it lies
+    `manifest.json`: source, counts, findings, and a row for each image (name, class, split, sha256 of the source file).
+    """
+
+    source: str
+    image_size: int
+    classes: tuple[str, ...]
+    train_count: int
+    test_count: int
+
+
+class Checkpoint(Record):
+    """Weights in safetensors with their configuration in the file's metadata.
+
+    For the generator: the EMA weights that are shipped. For the classifier: the best epoch's weights.
+    """
+
+    kind: str  # "generator" | "classifier"
+    step: int
+    facts: dict[str, float | int | str | None] = {}
+
+
+class SampleSet(Record):
+    """Generated images in one safetensors file: `images` uint8 (N, 3, S, S), `labels` int64 (N,).
+
+    `settings` holds what made them: model sha256, sampler, steps, guidance, interval, seed and runtime
+    (pytorch | onnx-fp32 | onnx-int8).
+    """
+
+    count: int
+    settings: dict[str, Any]
+
+
+class FidelityReport(Record):
+    """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
+
+    `metrics` and `floor` (real training images against the same held-out images) have the same keys; a value that
+    cannot be given is None and `notes` says why. `conditions` holds N, split, extractor, resize, seed, library version
+    and the sampler's settings.
+    """
+
+    metrics: dict[str, float | None]
+    floor: dict[str, float | None]
+    conditions: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class Decision(Record):
+    """The gate's verdict as a JSON file at `path`; each term: name, value, bar, passed, why."""
+
+    promoted: bool
+    terms: tuple[dict[str, Any], ...]
+    baseline: str | None  # version of the published release it was compared with
+
+
+class OnnxModel(Record):
+    """One ONNX file of the denoiser and what was measured of it (size in bytes, parity, latency)."""
+
+    precision: str  # "fp32" | "int8"
+    facts: dict[str, float | int | str | None] = {}
+
+
+class Release(Record):
+    """A release folder; `path` is its manifest `release.json`, which holds the sha256 of every other file."""
+
+    name: str
+    version: str
+    location: str  # what a person opens: the folder, or the repository on the Hub
+    published: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
