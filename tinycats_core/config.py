@@ -32,7 +32,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     def digest(self) -> str:
         """Return the hex sha256 of the part's canonical JSON."""
@@ -226,7 +226,7 @@ class ReleaseConfig(Part):
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
-    publish: PublishConfig = PublishConfig()
+    publish: PublishConfig = Field(default_factory=PublishConfig)  # made when asked for: its folder is relative to here
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")

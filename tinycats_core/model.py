@@ -58,8 +58,8 @@ class TinyDiT(nn.Module):
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for matrices, 0.02 for embeddings, zero for gates and the output."""
         for name, parameter in self.named_parameters():
-            if "norm" in name:
-                continue  # ones
+            if "scale" in name:
+                continue  # of queries and keys: ones
             if parameter.dim() == 1 or "modulation" in name or "final" in name:
                 nn.init.zeros_(parameter)
             elif "time_embed" in name or "class_embed" in name:
@@ -90,8 +90,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_scale = nn.Parameter(torch.ones(width // heads))
+        self.k_scale = nn.Parameter(torch.ones(width // heads))
         self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -99,13 +99,19 @@ class Attention(nn.Module):
         q, k, v = (
             self.qkv(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         )  # (B, heads, N, width/heads) each
-        mixed = F.scaled_dot_product_attention(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
+        q, k = rms_normalise(q, self.q_scale), rms_normalise(k, self.k_scale)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, width/heads)
         return self.out(mixed.transpose(1, 2).reshape(b, n, width))  # (B, N, width)
 
 
 def normalise(tokens: Tensor) -> Tensor:
     """Layer norm without weights: adaLN brings them."""
     return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+
+
+def rms_normalise(vectors: Tensor, scale: Tensor) -> Tensor:
+    """Divide vectors (…, D) by their root mean square and scale them, in their own type also under autocast."""
+    return F.rms_norm(vectors, vectors.shape[-1:], scale.to(vectors.dtype), eps=1e-6)
 
 
 def time_features(t: Tensor, dim: int = 256) -> Tensor:

@@ -1,0 +1,113 @@
+"""Presets resolve; anything unknown or impossible is refused with the field, the value and what is allowed."""
+
+import json
+
+import pytest
+
+from tinycats_core.config import PRESETS, ReleaseConfig, parse_overrides, resolve
+from tinycats_core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "lr", "warmup", "accumulation", "size"),
+    [
+        ("standard", 200_000, 1e-4, 10_000, 1, 128),
+        ("budget", 300_000, 1e-4, 10_000, 1, 128),
+        ("high-accuracy", 400_000, 5e-5, 15_000, 2, 128),
+        ("aggressive", 500_000, 3e-5, 20_000, 2, 128),
+        ("max-quality", 1_000_000, 2e-5, 25_000, 2, 256),
+    ],
+)
+def test_presets_carry_the_plan(preset: str, steps: int, lr: float, warmup: int, accumulation: int, size: int):
+    config = resolve(preset)
+    train, model = config.train, config.model
+    assert (train.steps, train.lr, train.warmup_steps, train.accumulation) == (steps, lr, warmup, accumulation)
+    assert (train.batch_size, train.betas, train.weight_decay, train.clip, train.ema_decay) == (
+        256,
+        (0.9, 0.95),
+        1e-4,
+        1.0,
+        0.9999,
+    )
+    assert (model.patch_size, model.width, model.depth, model.heads, model.num_classes) == (16, 384, 12, 6, 13)
+    assert model.image_size == config.data.image_size == size
+    assert config.compute.where == "modal"
+    assert config.publish.to == "hub"
+
+
+def test_the_default_preset_needs_nothing_from_outside():
+    config = resolve()
+    assert (config.data.source, config.compute.where, config.publish.to) == ("toycats", "local", "folder")
+    assert config.evaluate.extractor == "breed"
+    assert not config.classifier.pretrained
+
+
+def test_overrides_reach_one_field_and_leave_the_others():
+    config = resolve("smoke", {"train": {"steps": 77, "warmup_steps": 7}})
+    assert config.train == resolve("smoke").train.model_copy(update={"steps": 77, "warmup_steps": 7})
+    assert config.model == resolve("smoke").model
+
+
+def test_changing_the_export_does_not_change_what_training_depends_on():
+    config, other = resolve("smoke"), resolve("smoke", {"export": {"int8": False}})
+    assert config.train.digest() == other.train.digest()
+    assert config.model.digest() == other.model.digest()
+    assert config.digest() != other.digest()
+
+
+def test_resolved_configuration_survives_json():
+    config = resolve("max-quality")
+    back = ReleaseConfig.model_validate(json.loads(config.model_dump_json()))
+    assert back.model_dump() == config.model_dump()
+    assert back.digest() == config.digest()
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "parts"),
+    [
+        ("best", {}, ["'best'", "smoke, standard"]),
+        ("smoke", {"train": {"stpes": 3}}, ["train.stpes is not a setting", "steps, batch_size"]),
+        ("smoke", {"trian": {}}, ["trian is not a setting", "data, model, train"]),
+        ("smoke", {"model": {"patch_size": 5}}, ["model.patch_size is 5", "48", "1, 2, 3, 4, 6, 8"]),
+        ("smoke", {"model": {"heads": 5}}, ["model.width is 128", "model.heads 5"]),
+        ("standard", {"data": {"image_size": 256}}, ["data.image_size is 256", "model.image_size is 128"]),
+        ("standard", {"train": {"accumulation": 3}}, ["train.batch_size is 256", "train.accumulation 3"]),
+        ("smoke", {"train": {"steps": 0}}, ["train.steps is 0", "greater than or equal to 1"]),
+        ("smoke", {"train": {"steps": 10}}, ["train.warmup_steps is 50", "train.steps 10"]),
+        ("smoke", {"train": {"lr": float("nan")}}, ["train.lr is nan"]),
+        ("smoke", {"train": {"ema_decay": 1.0}}, ["train.ema_decay is 1.0"]),
+        ("smoke", {"model": {"num_classes": 12}}, ["model.num_classes is 12", "13 classes"]),
+        ("smoke", {"sample": {"guidance": -1}}, ["sample.guidance is -1"]),
+        ("smoke", {"sample": {"guidance_interval": [0, 2]}}, ["sample.guidance_interval.1 is 2"]),
+        ("smoke", {"sample": {"guidance_interval": [0.8, 0.2]}}, ["[0.8, 0.2]"]),
+        ("smoke", {"data": {"source": "folder"}}, ["data.folder is missing"]),
+        ("smoke", {"data": {"folder": "photos"}}, ["data.source is 'toycats'", "'folder'"]),
+        ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),
+        ("smoke", {"publish": {"name": "../up"}}, ["publish.name is '../up'"]),
+        ("smoke", {"evaluate": {"samples": 20}}, ["evaluate.samples is 20", "26"]),
+        ("smoke", {"compute": {"timeout_hours": 30}}, ["compute.timeout_hours is 30", "24"]),
+        ("smoke", {"train": 3}, ["train is 3"]),
+        ("smoke", [1], ["overrides is [1]"]),
+    ],
+)
+def test_impossible_values_name_field_value_and_what_is_allowed(preset: str, overrides: dict, parts: list[str]):
+    with pytest.raises(ConfigError) as error:
+        resolve(preset, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_overrides_on_a_command_line_are_json_objects():
+    assert parse_overrides('{"train": {"steps": 5}}') == {"train": {"steps": 5}}
+    assert parse_overrides("") == {}
+    with pytest.raises(ConfigError, match="not JSON"):
+        parse_overrides("{train: 5}")
+    with pytest.raises(ConfigError, match="JSON object"):
+        parse_overrides("[1]")
+
+
+def test_every_preset_only_lists_settings_that_exist():
+    for name in PRESETS:
+        assert isinstance(resolve(name), ReleaseConfig)

@@ -1,0 +1,78 @@
+"""Files are either complete or absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tinycats_core.errors import TinycatsError
+from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json, write_text
+from tinycats_core.records import Dataset, Record
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def half_written():
+        with atomic_path(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        half_written()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path):
+    for content in ("one", "two"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert os.listdir(tmp_path / "folder") == ["two"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_json_refuses_what_is_not_json(tmp_path: Path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"fid": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(TinycatsError, match=r"b\.json is not a JSON file"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(TinycatsError, match="does not exist"):
+        read_json(tmp_path / "c.json")
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest_of({"a": 1, "b": [2, 3]}) == digest_of({"b": [2, 3], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TinycatsError, match=r"cannot write to .*file/home: Not a directory"):
+        check_writable(tmp_path / "file" / "home")
+
+
+def test_a_record_knows_when_its_file_is_gone_or_changed(tmp_path: Path):
+    path = write_text(tmp_path / "a", "content")
+    record = Record(path=path, sha256=sha256_of(path))
+    assert record.verify() is record
+    path.write_text("c0ntent")
+    assert not record.is_intact()
+    with pytest.raises(TinycatsError, match="has changed"):
+        record.verify()
+    path.unlink()
+    assert not record.is_intact()
+    with pytest.raises(TinycatsError, match="is gone"):
+        record.verify()
+
+
+def test_a_record_is_the_same_thing_wherever_it_lies(tmp_path: Path):
+    facts = {"sha256": "0" * 64, "source": "toycats", "image_size": 8, "classes": ("a",), "train_count": 1}
+    here = Dataset(path=tmp_path / "here", test_count=1, **facts)
+    there = Dataset(path=tmp_path / "there", test_count=1, **facts)
+    other = Dataset(path=tmp_path / "here", test_count=2, **facts)
+    assert here.content == there.content
+    assert here.content != other.content
