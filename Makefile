@@ -1,0 +1,36 @@
+# Each target sets up .venv by itself when it is missing or older than pyproject.toml or constraints.txt.
+PYTHON ?= python3
+PRESET ?= smoke
+OVERRIDES ?= {}
+export OVERRIDES
+
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: release test serve lint format help
+.DEFAULT_GOAL := help
+
+help:  ## List what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+release: $(READY)  ## Make and publish a release: make release PRESET=smoke OVERRIDES='{"train": {"steps": 2400}}'
+	@$(VENV)/bin/python -m flows.release_model --preset "$(PRESET)" --overrides "$$OVERRIDES"
+
+test: $(READY)  ## Run the whole test suite
+	@$(VENV)/bin/python -m pytest
+
+serve: $(READY)  ## Start Prefect's server, a work pool, a worker and every deployment, until Ctrl-C
+	@$(VENV)/bin/python -m deployments.serve
+
+lint: $(READY)  ## Check style and types
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright
+
+format: $(READY)  ## Format the code
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old; 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "Setting up $(VENV): PyTorch alone is several gigabytes, so the first time takes minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

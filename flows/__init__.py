@@ -1,0 +1,1 @@
+"""The flows. Each reads as the story of what it does, a line a stage, and runs by `python -m flows.<name>`."""

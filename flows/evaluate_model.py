@@ -1,0 +1,63 @@
+"""Evaluate a model: inside a release, for the baseline and for what ships; and alone, for a finished release."""
+
+import argparse
+import sys
+from typing import Any, NamedTuple
+
+from prefect import flow
+
+from flows.shell import run
+from tasks.data import prepare_data
+from tasks.evaluation import measure, present
+from tasks.preflight import check_inputs
+from tasks.publishing import open_release
+from tasks.sampling import generate_samples
+from tinycats_core import shipped
+from tinycats_core.config import ReleaseConfig, parse_overrides
+from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, SampleSet
+
+
+class Evaluation(NamedTuple):
+    """Images drawn from a model, and what was measured of them."""
+
+    samples: SampleSet
+    report: FidelityReport
+
+
+def evaluate(
+    model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None
+) -> Evaluation:
+    """Draw images from a model and measure them against the held-out ones."""
+    samples = generate_samples(model, dataset, config.sample, config.evaluate.samples, config.compute)
+    return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
+
+
+@flow(name="evaluate-model")
+def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> FidelityReport:
+    """Measure a release anew, from its own weights, with its own configuration and judge.
+
+    Args:
+        release: a release folder, or hub:owner/name.
+        overrides: nested settings on top of the release's own, such as {"sample": {"guidance": 2.0}}.
+    """
+    opened = open_release(release)
+    config = shipped.config(opened, overrides)
+    check_inputs(config)
+    dataset = prepare_data(config.data)
+    report = evaluate(shipped.generator(opened), dataset, config, shipped.classifier(opened)).report
+    return present(report, f"{opened.name} {opened.version}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow from a shell. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.evaluate_model", description=evaluate_model.description)
+    parser.add_argument("release", help="a release folder, or hub:owner/name")
+    parser.add_argument(
+        "--overrides", default="{}", help='JSON, such as \'{"sample": {"guidance": 2.0}}\' (default: %(default)s)'
+    )
+    given = parser.parse_args(arguments)
+    return run(lambda: evaluate_model(given.release, parse_overrides(given.overrides)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Every night: is what is published still as good as it says? Its files are verified, measured and compared."""
+
+import argparse
+import sys
+from typing import Any
+
+from prefect import flow
+
+from flows.evaluate_model import evaluate
+from flows.shell import run
+from tasks.data import prepare_data
+from tasks.evaluation import decide, present, require_promoted
+from tasks.preflight import check_inputs
+from tasks.publishing import open_release
+from tinycats_core import shipped
+from tinycats_core.config import parse_overrides
+from tinycats_core.records import Decision
+
+
+@flow(name="nightly-eval")
+def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dict[str, Any] | None = None) -> Decision:
+    """Sample from the shipped ONNX file, measure, and compare with the numbers in the release.
+
+    A release is measured once for each configuration; its files are verified every time.
+
+    Args:
+        release: a release folder, or hub:owner/name.
+        overrides: nested settings on top of the release's own, such as {"evaluate": {"tolerance": 3}}.
+    """
+    opened = open_release(release)
+    config = shipped.config(opened, overrides)
+    check_inputs(config)
+    dataset = shipped.require_same_data(opened, prepare_data(config.data))
+    report = evaluate(shipped.onnx(opened), dataset, config, shipped.classifier(opened)).report
+    present(report, f"{opened.name} {opened.version}")
+    return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow from a shell. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.nightly_eval", description=__doc__)
+    parser.add_argument(
+        "release", nargs="?", default="releases/tinycats-smoke/latest", help="a release folder, or hub:owner/name"
+    )
+    parser.add_argument(
+        "--overrides", default="{}", help='JSON, such as \'{"evaluate": {"tolerance": 3}}\' (default: %(default)s)'
+    )
+    given = parser.parse_args(arguments)
+    return run(lambda: nightly_eval(given.release, parse_overrides(given.overrides)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The whole release: from images to a published, measured cat generator. Read the flow: it is the product."""
+
+import argparse
+import sys
+from typing import Any
+
+from prefect import flow
+
+from flows.evaluate_model import evaluate
+from flows.shell import run
+from tasks.data import prepare_data, validate_data
+from tasks.evaluation import decide, judge_needs_classifier, require_promoted
+from tasks.export import check_onnx, export_onnx, quantize
+from tasks.preflight import check_ready, configure
+from tasks.publishing import (
+    build_bundle,
+    find_published,
+    is_release_of,
+    publish,
+    read_back,
+    summarize,
+    wait_for_approval,
+)
+from tasks.training import train_classifier, train_generator
+from tinycats_core import shipped
+from tinycats_core.config import PRESETS, parse_overrides
+from tinycats_core.records import Release
+
+
+@flow(name="release-model")
+def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None) -> Release:
+    """Train, judge and publish a cat generator. The same parameters again find everything done.
+
+    Args:
+        preset: smoke, standard, budget, high-accuracy, aggressive or max-quality.
+        overrides: nested settings on top of the preset, such as {"train": {"steps": 100}}.
+    """
+    config = configure(preset, overrides)
+    check_ready(config)
+
+    dataset = prepare_data(config.data)
+    validate_data(dataset, config.data, config.model.num_classes)
+    published = find_published(config.publish)
+    if is_release_of(published, config, dataset):
+        return summarize(published, "already published")
+
+    classifier = (
+        train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
+    )
+    baseline = evaluate(shipped.generator(published), dataset, config, classifier).report if published else None
+    checkpoint = train_generator(dataset, config.model, config.train, config.compute)
+    samples, report = evaluate(checkpoint, dataset, config, classifier)
+    decision = require_promoted(decide(report, baseline, published, config.evaluate))
+
+    fp32 = check_onnx(checkpoint, export_onnx(checkpoint, config.export), config.export)
+    int8 = check_onnx(checkpoint, quantize(fp32), config.export) if config.export.int8 else None
+    onnx_report = evaluate(int8 or fp32, dataset, config, classifier).report
+
+    models = [model for model in (fp32, int8) if model]
+    release = build_bundle(
+        config, dataset, checkpoint, samples, report, decision, models, classifier, baseline, [onnx_report]
+    )
+    wait_for_approval(config.publish, release)
+    return summarize(read_back(publish(release, config.publish), config.publish), "published")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow from a shell. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.release_model", description=__doc__)
+    parser.add_argument("--preset", default="smoke", help=f"one of: {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument(
+        "--overrides", default="{}", help='JSON, such as \'{"train": {"steps": 100}}\' (default: %(default)s)'
+    )
+    given = parser.parse_args(arguments)
+    return run(lambda: release_model(given.preset, parse_overrides(given.overrides)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

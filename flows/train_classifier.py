@@ -1,0 +1,47 @@
+"""The breed classifier alone: the same stage, and the same result, as inside a release."""
+
+import argparse
+import sys
+from typing import Any
+
+from prefect import flow
+
+from flows.shell import run
+from tasks import training
+from tasks.data import prepare_data, validate_data
+from tasks.preflight import check_inputs, configure
+from tasks.stage import log, tally
+from tinycats_core.config import PRESETS, parse_overrides
+from tinycats_core.records import Checkpoint
+
+
+@flow(name="train-classifier")
+def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = None) -> Checkpoint:
+    """Train the network that tells the breeds, on the data of a preset.
+
+    Args:
+        preset: smoke, standard, budget, high-accuracy, aggressive or max-quality.
+        overrides: nested settings on top of the preset, such as {"classifier": {"epochs": 10}}.
+    """
+    config = configure(preset, overrides)
+    check_inputs(config)
+    dataset = prepare_data(config.data)
+    validate_data(dataset, config.data, config.model.num_classes)
+    classifier = training.train_classifier(dataset, config.classifier, config.compute)
+    log().info("%s: %s; %s", classifier.path, classifier.facts, tally())
+    return classifier
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the flow from a shell. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m flows.train_classifier", description=__doc__)
+    parser.add_argument("--preset", default="smoke", help=f"one of: {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument(
+        "--overrides", default="{}", help='JSON, such as \'{"classifier": {"epochs": 10}}\' (default: %(default)s)'
+    )
+    given = parser.parse_args(arguments)
+    return run(lambda: train_classifier(given.preset, parse_overrides(given.overrides)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""The data stages: decode the images once, and look for what would spoil training."""
+
+from tasks import show
+from tasks.stage import log, stage
+from tinycats_core import data
+from tinycats_core.config import DataConfig
+from tinycats_core.data import ValidationReport
+from tinycats_core.files import home
+from tinycats_core.records import Dataset
+
+
+@stage(version=1, beside=("manifest.json",))
+def prepare_data(config: DataConfig) -> Dataset:
+    """Decode the images once into one tensor file, downloading them first where they come from the network."""
+    log().info("preparing %s at %d px", config.folder or config.source, config.image_size)
+    dataset = data.prepare(config, home() / "data", on_progress=show.progress("data-progress", "Decoding the images"))
+    log().info("%d training and %d test images in %s", dataset.train_count, dataset.test_count, dataset.path.parent)
+    return dataset
+
+
+@stage(version=1)
+def validate_data(dataset: Dataset, config: DataConfig, num_classes: int) -> ValidationReport:
+    """Fail on what would spoil training; warn of the rest."""
+    import pandas as pd
+
+    report = data.validate(dataset, config, num_classes)
+    show.table("data-set", pd.DataFrame(list(report.rows)), f"{dataset.source}: images a class")
+    for warning in report.warnings:
+        log().warning(warning)
+    if report.warnings:
+        show.markdown(
+            "data-warnings", "\n".join(f"- {warning}" for warning in report.warnings), "Warnings of the data check"
+        )
+    return report

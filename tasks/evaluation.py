@@ -1,0 +1,63 @@
+"""The judging stages: measure fidelity, and decide whether a candidate may be published."""
+
+import pandas as pd
+from prefect import task
+
+from tasks import show
+from tasks.stage import key_of, log, stage, tally
+from tinycats_core import fidelity, gate
+from tinycats_core.config import ComputeConfig, EvaluateConfig, ReleaseConfig
+from tinycats_core.files import home
+from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, Release, SampleSet
+
+
+def judge_needs_classifier(config: ReleaseConfig) -> bool:
+    """Return whether the breed classifier is the judge's eyes, or one of its bars."""
+    return config.evaluate.extractor == "breed" or config.evaluate.min_breed_accuracy is not None
+
+
+@stage(version=1)
+def measure(
+    samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, compute: ComputeConfig
+) -> FidelityReport:
+    """Measure the images against the held-out ones, beside real training images as the floor."""
+    report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)
+    frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
+    show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the held-out ones")
+    for note in report.notes:
+        log().warning(note)
+    return report
+
+
+def present(report: FidelityReport, what: str) -> FidelityReport:
+    """Print what was measured, and whether it was measured now or before."""
+    frame = show.metrics_frame({"measured": report.metrics, "real training images": report.floor})
+    print(f"{what}: {tally()}", frame.to_string(index=False), report.path, sep="\n\n")
+    return report
+
+
+@task
+def decide(
+    report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig
+) -> Decision:
+    """Compare the candidate with the bars and with what is published. Quick, and shown in every run: not cached."""
+    folder = home() / "decisions" / key_of(report, baseline, config)
+    decision = gate.decide(report, baseline, published.version if published else None, config, folder)
+    columns = {
+        "candidate": report.metrics,
+        f"published {decision.baseline}": baseline.metrics if baseline else None,
+        "real training images": report.floor,
+    }
+    show.table(
+        "fidelity-compared", show.metrics_frame(columns), "The candidate beside the published release and the floor"
+    )
+    verdict = "promoted" if decision.promoted else "rejected"
+    show.table("decision", pd.DataFrame(list(decision.terms)), f"The candidate is {verdict}")
+    log().info("the candidate is %s", verdict)
+    return decision
+
+
+@task
+def require_promoted(decision: Decision) -> Decision:
+    """Stop here when the candidate was rejected."""
+    return gate.require_promoted(decision)

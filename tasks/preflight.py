@@ -1,0 +1,43 @@
+"""What is settled before the first stage: the configuration, and that everything it needs is there."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.stage import log
+from tinycats_core import data, fidelity, hub, registry, remote, sampling
+from tinycats_core.config import ReleaseConfig, resolve
+from tinycats_core.errors import EvaluationError
+from tinycats_core.files import check_writable, home
+
+
+def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
+    """Resolve a preset and overrides, and log the result with its digest."""
+    config = resolve(preset, overrides)
+    parts = "\n".join(f"  {name}: {json.dumps(part)}" for name, part in config.model_dump(mode="json").items())
+    log().info("preset %s, configuration %s:\n%s", preset, config.digest()[:12], parts)
+    return config
+
+
+def check_ready(config: ReleaseConfig) -> None:
+    """Raise the TinycatsError of the first thing that is missing, before any stage has run."""
+    if config.compute.where == "modal":
+        remote.check_compute(config.compute)
+    else:
+        sampling.pick_device(config.compute.device)
+    if config.publish.to == "hub":
+        hub.check_credentials(config.publish)
+    registry.open_registry(config.publish.folder)
+    check_writable(config.publish.folder)
+    check_writable(home())
+    check_inputs(config)
+
+
+def check_inputs(config: ReleaseConfig) -> None:
+    """Raise a TinycatsError where the images or the judge's weights are not there."""
+    data.fingerprint(config.data)
+    weights = fidelity.inception_weights()
+    if config.evaluate.extractor == "inception" and weights is not None and not weights.is_file():
+        raise EvaluationError(
+            f"TINYCATS_INCEPTION_WEIGHTS is {weights}, which is not a file. Give the weights, or unset it."
+        )

@@ -1,0 +1,143 @@
+"""The last stages: look up what is published, bundle the release, publish it, and read it back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeGuard
+
+from PIL import Image
+from prefect import pause_flow_run, task
+from prefect.input import RunInput
+
+from tasks import show
+from tasks.stage import NETWORK, log, stage, tally
+from tinycats_core import bundle, hub, manifest, registry
+from tinycats_core.config import PublishConfig, ReleaseConfig
+from tinycats_core.errors import RegistryError, ReleaseRejected
+from tinycats_core.files import home, read_json
+from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Release, SampleSet
+
+APPROVAL_SECONDS = 7 * 24 * 3600
+
+
+class Approval(RunInput):
+    """What a person answers before a release is published."""
+
+    publish: bool = True
+
+
+@task(**NETWORK)
+def find_published(config: PublishConfig) -> Release | None:
+    """Look up the published release of this name, and verify every file of it."""
+    if config.to == "hub":
+        published = hub.download_release(hub.check_credentials(config), home() / "downloads")
+    else:
+        published = registry.find_published(config)
+    log().info("published now: %s", f"{published.name} {published.version}" if published else "nothing yet")
+    return published
+
+
+@task(**NETWORK)
+def open_release(where: str) -> Release:
+    """Open a release folder, or `hub:owner/name`, and verify every file of it."""
+    if not where.startswith("hub:"):
+        return manifest.read_release(Path(where))
+    release = hub.download_release(where.removeprefix("hub:"), home() / "downloads")
+    if release is None:
+        raise RegistryError(f"{where} holds no release. Publish one first, or give another repository.")
+    return release
+
+
+def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dataset) -> TypeGuard[Release]:
+    """Return whether what is published is what this configuration would make."""
+    return published is not None and read_json(published.path)["key"] == bundle.release_key(config, dataset)
+
+
+@stage(version=1)
+def build_bundle(
+    config: ReleaseConfig,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    samples: SampleSet,
+    report: FidelityReport,
+    decision: Decision,
+    models: Sequence[OnnxModel],
+    classifier: Checkpoint | None,
+    baseline: FidelityReport | None,
+    onnx_reports: Sequence[FidelityReport],
+) -> Release:
+    """Put everything that is shipped into one release folder of the registry."""
+    release = bundle.build(
+        config.publish.folder,
+        config,
+        dataset,
+        checkpoint,
+        samples,
+        report,
+        decision,
+        models,
+        classifier,
+        baseline,
+        onnx_reports,
+    )
+    log().info("release %s %s in %s", release.name, release.version, release.folder)
+    return release
+
+
+def wait_for_approval(config: PublishConfig, release: Release) -> None:
+    """Where the configuration asks for it, pause the flow run until a person has answered."""
+    if config.approval:
+        log().warning(
+            "%s %s waits for approval: resume this flow run in Prefect's pages", release.name, release.version
+        )
+        answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS, poll_interval=5)
+        if not answer.publish:
+            raise ReleaseRejected(
+                f"{release.name} {release.version} was refused by a person; it stays in {release.folder}."
+            )
+
+
+@task(**NETWORK)
+def publish(release: Release, config: PublishConfig) -> Release:
+    """Make the release the published one, in one step."""
+    published = hub.publish_to_hub(release, config) if config.to == "hub" else registry.publish_to_folder(release)
+    show.link("release", published.location, f"{published.name} {published.version}", "The published release")
+    return published
+
+
+@task(**NETWORK)
+def read_back(release: Release, config: PublishConfig) -> Release:
+    """Read the published release as a user would, and verify every file of it."""
+    found = find_published.fn(config)
+    if found is None or found.version != release.version:
+        raise RegistryError(
+            f"{release.name} {release.version} was published, but {found.version if found else 'nothing'} is found at "
+            f"{release.location}. Run the same command again."
+        )
+    return release
+
+
+def summarize(release: Release, what: str) -> Release:
+    """Print where the release is, what was decided and what was measured, and show the same in Prefect's pages."""
+    decision = read_json(release.folder / "decision.json")
+    measured = read_json(release.folder / "metrics.json")
+    frame = show.metrics_frame(
+        {
+            "release": measured["candidate"]["metrics"],
+            "real training images": measured["candidate"]["floor"],
+            **{runtime: item["metrics"] for runtime, item in measured["onnx"].items()},
+        }
+    )
+    compared = f"compared with {decision['baseline']}" if decision["baseline"] else "the first release of this name"
+    lines = {
+        "release": f"{release.name} {release.version}, {what}",
+        "folder": str(release.folder),
+        "location": release.location,
+        "decision": f"{'promoted' if decision['promoted'] else 'rejected'} ({compared})",
+        "stages": f"{tally()}{': already published' if what == 'already published' else ''}",
+    }
+    print("\n".join(f"{name:9} {value}" for name, value in lines.items()), frame.to_string(index=False), sep="\n\n")
+    grid = show.data_uri(Image.open(release.folder / "samples" / "grid.png"))
+    listed = "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
+    table = show.markdown_table(frame)
+    show.markdown("summary", f"{listed}\n\n{table}\n\n![samples]({grid})", f"{release.name} {release.version}: {what}")
+    return release

@@ -1,0 +1,39 @@
+"""The sampling stage: draw images from a checkpoint or from an ONNX file."""
+
+from tasks import show
+from tasks.stage import key_of, log, stage
+from tinycats_core import checkpoint, data, export, grids, sampling
+from tinycats_core.config import ComputeConfig, SampleConfig
+from tinycats_core.errors import EvaluationError
+from tinycats_core.files import home
+from tinycats_core.records import Checkpoint, Dataset, OnnxModel, SampleSet
+
+
+@stage(version=1)
+def generate_samples(
+    model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig
+) -> SampleSet:
+    """Draw `count` images, with the classes in the proportions of the held-out images."""
+    labels = sampling.labels_like(data.load_split(dataset, "test")[1], count, len(dataset.classes))
+    path = home() / "samples" / key_of(model, dataset, config, count) / "samples.safetensors"
+    model.verify()
+    if isinstance(model, OnnxModel):
+        velocity, device, runtime = export.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
+    else:
+        device, runtime = sampling.pick_device(compute.device), "pytorch"
+        velocity, header = checkpoint.load_generator(model.path, device)
+        if (header.model.image_size, header.classes) != (dataset.image_size, dataset.classes):
+            raise EvaluationError(
+                f"{model.path} draws {len(header.classes)} classes at {header.model.image_size} px, but the data set "
+                f"has {len(dataset.classes)} at {dataset.image_size} px. Give a release of another kind another "
+                "publish.name."
+            )
+    log().info("drawing %d images with %s, %s, %d steps", count, runtime, config.sampler, config.steps)
+    settings = {"model": model.sha256, "runtime": runtime}
+    samples = sampling.generate(
+        velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device
+    )
+    images, _ = sampling.load_samples(samples)
+    sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
+    show.picture("sample-grid", sheet, f"Images drawn with {runtime}, a row a class")
+    return samples

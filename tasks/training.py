@@ -1,0 +1,46 @@
+"""The training stages: the breed classifier and the generator."""
+
+from tasks import show
+from tasks.stage import NETWORK, key_of, log, stage
+from tinycats_core import classifier, grids, remote, training
+from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
+from tinycats_core.files import home
+from tinycats_core.records import Checkpoint, Dataset
+
+
+@stage(version=1, beside=("report.json",))
+def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Checkpoint:
+    """Train the network that tells the breeds."""
+    folder = home() / "classifier" / key_of(dataset, config)
+    bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
+    checkpoint = classifier.train_classifier(
+        dataset,
+        config,
+        folder,
+        compute.device,
+        on_log=lambda row: bar(row["epoch"] / config.epochs, f"epoch {row['epoch']}"),
+    )
+    facts = {name: value for name, value in checkpoint.facts.items() if isinstance(value, float)}
+    show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
+    log().info("breed classifier: %s", ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
+    return checkpoint
+
+
+@stage(version=1, **NETWORK)
+def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Checkpoint:
+    """Train the generator, here or on Modal. Run again, it goes on from the last checkpoint."""
+    folder = home() / "training" / key_of(dataset, model, train)
+    log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
+    bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
+
+    def on_log(row: dict) -> None:
+        bar(row["step"] / train.steps, f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s")
+
+    if compute.where == "modal":
+        checkpoint = remote.train_on_modal(dataset, model, train, compute, folder, on_log)
+    else:
+        checkpoint = training.train(dataset, model, train, folder, compute.device, on_log)
+    show.picture(
+        "loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps"
+    )
+    return checkpoint

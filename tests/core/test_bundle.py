@@ -1,0 +1,235 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from PIL import Image
+
+from tinycats_core import bundle
+from tinycats_core.checkpoint import load_generator
+from tinycats_core.config import ReleaseConfig, load
+from tinycats_core.errors import RegistryError, TinycatsError
+from tinycats_core.records import Release
+
+ROOT = Path(bundle.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return bundle.build(tmp_path_factory.mktemp("registry"), **parts)
+
+
+@pytest.fixture
+def release(built: Release, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(built.folder, tmp_path / "release"))
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-W", "error", "-m", "tinycats_core.bundle", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str, Any]):
+    files = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
+    sheets = {f"samples/{name}.png" for name in parts["dataset"].classes}
+    assert files == sheets | {
+        *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
+        *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
+        *("README.md", "release.json"),
+    }
+    manifest = bundle.verify(built.folder)
+    assert set(manifest["files"]) == files - {"release.json"}
+    assert (manifest["name"], manifest["version"]) == (built.name, built.version) == ("tinycats", built.folder.name)
+    assert manifest["parents"]["checkpoint"]["sha256"] == parts["checkpoint"].sha256
+    assert manifest["parents"]["classifier"] is None
+    assert manifest["key"] == bundle.release_key(parts["config"], parts["dataset"])
+    assert not built.published
+    assert built.verify() == built
+    assert [path.name for path in built.folder.parent.iterdir()] == [built.version]  # no temporary folder is left
+
+
+def test_the_weights_are_the_trained_ones_to_the_bit(built: Release, parts: dict[str, Any]):
+    assert (built.folder / "model.safetensors").read_bytes() == parts["checkpoint"].path.read_bytes()
+    _, header = load_generator(built.folder / "model.safetensors")
+    assert header.classes == parts["dataset"].classes
+
+
+def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
+    metrics = json.loads((built.folder / "metrics.json").read_text())
+    assert metrics["candidate"]["metrics"] == parts["report"].metrics
+    assert metrics["candidate"]["floor"] == parts["report"].floor
+    assert metrics["candidate"]["notes"] == list(parts["report"].notes)
+    assert metrics["baseline"]["metrics"] == parts["baseline"].metrics
+    assert metrics["baseline"]["version"] == parts["decision"].baseline
+    assert metrics["onnx"]["onnx-int8"]["metrics"] == parts["onnx_reports"][0].metrics
+    benchmark = json.loads((built.folder / "benchmark.json").read_text())
+    assert benchmark["onnx"] == {model.precision: model.facts for model in parts["models"]}
+    assert benchmark["machine"]["cpu"]
+    data = json.loads((built.folder / "data.json").read_text())
+    assert data["counts"]["Bombay"] == {"train": 2, "test": 2}
+    frame = pandas.read_csv(built.folder / "metrics.csv", index_col="metric")
+    assert list(frame.columns) == ["candidate", "floor", "baseline", "onnx-int8"]
+    assert frame.loc["kid_breed", "baseline"] == parts["baseline"].metrics["kid_breed"]
+    assert frame.loc["is_breed"].isna().all()
+
+
+def test_the_sheets_show_the_samples(built: Release):
+    grid = Image.open(built.folder / "samples/grid.png")
+    assert grid.height > 13 * 16
+    facts = json.loads((built.folder / "samples/metadata.json").read_text())
+    assert facts["count"] == 52
+    assert facts["sheets"]["Bengal.png"]["indices"] == [4, 5, 6, 7]
+    assert facts["settings"]["runtime"] == "pytorch"
+    assert Image.open(built.folder / "samples/Bengal.png").getextrema() != ((255, 255),) * 3
+
+
+def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict[str, Any]):
+    places = {os.fsencode(place) for place in (ROOT, Path.home(), parts["checkpoint"].path.parents[2], built.folder.parents[1])}
+    text = b"".join(path.read_bytes() for path in built.folder.rglob("*") if path.is_file())
+    assert [place for place in places if place != b"/" and place in text] == []
+    assert b"read from weights.pth" in text
+
+
+def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp_path: Path):
+    config = load({"data": {"source": "folder", "folder": "/somewhere/private/pets"}})
+    assert bundle.portable({"a": [f"see {config.data.folder}, and https://example.org/a/b", 3]}) == {
+        "a": ["see pets, and https://example.org/a/b", 3]
+    }
+    photos = parts["dataset"].model_copy(update={"source": "folder"})
+    settings = parts["config"].model_copy(update={"data": config.data, "publish": load({"publish": {"folder": "/private/r"}}).publish})
+    release = bundle.build(tmp_path, **{**parts, "config": settings, "dataset": photos})
+    kept = json.loads((release.folder / "config.json").read_text())
+    assert kept["data"]["folder"] == "pets"
+    assert kept["publish"]["folder"] == "r"
+    ReleaseConfig.model_validate(kept | {"data": kept["data"] | {"image_size": 16}})
+
+
+def test_the_same_parents_give_the_same_version_which_stays_as_it_is(built: Release, parts: dict[str, Any]):
+    stamps = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")}
+    assert bundle.build(built.folder.parents[1], **parts) == built
+    assert {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")} == stamps
+
+
+def test_other_parents_give_another_version(built: Release, parts: dict[str, Any], tmp_path: Path):
+    assert bundle.build(tmp_path, **{**parts, "baseline": None}).version != built.version
+
+
+def test_a_damaged_version_is_moved_aside_and_made_again(built: Release, parts: dict[str, Any], tmp_path: Path, caplog):
+    first = bundle.build(tmp_path, **parts)
+    (first.folder / "README.md").write_text("precious")
+    second = bundle.build(tmp_path, **parts)
+    assert second.version == first.version
+    bundle.verify(second.folder)
+    (aside,) = second.folder.parent.glob("*.damaged-*")
+    assert (aside / "README.md").read_text() == "precious"
+    assert "README.md has changed" in caplog.text
+
+
+def test_two_builders_at_once_end_with_one_intact_release(parts: dict[str, Any], tmp_path: Path):
+    found: list[Release] = []
+    threads = [threading.Thread(target=lambda: found.append(bundle.build(tmp_path, **parts))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({release.version for release in found}) == 1
+    assert len(found) == 3
+    bundle.verify(found[0].folder)
+    assert [path.name for path in found[0].folder.parent.iterdir()] == [found[0].version]
+
+
+def test_a_parent_that_changed_is_refused_and_nothing_is_left(parts: dict[str, Any], tmp_path: Path):
+    copy = tmp_path / "ema.safetensors"
+    copy.write_bytes(parts["checkpoint"].path.read_bytes()[:-1])
+    spoilt = parts["checkpoint"].model_copy(update={"path": copy})
+    with pytest.raises(TinycatsError, match="ema.safetensors has changed"):
+        bundle.build(tmp_path / "registry", **{**parts, "checkpoint": spoilt})
+    assert [path.name for path in (tmp_path / "registry").iterdir()] == ["registry.json"]
+
+
+def test_the_key_ignores_where_and_minds_what(config: ReleaseConfig, parts: dict[str, Any]):
+    dataset = parts["dataset"]
+    key = bundle.release_key(config, dataset)
+
+    def changed(part: str, **values: Any) -> ReleaseConfig:
+        return config.model_copy(update={part: getattr(config, part).model_copy(update=values)})
+
+    assert bundle.release_key(changed("publish", to="hub", folder=Path("/x"), private=True, approval=True), dataset) == key
+    assert bundle.release_key(changed("compute", where="modal", gpu="T4"), dataset) == key
+    assert bundle.release_key(config, dataset.model_copy(update={"path": Path("/y/images.safetensors")})) == key
+    others = [
+        bundle.release_key(changed("train", seed=9), dataset),
+        bundle.release_key(changed("export", int8=False), dataset),
+        bundle.release_key(changed("publish", name="other"), dataset),
+        bundle.release_key(config, dataset.model_copy(update={"sha256": "0" * 64})),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_any_changed_byte_of_any_file_is_found(release: Path):
+    for path in sorted(release.rglob("*")):
+        if path.is_file():
+            intact = path.read_bytes()
+            for position in {0, len(intact) // 3, len(intact) - 1}:
+                path.write_bytes(intact[:position] + bytes([intact[position] ^ 1]) + intact[position + 1 :])
+                with pytest.raises(RegistryError, match=path.name):
+                    bundle.verify(release)
+            path.write_bytes(intact)
+    bundle.verify(release)
+
+
+def test_every_byte_of_the_manifest_counts(release: Path):
+    path = release / "release.json"
+    intact = path.read_bytes()
+    for position in range(0, len(intact), 7):
+        path.write_bytes(intact[:position] + bytes([intact[position] ^ 4]) + intact[position + 1 :])
+        with pytest.raises(RegistryError, match="release.json"):
+            bundle.verify(release)
+    spellings = [
+        intact + b"\n",
+        intact.replace(b": ", b":  ", 1),
+        json.dumps(json.loads(intact)).encode(),
+        intact.replace(b"tinycats", b"tinyc\\u0061ts", 1),
+        b"[]",
+        b"[" * 100_000,
+    ]
+    for spelling in spellings:
+        path.write_bytes(spelling)
+        with pytest.raises(RegistryError, match="release.json"):
+            bundle.verify(release)
+
+
+def test_missing_extra_and_linked_files_are_named(release: Path):
+    (release / "samples/grid.png").unlink()
+    (release / "notes.txt").write_text("extra")
+    (release / "samples/outside").symlink_to(release.parent)
+    with pytest.raises(RegistryError) as caught:
+        bundle.verify(release)
+    message = str(caught.value)
+    assert "samples/grid.png is missing" in message
+    assert "notes.txt is not part of the release" in message
+    assert "samples/outside is not part of the release" in message
+    assert "\n" not in message
+
+
+def test_the_command_says_what_is_wrong_and_exits_so(release: Path, tmp_path: Path):
+    good = command("verify", str(release))
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout == f"tinycats {json.loads((release / 'release.json').read_text())['version']}: 26 files, all as they were made\n"
+    (release / "metrics.csv").write_text("")
+    (release / "data.json").unlink()
+    bad = command("verify", str(release))
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert [line.split()[0] for line in bad.stderr.splitlines()] == ["data.json", "metrics.csv"]
+    for place, why in {tmp_path / "absent": "does not exist", tmp_path: "is not a release", release / "config.json": "not a folder"}.items():
+        done = command("verify", str(place))
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert why in done.stderr
+    assert command().returncode == 2

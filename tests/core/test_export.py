@@ -1,0 +1,169 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import make_checkpoint
+
+from tinycats_core import export, sampling
+from tinycats_core.checkpoint import load_generator
+from tinycats_core.config import ExportConfig, ReleaseConfig, SampleConfig
+from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
+from tinycats_core.files import sha256_of
+from tinycats_core.records import Checkpoint, OnnxModel
+
+
+def metadata(model: OnnxModel) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(model.path).metadata_props}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 28])
+def test_fp32_gives_what_the_network_gives_at_any_batch_size(checkpoint: Checkpoint, fp32: OnnxModel, batch: int):
+    network, _ = load_generator(checkpoint.path)
+    labels = torch.arange(batch) % 14
+    x, t = sampling.initial_noise(range(batch), 16, seed=3), torch.linspace(0, 1, batch)
+    with torch.inference_mode():
+        wanted = network(x, t, labels)
+    found = export.onnx_velocity(fp32.path)(x, t, labels)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_file_is_one_valid_file_that_says_what_it_is_and_not_where_it_was_made(
+    checkpoint: Checkpoint, fp32: OnnxModel, int8: OnnxModel
+):
+    for model in (fp32, int8):
+        onnx.checker.check_model(model.path, full_check=True)
+        assert [path.name for path in model.path.parent.iterdir()] == [model.path.name]
+        text = model.path.read_bytes()
+        assert b"site-packages" not in text
+        assert os.fsencode(Path(export.__file__).parent) not in text
+        facts = metadata(model)
+        assert facts["image_size"] == "16"
+        assert facts["null_class"] == "13"
+        assert facts["prediction"] == "x"
+        assert facts["source_sha256"] == checkpoint.sha256
+        assert '"Abyssinian"' in facts["classes"]
+        assert "t=0 noise" in facts["convention"]
+    session = onnxruntime.InferenceSession(fp32.path)
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("x", "tensor(float)", ["batch", 3, 16, 16]),
+        ("t", "tensor(float)", ["batch"]),
+        ("labels", "tensor(int64)", ["batch"]),
+    ]
+    assert fp32.facts["opset"] == 20
+
+
+def test_exporting_twice_gives_the_same_bytes_and_prints_nothing(
+    checkpoint: Checkpoint,
+    fp32: OnnxModel,
+    int8: OnnxModel,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    again = export.export_denoiser(checkpoint, ExportConfig(), tmp_path)
+    assert again.sha256 == fp32.sha256
+    assert export.quantize(again, tmp_path).sha256 == int8.sha256
+    assert capfd.readouterr() == ("", "")
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_other_opsets_compute_the_same(checkpoint: Checkpoint, opset: int, tmp_path: Path):
+    config = ExportConfig(opset=opset)
+    model = export.export_denoiser(checkpoint, config, tmp_path)
+    assert model.facts["opset"] == opset
+    assert export.check(checkpoint, model, config, tmp_path).facts["relative_error"] < 1e-4
+    int8 = export.quantize(model, tmp_path)
+    assert export.check(checkpoint, int8, config, tmp_path).facts["relative_error"] < config.int8_tolerance
+
+
+def test_int8_is_smaller_close_and_not_the_same(checkpoint: Checkpoint, fp32: OnnxModel, int8: OnnxModel, tmp_path: Path):
+    kinds = {node.op_type for node in onnx.load(int8.path).graph.node}
+    assert "MatMulInteger" in kinds
+    assert int8.path.stat().st_size < fp32.path.stat().st_size
+    error = export.check(checkpoint, int8, ExportConfig(), tmp_path).facts["relative_error"]
+    assert 1e-5 < error < 0.15
+
+
+def test_check_measures_parity_size_and_latency(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+    facts = export.check(checkpoint, fp32, ExportConfig(), tmp_path).facts
+    network, _ = load_generator(checkpoint.path)
+    assert facts["bytes"] == fp32.path.stat().st_size
+    assert facts["checkpoint_bytes"] == checkpoint.path.stat().st_size
+    assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    per_time = [facts[f"relative_error_t{t}"] for t in ("0", "0.02", "0.5", "0.95", "1")]
+    assert 0 < facts["relative_error"] == max(per_time) < 1e-4
+    assert facts["latency_ms"] > 0
+    assert facts["pytorch_over_onnx"] == pytest.approx(facts["pytorch_latency_ms"] / facts["latency_ms"])
+    assert facts["threads"] == torch.get_num_threads()
+    assert (tmp_path / "check-fp32.json").is_file()
+
+
+def test_an_error_beyond_the_tolerance_is_refused_with_value_limit_and_advice(
+    checkpoint: Checkpoint, int8: OnnxModel, tmp_path: Path
+):
+    with pytest.raises(ExportError, match=r"relative error 0\.0\d+ at t=.*allowed 1e-06 \(export.int8_tolerance\).*int8 to false"):
+        export.check(checkpoint, int8, ExportConfig(int8_tolerance=1e-6), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_wrong_weight_is_found(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+    model = onnx.load(fp32.path)
+    table = next(item for item in model.graph.initializer if item.name == "class_embed.weight")
+    values = np.frombuffer(table.raw_data, np.float32).reshape(14, 32).copy()
+    values[13] += 1  # the null class alone
+    table.raw_data = values.tobytes()
+    path = tmp_path / "wrong.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match=r"differs from the trained network.*Try another export.opset"):
+        export.check(checkpoint, fp32.model_copy(update={"path": path, "sha256": sha256_of(path)}), ExportConfig(), tmp_path)
+
+
+def test_a_file_of_another_network_is_refused(fp32: OnnxModel, tmp_path: Path):
+    larger = make_checkpoint(tmp_path / "larger.safetensors", image_size=32)
+    with pytest.raises(ExportError, match=r"its image_size is 16, that of .*larger.safetensors is 32.*Export the model again"):
+        export.check(larger, fp32, ExportConfig(), tmp_path)
+    other = make_checkpoint(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(ExportError, match="its source_sha256 is"):
+        export.check(other, fp32, ExportConfig(), tmp_path)
+
+
+def test_damaged_missing_and_foreign_files_are_named(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+    short, foreign = tmp_path / "short.onnx", tmp_path / "foreign.onnx"
+    short.write_bytes(fp32.path.read_bytes()[:5000])
+    model = onnx.load(fp32.path)
+    del model.metadata_props[:]
+    onnx.save(model, foreign)
+    with pytest.raises(ExportError, match=r"short.onnx is not a complete ONNX file .*export again"):
+        export.onnx_velocity(short)
+    with pytest.raises(ExportError, match="foreign.onnx is not a denoiser of this project"):
+        export.onnx_velocity(foreign)
+    with pytest.raises(ExportError, match="absent.onnx does not exist"):
+        export.onnx_velocity(tmp_path / "absent.onnx")
+    changed = fp32.model_copy(update={"path": short})
+    with pytest.raises(TinycatsError, match="short.onnx has changed"):
+        export.check(checkpoint, changed, ExportConfig(), tmp_path)
+
+
+def test_no_file_is_left_where_the_checkpoint_is_damaged(checkpoint: Checkpoint, tmp_path: Path):
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(checkpoint.path.read_bytes()[:-100])
+    damaged = checkpoint.model_copy(update={"path": short, "sha256": sha256_of(short)})
+    with pytest.raises(CheckpointError):
+        export.export_denoiser(damaged, ExportConfig(), tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_sampling_runs_on_the_file(checkpoint: Checkpoint, fp32: OnnxModel, config: ReleaseConfig):
+    network, _ = load_generator(checkpoint.path)
+    settings = SampleConfig(steps=3, batch_size=5)
+    labels = torch.tensor([0, 3, 12, 5, 5, 1, 2])
+    wanted = sampling.sample(network, labels, 16, 13, settings).int()
+    found = sampling.sample(export.onnx_velocity(fp32.path), labels, 16, 13, settings).int()
+    assert wanted.float().std() > 10
+    assert (found - wanted).abs().max() <= 1

@@ -1,0 +1,171 @@
+"""A whole release, small enough to take seconds: published, found again, refused, and asked for wrongly."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+
+from flows.release_model import main, release_model
+from tinycats_core import manifest
+from tinycats_core.errors import ReleaseRejected, TinycatsError
+from tinycats_core.files import home
+from tinycats_core.records import Release
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def merged(base: dict, **parts: dict) -> dict:
+    """Return nested settings with those of some parts replaced."""
+    return {**base, **{name: {**base.get(name, {}), **part} for name, part in parts.items()}}
+
+
+def executed(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """Return the names of the stages that have run."""
+    return {
+        record.args[0]
+        for record in caplog.records
+        if record.msg == "%s: done in %.1f s" and isinstance(record.args, tuple)
+    }
+
+
+def latest(overrides: dict) -> Path:
+    return Path(overrides["publish"]["folder"]) / "tiny" / "latest"
+
+
+@pytest.fixture
+def released(tiny: dict, caplog: pytest.LogCaptureFixture) -> Release:
+    release = release_model("smoke", tiny)
+    caplog.clear()
+    return release
+
+
+def test_a_release_is_published_and_intact(tiny, capsys):
+    release = release_model("smoke", tiny)
+    assert release.published
+    assert latest(tiny).resolve() == release.folder
+    files = manifest.verify(latest(tiny))["files"]
+    assert {
+        "model.safetensors",
+        "denoiser-fp32.onnx",
+        "denoiser-int8.onnx",
+        "metrics.json",
+        "README.md",
+    } <= files.keys()
+    printed = capsys.readouterr().out
+    assert str(release.folder) in printed
+    assert "promoted" in printed
+    assert "kid_breed" in printed
+
+
+def test_the_second_run_finds_it_published(tiny, released, caplog, capsys):
+    with caplog.at_level(logging.INFO):
+        again = release_model("smoke", tiny)
+    assert again.version == released.version
+    assert executed(caplog) == set()
+    assert "no stage executed" in capsys.readouterr().out
+
+
+def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_the_cache(
+    tiny, released, tmp_path, caplog
+):
+    with caplog.at_level(logging.INFO):
+        again = release_model("smoke", merged(tiny, publish={"folder": str(tmp_path / "elsewhere")}))
+    assert again.folder != released.folder
+    assert executed(caplog) == {"build_bundle"}
+
+
+def test_a_deleted_file_is_made_again_by_its_own_stage_alone(tiny, released, tmp_path, caplog):
+    for path in (home() / "samples").glob("*/samples.safetensors"):
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        release_model("smoke", merged(tiny, publish={"folder": str(tmp_path / "elsewhere")}))
+    assert executed(caplog) == {"generate_samples", "build_bundle"}
+
+
+def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny, released):
+    before = latest(tiny).readlink()
+    worse = merged(tiny, train={"steps": 2, "warmup_steps": 1}, evaluate={"max_kid": 1e-9})
+    state = release_model("smoke", worse, return_state=True)
+    assert state.is_failed()
+    assert "kid" in str(state.message)
+    with pytest.raises(ReleaseRejected):
+        state.result()
+    assert latest(tiny).readlink() == before
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        artifacts = client.read_artifacts(artifact_filter=of_this_run)
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+    assert "decision" in {artifact.key for artifact in artifacts}
+    assert run.state_name == "Failed"
+
+
+def test_a_candidate_is_judged_beside_the_published_one(tiny, released):
+    second = release_model("smoke", merged(tiny, train={"seed": 7}, evaluate={"tolerance": 1e6}))
+    assert second.version != released.version
+    decision = json.loads((second.folder / "decision.json").read_text())
+    assert decision["baseline"] == released.version
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"train": {"stepz": 3}}, "train.stepz is not a setting; allowed: steps"),
+        ({"model": {"patch_size": 5}}, "model.patch_size is 5, which does not divide"),
+        ({"data": {"source": "folder", "folder": "/nowhere/at/all"}}, "/nowhere/at/all"),
+        ({"compute": {"where": "modal"}}, "modal token new"),
+        ({"publish": {"to": "hub"}}, "there is no Hugging Face token here"),
+    ],
+)
+def test_bad_input_fails_before_any_stage(tiny, parts, message, caplog):
+    with caplog.at_level(logging.INFO), pytest.raises(TinycatsError) as raised:
+        release_model("smoke", merged(tiny, **parts))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert executed(caplog) == set()
+    assert not latest(tiny).exists()
+
+
+def test_high_accuracy_without_credentials_says_what_to_do_before_any_stage(caplog):
+    with caplog.at_level(logging.INFO), pytest.raises(TinycatsError, match="modal token new"):
+        release_model("high-accuracy")
+    assert executed(caplog) == set()
+
+
+def test_a_folder_that_is_no_registry_is_left_alone(tiny, tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "letter.txt").write_text("dear")
+    with pytest.raises(TinycatsError, match="not a registry"):
+        release_model("smoke", merged(tiny, publish={"folder": str(tmp_path / "documents")}))
+    assert [path.name for path in (tmp_path / "documents").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "enormous"], "preset is 'enormous'; allowed: smoke, standard"),
+        (["--overrides", "{steps: 3}"], "overrides is not JSON"),
+        (["--overrides", "[]"], "it must be a JSON object"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_the_command_ends_with_its_exit_code_and_no_traceback(prefect_server, tiny):
+    command = [sys.executable, "-m", "flows.release_model", "--overrides", json.dumps(merged(tiny, train={"stepz": 1}))]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: train.stepz is not a setting" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

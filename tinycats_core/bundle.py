@@ -1,0 +1,255 @@
+"""A release folder: the weights, the ONNX files, what was measured of them, and a manifest over all of it.
+
+    python -m tinycats_core.bundle verify PATH
+"""
+
+import logging
+import platform
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinycats_core import __version__, card
+from tinycats_core.config import ReleaseConfig
+from tinycats_core.data import read_manifest
+from tinycats_core.errors import RegistryError
+from tinycats_core.files import atomic_path, digest_of, write_json, write_text
+from tinycats_core.grids import contact_sheet
+from tinycats_core.manifest import inspect, read_release, seal, verify
+from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, SampleSet
+from tinycats_core.registry import open_registry
+from tinycats_core.sampling import load_samples
+
+__all__ = ["build", "release_key", "verify"]
+
+GRID_PER_CLASS = 8
+BREED_SHEET = 40  # images on the sheet of one breed
+ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the folders of an absolute path
+
+
+def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
+    """Return a digest of everything that decides what a release is: not where it is made or published, nor where its data lie."""
+    parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {"folder"}})
+    return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content, "version": __version__})
+
+
+def build(
+    registry: Path,
+    config: ReleaseConfig,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    samples: SampleSet,
+    report: FidelityReport,
+    decision: Decision,
+    models: Sequence[OnnxModel],
+    classifier: Checkpoint | None,
+    baseline: FidelityReport | None,
+    onnx_reports: Sequence[FidelityReport],
+) -> Release:
+    """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
+
+    The version follows from the parents: the same parents give the same version, and one that stands there intact is
+    returned untouched. One that is damaged is moved aside, to `<version>.damaged-…`, and made again.
+
+    Args:
+        onnx_reports: fidelity of what the ONNX files draw; `conditions["runtime"]` says which file.
+
+    Raises:
+        TinycatsError: a parent is gone or has changed.
+        RegistryError: the registry cannot be used or written.
+    """
+    name = config.publish.name
+    open_registry(registry)
+    parents = _parents(dataset, checkpoint, samples, report, decision, models, classifier, baseline, onnx_reports)
+    key = release_key(config, dataset)
+    version = digest_of({"key": key, "parents": parents})[:12]
+    target = registry / name / version
+    _, wrong = inspect(target)
+    if not wrong:
+        return read_release(target)
+    try:
+        if target.exists():
+            aside = target.with_name(f"{version}.damaged-{digest_of([target.stat().st_mtime_ns, wrong])[:8]}")
+            target.rename(aside)
+            logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
+        with atomic_path(target) as folder:
+            (folder / "samples").mkdir(parents=True)
+            shutil.copyfile(checkpoint.path, folder / "model.safetensors")
+            for model in models:
+                shutil.copyfile(model.path, folder / f"denoiser-{model.precision}.onnx")
+            if classifier is not None:
+                shutil.copyfile(classifier.path, folder / "classifier.safetensors")
+            _write_facts(folder, config, dataset, checkpoint, report, decision, models, classifier, baseline, onnx_reports)
+            _write_samples(folder / "samples", samples, dataset.classes)
+            write_text(folder / "README.md", card.model_card(folder, name, version))
+            seal(folder, name, version, key, parents)
+    except OSError as error:
+        if not inspect(target)[1]:  # another process has just made the same release
+            return read_release(target)
+        raise RegistryError(
+            f"cannot write the release to {target}: {error.strerror or error}. Make room or give another publish.folder."
+        ) from error
+    return read_release(target)
+
+
+def _parents(
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    samples: SampleSet,
+    report: FidelityReport,
+    decision: Decision,
+    models: Sequence[OnnxModel],
+    classifier: Checkpoint | None,
+    baseline: FidelityReport | None,
+    onnx_reports: Sequence[FidelityReport],
+) -> dict[str, Any]:
+    """Return what the release is made of, by content, after checking that each is still what it was."""
+    parents: dict[str, Record | None] = {
+        "dataset": dataset,
+        "checkpoint": checkpoint,
+        "samples": samples,
+        "report": report,
+        "decision": decision,
+        "classifier": classifier,
+        "baseline": baseline,
+        **{f"denoiser-{model.precision}": model for model in models},
+        **{f"report-{_runtime(item)}": item for item in onnx_reports},
+    }
+    return {name: record and {"sha256": record.verify().sha256, "content": record.content} for name, record in parents.items()}
+
+
+def _write_facts(
+    folder: Path,
+    config: ReleaseConfig,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    report: FidelityReport,
+    decision: Decision,
+    models: Sequence[OnnxModel],
+    classifier: Checkpoint | None,
+    baseline: FidelityReport | None,
+    onnx_reports: Sequence[FidelityReport],
+) -> None:
+    manifest = read_manifest(dataset)
+    counts = Counter((row["class"], row["split"]) for row in manifest["images"])
+    data = {
+        **dataset.model_dump(mode="json", exclude={"path"}),
+        "split": manifest["split"],
+        "counts": {name: {split: counts[name, split] for split in ("train", "test")} for name in dataset.classes},
+        "findings": dict(Counter(finding["kind"] for finding in manifest["findings"])),
+    }
+    metrics = {
+        "candidate": _measured(report),
+        "baseline": baseline and {"version": decision.baseline, **_measured(baseline)},
+        "onnx": {_runtime(item): _measured(item) for item in onnx_reports},
+    }
+    benchmark = {
+        "machine": machine_facts(),
+        "onnx": {model.precision: model.facts for model in models},
+        "training": {"step": checkpoint.step, **checkpoint.facts},
+        "classifier": classifier and classifier.facts,
+    }
+    settings = config.model_dump(mode="json")
+    for part in ("data", "publish"):
+        settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
+    for file, value in {
+        "config.json": settings,
+        "data.json": data,
+        "metrics.json": metrics,
+        "benchmark.json": benchmark,
+        "decision.json": decision.model_dump(mode="json", exclude={"path", "sha256"}),
+    }.items():
+        write_json(folder / file, portable(value))
+    _metrics_frame(metrics).to_csv(folder / "metrics.csv", index=False)
+    log = checkpoint.path.with_name("log.jsonl")
+    if log.is_file():
+        shutil.copyfile(log, folder / "training_log.jsonl")
+
+
+def _measured(report: FidelityReport) -> dict[str, Any]:
+    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes"})
+
+
+def _runtime(report: FidelityReport) -> str:
+    return str(report.conditions["runtime"])
+
+
+def _metrics_frame(metrics: Mapping[str, Any]):
+    """Return one row a metric; a column for the candidate, the floor, the published release and each ONNX file."""
+    import pandas
+
+    columns = {"candidate": metrics["candidate"]["metrics"], "floor": metrics["candidate"]["floor"]}
+    if metrics["baseline"]:
+        columns["baseline"] = metrics["baseline"]["metrics"]
+    columns |= {name: item["metrics"] for name, item in metrics["onnx"].items()}
+    frame = pandas.DataFrame(columns, index=pandas.Index(list(columns["candidate"]), name="metric"), dtype=float)
+    return frame.reset_index()
+
+
+def _write_samples(folder: Path, samples: SampleSet, classes: Sequence[str]) -> None:
+    images, labels = load_samples(samples)
+    sheets = {}
+    for label, name in enumerate(classes):
+        chosen = torch.nonzero(labels == label).flatten()[:BREED_SHEET]
+        if len(chosen):
+            rows = torch.arange(len(chosen)) // GRID_PER_CLASS
+            names = [name] + [""] * int(rows[-1])
+            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS).save(folder / f"{name}.png")
+            sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
+    contact_sheet(images, labels, classes, GRID_PER_CLASS).save(folder / "grid.png")
+    facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
+    write_json(folder / "metadata.json", portable(facts))
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what the latencies were measured on: processor and library versions, never who or where."""
+    return {
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: installed(name) for name in ("torch", "onnx", "onnxruntime")},
+        "tinycats": __version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def portable(value: Any) -> Any:
+    """Return a JSON value without the folders of absolute paths: they say who made it and where, and lead nowhere else."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return ROOTS.sub("", value) if isinstance(value, str) else value
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line: `verify PATH`. Returns the exit code."""
+    if len(arguments) != 2 or arguments[0] != "verify":
+        print("usage: python -m tinycats_core.bundle verify PATH", file=sys.stderr)
+        return 2
+    manifest, wrong = inspect(Path(arguments[1]))
+    if wrong:
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    print(f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, all as they were made")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

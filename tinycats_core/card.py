@@ -1,0 +1,260 @@
+"""The model card: what a release is, what was measured of it, and how to use it. Every number comes from the release's files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.files import read_json
+
+LICENCES: dict[str, dict[str, str]] = {
+    "toycats": {"license": "mit"},
+    "oxford_pets": {"license": "cc-by-sa-4.0"},
+    "folder": {"license": "other", "license_name": "as-the-photos-allow"},
+}
+DATASETS = {
+    "toycats": ("toycats", "Toy cats (generated drawings)"),
+    "oxford_pets": ("oxford-iiit-pet", "Oxford-IIIT Pet"),
+    "folder": ("imagefolder", "Your own photos"),
+}
+DATA_NOTES = {
+    "toycats": "It was trained on drawings of cats that the project itself generates (MIT licence). No photo was used.",
+    "oxford_pets": (
+        "It was trained on the cats of the [Oxford-IIIT Pet dataset](https://www.robots.ox.ac.uk/~vgg/data/pets/), with its dogs as "
+        "the class `other`. The photos are under CC BY-SA 4.0 and belong to their owners; the weights are given under the same "
+        "licence. Please cite: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, *Cats and Dogs*, CVPR 2012."
+    ),
+    "folder": (
+        "It was trained on a folder of your own photos. They bring their own licences: whoever shares this model must make "
+        "sure that those allow it."
+    ),
+}
+METRICS = {
+    "fid": "Fréchet Inception distance, lower is better",
+    "fd": "Fréchet distance of the breed classifier's features, lower is better",
+    "kid": "Kernel distance of the same features, lower is better",
+    "is": "Inception Score (of the extractor's classes), higher is better",
+    "precision": "share of generated images that lie among real ones, higher is better",
+    "recall": "share of real images that lie among generated ones, higher is better",
+    "breed_accuracy": "how often the breed classifier sees the class that was asked for, higher is better",
+}
+SAMPLERS = {
+    "euler": "    x = x + (t_next - t) * field(x, t)",
+    "heun": """\
+    v = field(x, t)
+    if t_next < 1:  # the last step is Euler's
+        v = (v + field(x + (t_next - t) * v, t_next)) / 2
+    x = x + (t_next - t) * v""",
+}
+SNIPPET = """\
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+denoiser = onnxruntime.InferenceSession("denoiser-fp32.onnx")
+about = denoiser.get_modelmeta().custom_metadata_map
+size, null, classes = int(about["image_size"]), int(about["null_class"]), json.loads(about["classes"])
+steps, guidance, (low, high), seed = {steps}, {guidance}, {interval}, {seed}
+labels = np.arange(len(classes))  # one image of each class
+
+
+def velocity(x, t, labels):
+    feeds = {{"x": x.astype(np.float32), "t": np.full(len(x), t, np.float32), "labels": labels.astype(np.int64)}}
+    return denoiser.run(["velocity"], feeds)[0]
+
+
+def field(x, t):
+    v = velocity(x, t, labels)
+    if guidance == 1 or not low <= t <= high:
+        return v
+    without = velocity(x, t, np.full(len(x), null))
+    return without + guidance * (v - without)
+
+
+noise = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(len(labels))]
+x = np.stack([generator.standard_normal((3, size, size), np.float32) for generator in noise])
+times = np.linspace(0, 1, steps + 1)
+for t, t_next in zip(times[:-1], times[1:]):
+{step}
+
+pixels = ((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+for name, image in zip(classes, pixels):
+    Image.fromarray(image).save(f"{{name}}.png")"""
+
+
+def model_card(folder: Path, name: str, version: str) -> str:
+    """Return the README.md of a release from the JSON files that already lie in its folder."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config, data, metrics, benchmark, decision = (
+        read_json(folder / f"{part}.json") for part in ("config", "data", "metrics", "benchmark", "decision")
+    )
+    candidate = metrics["candidate"]
+    kind, pretty = DATASETS[data["source"]]
+    header = ModelCardData(
+        **LICENCES[data["source"]],
+        library_name="tinycats",
+        pipeline_tag="unconditional-image-generation",
+        tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
+        model_name=f"{name} {version}",
+        eval_results=[
+            EvalResult(
+                task_type="unconditional-image-generation",
+                task_name="Class-conditional image generation",
+                dataset_type=kind,
+                dataset_name=pretty,
+                dataset_split="test",
+                metric_type=metric,
+                metric_name=metric,
+                metric_value=value,
+            )
+            for metric, value in candidate["metrics"].items()
+            if value is not None
+        ],
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, config, data, metrics, benchmark, decision)}\n"
+
+
+def number(value: Any) -> str:
+    """Write a number for people: four significant digits, whole numbers in full, a dash for what is not given."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _body(
+    folder: Path,
+    name: str,
+    version: str,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    benchmark: Mapping[str, Any],
+    decision: Mapping[str, Any],
+) -> str:
+    candidate, baseline = metrics["candidate"], metrics["baseline"]
+    parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
+    size, sample = data["image_size"], config["sample"]
+    snippet = SNIPPET.format(
+        steps=sample["steps"],
+        guidance=sample["guidance"],
+        interval=tuple(sample["guidance_interval"]),
+        seed=sample["seed"],
+        step=SAMPLERS[sample["sampler"]],
+    )
+    verdict = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
+    sections = [
+        f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
+        f"{len(data['classes'])} classes, trained by flow matching: {', '.join(data['classes'])}."
+        + (f" It has {number(parameters)} parameters." if parameters else ""),
+        "![Samples, a row a class](samples/grid.png)",
+        "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
+        "generated ones. A perfect generator would be near the floor, not at zero.",
+        _table(["metric", "this model", *_others(metrics), "floor", "what it is"], _metric_rows(metrics)),
+        *(f"- {note}" for note in candidate["notes"]),
+        f"Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
+        f"{_table(['condition', 'value'], _flat(candidate['conditions']))}",
+        f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {verdict}.\n\n"
+        + _table(
+            ["term", "value", "bar", "passed"],
+            [[term["name"], number(term["value"]), number(term["bar"]), term["passed"]] for term in decision["terms"]],
+        ),
+        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
+        "all classes. The latency is the median of one network call on the processor below, beside PyTorch's in the same run.",
+        _table(
+            ["file", "bytes", "relative error", "allowed", "ms", "PyTorch ms", "batch", "threads"],
+            [
+                [f"`denoiser-{precision}.onnx`", number(facts["bytes"])]
+                + [
+                    number(facts.get(key))
+                    for key in ("relative_error", "tolerance", "latency_ms", "pytorch_latency_ms", "latency_batch", "threads")
+                ]
+                for precision, facts in benchmark["onnx"].items()
+            ],
+        ),
+        ", ".join(f"{key} {value}" for key, value in benchmark["machine"].items() if value is not None) + ".",
+        "## Use\n\nWith the release's files in the current folder and `pip install numpy onnxruntime pillow`, this draws one "
+        f"image of each class, the same ones that the measured sampler draws from these seeds:\n\n```python\n{snippet}\n```",
+        "`model.safetensors` holds the same network for PyTorch: `tinycats_core.checkpoint.load_generator` reads it, and its "
+        "own metadata says how the network is built.",
+        f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
+        f"{number(data['test_count'])} held out to measure with.",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, baseline)),
+        "## Where the numbers are\n\n"
+        + _table(["file", "holds"], [[f"`{file}`", what] for file, what in FILES.items() if file in HERE or (folder / file).exists()]),
+        "`python -m tinycats_core.bundle verify .` checks every file against `release.json`.",
+    ]
+    return "\n\n".join(sections)
+
+
+FILES = {
+    "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
+    "metrics.csv": "the same as a table",
+    "benchmark.json": "size, parity and latency of the ONNX files, and the machine that they were measured on",
+    "decision.json": "the gate's terms",
+    "config.json": "the whole configuration",
+    "data.json": "images of each class and split, and what was found wrong with them",
+    "training_log.jsonl": "loss, learning rate and speed over the training",
+    "samples/metadata.json": "how the pictures in `samples/` were drawn",
+    "release.json": "the sha256 of every file and of everything this release was made of",
+}
+HERE = ("release.json",)  # written after the card
+
+
+def _others(metrics: Mapping[str, Any]) -> list[str]:
+    return [*metrics["onnx"], *(["published before"] if metrics["baseline"] else [])]
+
+
+def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    candidate = metrics["candidate"]
+    others = [*metrics["onnx"].values(), *([metrics["baseline"]] if metrics["baseline"] else [])]
+    return [
+        [
+            f"`{metric}`",
+            number(value),
+            *(number(other["metrics"].get(metric)) for other in others),
+            number(candidate["floor"].get(metric)),
+            _meaning(metric),
+        ]
+        for metric, value in candidate["metrics"].items()
+    ]
+
+
+def _meaning(metric: str) -> str:
+    if metric.endswith("_std"):
+        return "its standard error"
+    return METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
+
+
+def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    limits = [
+        f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; it understands no text.",
+        "Whether it repeats training images has not been measured here.",
+        "The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.",
+    ]
+    if any(metric.endswith("_breed") for metric in candidate["metrics"]):
+        limits.append(
+            "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
+            "compare versions of this model with each other and with nothing else."
+        )
+    if data["source"] == "toycats":
+        limits.append("Its cats are drawings. It has never seen a real one.")
+    return limits
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    rows = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            rows += _flat(item, f"{prefix}{key}.")
+        else:
+            rows.append([f"{prefix}{key}", ", ".join(map(number, item)) if isinstance(item, list) else number(item)])
+    return rows
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

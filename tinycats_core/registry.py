@@ -1,0 +1,102 @@
+"""The folder registry: `<folder>/<name>/<version>` holds a release, `<folder>/<name>/latest` names the published one."""
+
+import uuid
+from pathlib import Path
+
+from tinycats_core.config import PublishConfig
+from tinycats_core.errors import RegistryError, TinycatsError
+from tinycats_core.files import check_writable, make_folder, read_json, write_json
+from tinycats_core.manifest import read_release
+from tinycats_core.records import Release
+
+MARKER = "registry.json"
+FORMAT = "tinycats-registry/1"
+LATEST = "latest"
+
+
+def open_registry(folder: Path) -> Path:
+    """Return the registry's folder, made ready if it was missing or empty.
+
+    Raises:
+        RegistryError: it is a file, a folder that holds something else, or it cannot be written to.
+    """
+    try:
+        if not _is_registry(folder):
+            make_folder(folder)
+            write_json(folder / MARKER, {"format": FORMAT})
+        return check_writable(folder)
+    except RegistryError:
+        raise
+    except (TinycatsError, OSError) as error:
+        raise RegistryError(f"the registry publish.folder={folder} cannot be used: {error}") from error
+
+
+def find_published(config: PublishConfig) -> Release | None:
+    """Return the release that is published in the folder registry, or None where nothing is.
+
+    Raises:
+        RegistryError: the folder is no registry, `latest` leads nowhere, or the release that it names is damaged.
+    """
+    latest = config.folder / config.name / LATEST
+    if not _is_registry(config.folder) or not (latest.is_symlink() or latest.exists()):
+        return None
+    advice = f"Restore it, or remove {latest}: then the next release is compared with nothing"
+    if not latest.is_symlink() or len(latest.readlink().parts) != 1:
+        raise RegistryError(f"{latest} is not a link to a version beside it. {advice}.")
+    if not latest.is_dir():
+        raise RegistryError(f"{latest} names {latest.readlink()}, which is not there. {advice}.")
+    try:
+        return read_release(latest).model_copy(update={"published": True})
+    except RegistryError as error:
+        raise RegistryError(f"the published release is damaged: {error} {advice}.") from error
+
+
+def publish_to_folder(release: Release) -> Release:
+    """Make a release of the registry the published one, in one step. The one before stays where it is.
+
+    Raises:
+        RegistryError: the release is damaged, or `latest` cannot be written.
+    """
+    read_release(release.folder)
+    latest = release.folder.parent / LATEST
+    temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.symlink_to(release.folder.name)
+        temporary.replace(latest)
+    except OSError as error:
+        raise RegistryError(
+            f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what stands there, "
+            "or give a folder that you may write to, and run it again."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return release.model_copy(update={"published": True})
+
+
+def _is_registry(folder: Path) -> bool:
+    """Return whether the folder is a registry; False where it is missing or empty. Raises RegistryError for anything else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise RegistryError(f"publish.folder={folder} is a file. Give a folder.")
+    try:
+        # Files that another publisher is just writing (.*.tmp, .*.probe) do not make an empty folder a foreign one.
+        names = {path.name for path in folder.iterdir() if not path.name.endswith((".tmp", ".probe"))}
+    except OSError as error:
+        raise RegistryError(f"publish.folder={folder} cannot be read: {error.strerror}. Give another folder.") from None
+    if MARKER in names and _is_marker(folder / MARKER):
+        return True
+    if names:
+        raise RegistryError(
+            f"publish.folder={folder} holds other things ({', '.join(sorted(names)[:3])}) and is not a registry of releases. "
+            "Give an empty or a new folder."
+        )
+    return False
+
+
+def _is_marker(path: Path) -> bool:
+    try:
+        marker = read_json(path)
+    except TinycatsError:
+        return False
+    return isinstance(marker, dict) and marker.get("format") == FORMAT

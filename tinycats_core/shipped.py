@@ -1,0 +1,68 @@
+"""What a finished release holds, as the records that its stages left: to judge it again, and to compare with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinycats_core import config as configuration
+from tinycats_core.checkpoint import read_header
+from tinycats_core.config import ReleaseConfig
+from tinycats_core.errors import EvaluationError
+from tinycats_core.files import read_json
+from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release
+
+
+def config(release: Release, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
+    """Return the configuration that a release was made with, with overrides on top. Raises ConfigError."""
+    return configuration.load(read_json(release.folder / "config.json"), overrides or {})
+
+
+def generator(release: Release) -> Checkpoint:
+    """Return the record of the generator's weights."""
+    return _checkpoint(release, "model.safetensors", "generator")
+
+
+def classifier(release: Release) -> Checkpoint | None:
+    """Return the record of the breed classifier that judged the release, None where none did."""
+    name = "classifier.safetensors"
+    return _checkpoint(release, name, "classifier") if (release.folder / name).is_file() else None
+
+
+def onnx(release: Release) -> OnnxModel:
+    """Return the record of the ONNX file whose fidelity is in the release: the smallest one that ships."""
+    precision = next(name for name in ("int8", "fp32") if (release.folder / f"denoiser-{name}.onnx").is_file())
+    facts = read_json(release.folder / "benchmark.json")["onnx"][precision]
+    return OnnxModel(**_file(release, f"denoiser-{precision}.onnx"), precision=precision, facts=facts)
+
+
+def onnx_report(release: Release) -> FidelityReport:
+    """Return what was measured of that ONNX file when the release was made. Raises EvaluationError."""
+    runtime = f"onnx-{onnx(release).precision}"
+    measured = read_json(release.folder / "metrics.json")["onnx"]
+    if runtime not in measured:
+        raise EvaluationError(
+            f"{release.folder / 'metrics.json'} has no numbers for {runtime}. Make the release again."
+        )
+    return FidelityReport(**_file(release, "metrics.json"), **measured[runtime])
+
+
+def require_same_data(release: Release, dataset: Dataset) -> Dataset:
+    """Return the data set if it is the one that the release was measured against. Raises EvaluationError."""
+    recorded = read_json(release.path)["parents"]["dataset"]
+    if dataset.sha256 != recorded["sha256"]:
+        raise EvaluationError(
+            f"the images have changed since {release.name} {release.version} was made: their sha256 is "
+            f"{dataset.sha256[:12]}…, recorded was {recorded['sha256'][:12]}…. Restore them, or make a new release: "
+            "numbers can only be compared on the same images."
+        )
+    return dataset
+
+
+def _checkpoint(release: Release, name: str, kind: str) -> Checkpoint:
+    header = read_header(release.folder / name, kind)
+    return Checkpoint(**_file(release, name), kind=kind, step=header["step"], facts=header["facts"])
+
+
+def _file(release: Release, name: str) -> dict[str, Any]:
+    path: Path = release.folder / name
+    return {"path": path, "sha256": read_json(release.path)["files"][name]["sha256"]}
