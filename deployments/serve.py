@@ -57,9 +57,7 @@ def start_server(url: str, environment: dict[str, str]) -> subprocess.Popen[byte
     where = urlsplit(url)
     host, port = where.hostname or "", where.port or 80
     if host not in ("127.0.0.1", "localhost"):
-        raise TinycatsError(
-            f"PREFECT_API_URL is {url}, where no Prefect server answers. Start it there, or unset PREFECT_API_URL."
-        )
+        raise TinycatsError(f"PREFECT_API_URL is {url}, where no Prefect server answers. Start it there, or unset PREFECT_API_URL.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just stopped is no obstacle
         try:
@@ -75,9 +73,7 @@ def start_server(url: str, environment: dict[str, str]) -> subprocess.Popen[byte
     while not answers(url):
         if server.poll() is not None or time.monotonic() > deadline:
             stop([server])
-            raise TinycatsError(
-                f"the Prefect server at {url} did not start within {START_SECONDS} s; its output is above."
-            )
+            raise TinycatsError(f"the Prefect server at {url} did not start within {START_SECONDS} s; its output is above.")
         time.sleep(0.5)
     return server
 
@@ -94,18 +90,14 @@ def answers(url: str) -> bool:
 def prefect(arguments: Sequence[str], environment: dict[str, str]) -> None:
     """Run a Prefect command in the repository, to its end. Raises TinycatsError."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise TinycatsError(f"prefect {' '.join(arguments)} failed (exit {done.returncode}):\n{done.stdout.strip()}")
 
 
 def start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a Prefect command in the repository, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment, start_new_session=True
-    )
+    return subprocess.Popen([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment, start_new_session=True)
 
 
 def watch(started: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -113,9 +105,7 @@ def watch(started: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         for process in started:
             if process.poll() is not None:
-                raise TinycatsError(
-                    f"{' '.join(process.args[3:])} ended with exit {process.returncode}; its output is above."
-                )
+                raise TinycatsError(f"the Prefect process {process.pid} ended with exit {process.returncode}; its output is above.")
         time.sleep(0.5)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from prefect import flow
 
-from flows.shell import run
+from flows.shell import add_settings, run
 from tasks.data import prepare_data
 from tasks.evaluation import measure, present
 from tasks.preflight import check_inputs
@@ -24,9 +24,7 @@ class Evaluation(NamedTuple):
     report: FidelityReport
 
 
-def evaluate(
-    model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None
-) -> Evaluation:
+def evaluate(model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None) -> Evaluation:
     """Draw images from a model and measure them against the held-out ones."""
     samples = generate_samples(model, dataset, config.sample, config.evaluate.samples, config.compute)
     return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
@@ -52,9 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the flow from a shell. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.evaluate_model", description=evaluate_model.description)
     parser.add_argument("release", help="a release folder, or hub:owner/name")
-    parser.add_argument(
-        "--overrides", default="{}", help='JSON, such as \'{"sample": {"guidance": 2.0}}\' (default: %(default)s)'
-    )
+    add_settings(parser, '{"sample": {"guidance": 2.0}}', preset=False)
     given = parser.parse_args(arguments)
     return run(lambda: evaluate_model(given.release, parse_overrides(given.overrides)))
 

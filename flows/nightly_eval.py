@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate_model import evaluate
-from flows.shell import run
+from flows.shell import add_settings, run
 from tasks.data import prepare_data
 from tasks.evaluation import decide, present, require_promoted
 from tasks.preflight import check_inputs
@@ -39,12 +39,8 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow from a shell. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.nightly_eval", description=__doc__)
-    parser.add_argument(
-        "release", nargs="?", default="releases/tinycats-smoke/latest", help="a release folder, or hub:owner/name"
-    )
-    parser.add_argument(
-        "--overrides", default="{}", help='JSON, such as \'{"evaluate": {"tolerance": 3}}\' (default: %(default)s)'
-    )
+    parser.add_argument("release", nargs="?", default="releases/tinycats-smoke/latest", help="a release folder, or hub:owner/name")
+    add_settings(parser, '{"evaluate": {"tolerance": 3}}', preset=False)
     given = parser.parse_args(arguments)
     return run(lambda: nightly_eval(given.release, parse_overrides(given.overrides)))
 

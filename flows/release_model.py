@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate_model import evaluate
-from flows.shell import run
+from flows.shell import add_settings, run, settings
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import check_onnx, export_onnx, quantize
@@ -23,7 +23,6 @@ from tasks.publishing import (
 )
 from tasks.training import train_classifier, train_generator
 from tinycats_core import shipped
-from tinycats_core.config import PRESETS, parse_overrides
 from tinycats_core.records import Release
 
 
@@ -44,9 +43,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     if is_release_of(published, config, dataset):
         return summarize(published, "already published")
 
-    classifier = (
-        train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
-    )
+    classifier = train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
     baseline = evaluate(shipped.generator(published), dataset, config, classifier).report if published else None
     checkpoint = train_generator(dataset, config.model, config.train, config.compute)
     samples, report = evaluate(checkpoint, dataset, config, classifier)
@@ -57,9 +54,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     onnx_report = evaluate(int8 or fp32, dataset, config, classifier).report
 
     models = [model for model in (fp32, int8) if model]
-    release = build_bundle(
-        config, dataset, checkpoint, samples, report, decision, models, classifier, baseline, [onnx_report]
-    )
+    release = build_bundle(config, dataset, checkpoint, samples, report, decision, models, classifier, baseline, [onnx_report])
     wait_for_approval(config.publish, release)
     return summarize(read_back(publish(release, config.publish), config.publish), "published")
 
@@ -67,12 +62,9 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow from a shell. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.release_model", description=__doc__)
-    parser.add_argument("--preset", default="smoke", help=f"one of: {', '.join(PRESETS)} (default: %(default)s)")
-    parser.add_argument(
-        "--overrides", default="{}", help='JSON, such as \'{"train": {"steps": 100}}\' (default: %(default)s)'
-    )
+    add_settings(parser, '{"train": {"steps": 100}}')
     given = parser.parse_args(arguments)
-    return run(lambda: release_model(given.preset, parse_overrides(given.overrides)))
+    return run(lambda: release_model(**settings(given)))
 
 
 if __name__ == "__main__":

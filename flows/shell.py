@@ -1,22 +1,54 @@
-"""What every flow's command line shares: errors as one line, and exit codes."""
+"""What every flow's command line shares: settings from a shell, errors as one line, and exit codes."""
 
+import argparse
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
-from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL
 
+from tinycats_core.config import PRESETS, parse_overrides, resolve
 from tinycats_core.errors import TinycatsError
 
 
+def add_settings(parser: argparse.ArgumentParser, example: str, preset: bool = True) -> None:
+    """Add the options that say which configuration is meant."""
+    if preset:
+        parser.add_argument("--preset", default="smoke", help=f"one of: {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument("--overrides", default="{}", metavar="JSON", help=f"such as '{example}' (default: %(default)s)")
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Return preset and overrides as a flow takes them, after resolving them once: no server is started for a typo."""
+    overrides = parse_overrides(given.overrides)
+    resolve(given.preset, overrides)
+    return {"preset": given.preset, "overrides": overrides}
+
+
 def run(call: Callable[[], object]) -> int:
-    """Call a flow. Returns 0, 1 after an error that a person should read, or 128 + the signal that ended it."""
+    """Call a flow. Returns 0, 1 after an error that a person should read, or 130 after Ctrl-C; SIGTERM exits with 143."""
+    # Prefect hands the signal on to the handler from before the flow; Python's own would leave Prefect's server running.
+    signal.signal(signal.SIGTERM, _exit)
     try:
         call()
     except TinycatsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _say(str(error))
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to reach API"):
+            raise
+        url = PREFECT_API_URL.value()
+        return _say(f"no Prefect server answers at PREFECT_API_URL={url}. Start one with `make serve`, or unset PREFECT_API_URL.")
     except KeyboardInterrupt:
-        return 130
-    except TerminationSignal as stopped:
-        return 128 + stopped.signal
+        return 128 + signal.SIGINT
     return 0
+
+
+def _say(error: str) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

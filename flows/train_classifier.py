@@ -6,12 +6,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.shell import run
+from flows.shell import add_settings, run, settings
 from tasks import training
 from tasks.data import prepare_data, validate_data
 from tasks.preflight import check_inputs, configure
 from tasks.stage import log, tally
-from tinycats_core.config import PRESETS, parse_overrides
 from tinycats_core.records import Checkpoint
 
 
@@ -35,12 +34,9 @@ def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = N
 def main(arguments: list[str] | None = None) -> int:
     """Run the flow from a shell. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.train_classifier", description=__doc__)
-    parser.add_argument("--preset", default="smoke", help=f"one of: {', '.join(PRESETS)} (default: %(default)s)")
-    parser.add_argument(
-        "--overrides", default="{}", help='JSON, such as \'{"classifier": {"epochs": 10}}\' (default: %(default)s)'
-    )
+    add_settings(parser, '{"classifier": {"epochs": 10}}')
     given = parser.parse_args(arguments)
-    return run(lambda: train_classifier(given.preset, parse_overrides(given.overrides)))
+    return run(lambda: train_classifier(**settings(given)))
 
 
 if __name__ == "__main__":

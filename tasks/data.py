@@ -28,7 +28,5 @@ def validate_data(dataset: Dataset, config: DataConfig, num_classes: int) -> Val
     for warning in report.warnings:
         log().warning(warning)
     if report.warnings:
-        show.markdown(
-            "data-warnings", "\n".join(f"- {warning}" for warning in report.warnings), "Warnings of the data check"
-        )
+        show.markdown("data-warnings", "\n".join(f"- {warning}" for warning in report.warnings), "Warnings of the data check")
     return report

@@ -37,9 +37,7 @@ def present(report: FidelityReport, what: str) -> FidelityReport:
 
 
 @task
-def decide(
-    report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig
-) -> Decision:
+def decide(report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig) -> Decision:
     """Compare the candidate with the bars and with what is published. Quick, and shown in every run: not cached."""
     folder = home() / "decisions" / key_of(report, baseline, config)
     decision = gate.decide(report, baseline, published.version if published else None, config, folder)
@@ -48,9 +46,7 @@ def decide(
         f"published {decision.baseline}": baseline.metrics if baseline else None,
         "real training images": report.floor,
     }
-    show.table(
-        "fidelity-compared", show.metrics_frame(columns), "The candidate beside the published release and the floor"
-    )
+    show.table("fidelity-compared", show.metrics_frame(columns), "The candidate beside the published release and the floor")
     verdict = "promoted" if decision.promoted else "rejected"
     show.table("decision", pd.DataFrame(list(decision.terms)), f"The candidate is {verdict}")
     log().info("the candidate is %s", verdict)

@@ -38,6 +38,4 @@ def check_inputs(config: ReleaseConfig) -> None:
     data.fingerprint(config.data)
     weights = fidelity.inception_weights()
     if config.evaluate.extractor == "inception" and weights is not None and not weights.is_file():
-        raise EvaluationError(
-            f"TINYCATS_INCEPTION_WEIGHTS is {weights}, which is not a file. Give the weights, or unset it."
-        )
+        raise EvaluationError(f"TINYCATS_INCEPTION_WEIGHTS is {weights}, which is not a file. Give the weights, or unset it.")

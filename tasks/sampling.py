@@ -30,9 +30,7 @@ def generate_samples(
             )
     log().info("drawing %d images with %s, %s, %d steps", count, runtime, config.sampler, config.steps)
     settings = {"model": model.sha256, "runtime": runtime}
-    samples = sampling.generate(
-        velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device
-    )
+    samples = sampling.generate(velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device)
     images, _ = sampling.load_samples(samples)
     sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
     show.picture("sample-grid", sheet, f"Images drawn with {runtime}, a row a class")

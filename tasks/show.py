@@ -3,7 +3,8 @@
 import base64
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from PIL import Image
 from prefect.artifacts import (
@@ -64,7 +65,7 @@ def progress(key: str, description: str) -> Callable[[float, str], None]:
     """Return a function of (fraction, note) that moves a progress bar, at most once a percent."""
     if not in_run():
         return lambda fraction, note="": None
-    artifact = create_progress_artifact(0.0, key, description)
+    artifact = cast(UUID, create_progress_artifact(0.0, key, description))
     shown = 0
 
     def update(fraction: float, note: str = "") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import Task, get_run_logger, task
+from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
@@ -29,7 +29,8 @@ R = TypeVar("R")
 
 def may_pass(task: Any, run: Any, state: State[Any]) -> bool:
     """Tell Prefect whether a failed task is worth another try: after an outage, never after a refusal."""
-    return isinstance(state.data, ModalUnreachable) or hub.is_transient(state.data)
+    error = state.data
+    return isinstance(error, ModalUnreachable) or (isinstance(error, Exception) and hub.is_transient(error))
 
 
 NETWORK: dict[str, Any] = {"retries": 3, "retry_delay_seconds": [5, 20, 60], "retry_condition_fn": may_pass}
@@ -58,10 +59,9 @@ def stage(version: int, beside: tuple[str, ...] = (), **options: Any) -> Callabl
             log().info("%s: done in %.1f s", function.__name__, time.monotonic() - started)
             return result
 
-        policy = ByContent(version=version, beside=beside)
-        return task(
-            run,
-            cache_policy=policy,
+        return Task(
+            fn=run,
+            cache_policy=ByContent(version=version, beside=beside),
             persist_result=True,
             result_storage=home() / "results",
             result_serializer="json",
@@ -79,9 +79,7 @@ class ByContent(CachePolicy):
     version: int = 1
     beside: tuple[str, ...] = ()
 
-    def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str:
+    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any) -> str:
         name, store = task_ctx.task.name, task_ctx.result_store
         key = f"{name}-{key_of(self.version, inputs, length=32)}"
         if store.exists(key):
@@ -139,9 +137,7 @@ def content_of(value: Any) -> Any:
         case Path():
             return str(value)
         case _:
-            raise TypeError(
-                f"{type(value).__name__} cannot be part of a key: give a record, a configuration part or a number"
-            )
+            raise TypeError(f"{type(value).__name__} cannot be part of a key: give a record, a configuration part or a number")
 
 
 def count(what: str) -> None:
@@ -173,10 +169,12 @@ def _flow_run_id() -> UUID | None:
     return context.flow_run.id if context and context.flow_run else None
 
 
-class _OneLine(logging.Filter):
-    """Show an error that is meant for people once and without its traceback. Everything else stays as it is."""
+class _Brief(logging.Filter):
+    """Show an error that is meant for people once and without its traceback, and no second line for a finished task."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "prefect.task_runs" and record.msg.startswith("Finished in state"):
+            return False  # the stage has said it with its time; a failure is told by its error
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, TinycatsError):
             record.exc_info = record.exc_text = None
@@ -186,4 +184,4 @@ class _OneLine(logging.Filter):
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_OneLine())
+    logging.getLogger(_name).addFilter(_Brief())

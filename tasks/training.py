@@ -40,7 +40,5 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
         checkpoint = remote.train_on_modal(dataset, model, train, compute, folder, on_log)
     else:
         checkpoint = training.train(dataset, model, train, folder, compute.device, on_log)
-    show.picture(
-        "loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps"
-    )
+    show.picture("loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps")
     return checkpoint

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,21 +37,23 @@ def prefect_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> dict:
-    """Overrides that make a release of the smoke preset a matter of seconds, published below tmp_path."""
+def tiny(tmp_path: Path) -> dict[str, Any]:
+    """Overrides that make a release of the smoke preset a matter of seconds, good enough for the gate, below tmp_path."""
     return {
-        "data": {"image_size": 16, "toy_train_per_class": 8, "toy_test_per_class": 6},
-        "model": {"image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2},
+        "data": {"image_size": 16, "toy_train_per_class": 16, "toy_test_per_class": 8},
+        "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
         "train": {
-            "steps": 12,
-            "batch_size": 16,
-            "warmup_steps": 2,
-            "checkpoint_every": 6,
-            "sample_every": 12,
-            "log_every": 4,
+            "steps": 400,
+            "batch_size": 32,
+            "warmup_steps": 10,
+            "lr": 4e-3,
+            "ema_decay": 0.98,
+            "checkpoint_every": 200,
+            "sample_every": 400,
+            "log_every": 50,
         },
-        "classifier": {"epochs": 1, "batch_size": 32},
-        "sample": {"sampler": "euler", "steps": 2},
-        "evaluate": {"samples": 52, "kid_subsets": 5},
+        "classifier": {"epochs": 3, "batch_size": 32},
+        "sample": {"steps": 8},
+        "evaluate": {"samples": 104, "kid_subsets": 10},
         "publish": {"name": "tiny", "folder": str(tmp_path / "releases")},
     }

@@ -31,6 +31,7 @@ class Hub:
         self.readonly: set[str] = set()  # repositories that the token may not write
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.created: list[dict[str, Any]] = []  # what the creation of a repository was asked with
         self.failures: dict[str, list[int]] = {}  # part of a request line: the statuses to answer with, one after another
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes] | None:
@@ -95,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def create(self, request: dict[str, Any]) -> None:
+        self.hub.created.append(request)
         repo = f"{request['organization'] or self.hub.account['name']}/{request['name']}"
         address = {"url": f"{self.hub.url}/{repo}"}
         if repo in self.hub.commits:

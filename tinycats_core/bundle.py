@@ -1,6 +1,6 @@
 """A release folder: the weights, the ONNX files, what was measured of them, and a manifest over all of it.
 
-    python -m tinycats_core.bundle verify PATH
+Command line: `python -m tinycats_core.bundle verify PATH`.
 """
 
 import logging
@@ -195,15 +195,15 @@ def _metrics_frame(metrics: Mapping[str, Any]):
 
 def _write_samples(folder: Path, samples: SampleSet, classes: Sequence[str]) -> None:
     images, labels = load_samples(samples)
-    sheets = {}
+    scale, sheets = max(1, 64 // images.shape[-1]), {}
     for label, name in enumerate(classes):
         chosen = torch.nonzero(labels == label).flatten()[:BREED_SHEET]
         if len(chosen):
             rows = torch.arange(len(chosen)) // GRID_PER_CLASS
             names = [name] + [""] * int(rows[-1])
-            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS).save(folder / f"{name}.png")
+            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
             sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
-    contact_sheet(images, labels, classes, GRID_PER_CLASS).save(folder / "grid.png")
+    contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))
 

@@ -6,11 +6,7 @@ from typing import Any
 
 from tinycats_core.files import read_json
 
-LICENCES: dict[str, dict[str, str]] = {
-    "toycats": {"license": "mit"},
-    "oxford_pets": {"license": "cc-by-sa-4.0"},
-    "folder": {"license": "other", "license_name": "as-the-photos-allow"},
-}
+LICENCES = {"toycats": "mit", "oxford_pets": "cc-by-sa-4.0", "folder": "other"}
 DATASETS = {
     "toycats": ("toycats", "Toy cats (generated drawings)"),
     "oxford_pets": ("oxford-iiit-pet", "Oxford-IIIT Pet"),
@@ -19,9 +15,9 @@ DATASETS = {
 DATA_NOTES = {
     "toycats": "It was trained on drawings of cats that the project itself generates (MIT licence). No photo was used.",
     "oxford_pets": (
-        "It was trained on the cats of the [Oxford-IIIT Pet dataset](https://www.robots.ox.ac.uk/~vgg/data/pets/), with its dogs as "
-        "the class `other`. The photos are under CC BY-SA 4.0 and belong to their owners; the weights are given under the same "
-        "licence. Please cite: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, *Cats and Dogs*, CVPR 2012."
+        "It was trained on the cats of the [Oxford-IIIT Pet dataset](https://www.robots.ox.ac.uk/~vgg/data/pets/), with its "
+        "dogs as the class `other`. The photos are under CC BY-SA 4.0 and belong to their owners; the weights are given under the "
+        "same licence. Please cite: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, *Cats and Dogs*, CVPR 2012."
     ),
     "folder": (
         "It was trained on a folder of your own photos. They bring their own licences: whoever shares this model must make "
@@ -35,7 +31,20 @@ METRICS = {
     "is": "Inception Score (of the extractor's classes), higher is better",
     "precision": "share of generated images that lie among real ones, higher is better",
     "recall": "share of real images that lie among generated ones, higher is better",
+    "spread": "scatter of the features within a class, as a share of the real images'; low means one picture over and over",
+    "distinct": "share of images that are no copy of another",
     "breed_accuracy": "how often the breed classifier sees the class that was asked for, higher is better",
+}
+FILES = {
+    "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
+    "metrics.csv": "the same as a table",
+    "benchmark.json": "size, parity and latency of the ONNX files, and the machine that they were measured on",
+    "decision.json": "the gate's terms",
+    "config.json": "the whole configuration",
+    "data.json": "images of each class and split, and what was found wrong with them",
+    "training_log.jsonl": "loss, learning rate and speed over the training",
+    "samples/metadata.json": "how the pictures in `samples/` were drawn",
+    "release.json": "the sha256 of every file and of everything this release was made of",
 }
 SAMPLERS = {
     "euler": "    x = x + (t_next - t) * field(x, t)",
@@ -52,7 +61,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-denoiser = onnxruntime.InferenceSession("denoiser-fp32.onnx")
+release = "."  # the folder of the release
+denoiser = onnxruntime.InferenceSession(f"{{release}}/denoiser-fp32.onnx")
 about = denoiser.get_modelmeta().custom_metadata_map
 size, null, classes = int(about["image_size"]), int(about["null_class"]), json.loads(about["classes"])
 steps, guidance, (low, high), seed = {steps}, {guidance}, {interval}, {seed}
@@ -93,7 +103,8 @@ def model_card(folder: Path, name: str, version: str) -> str:
     candidate = metrics["candidate"]
     kind, pretty = DATASETS[data["source"]]
     header = ModelCardData(
-        **LICENCES[data["source"]],
+        license=LICENCES[data["source"]],
+        license_name="as-the-photos-allow" if data["source"] == "folder" else None,
         library_name="tinycats",
         pipeline_tag="unconditional-image-generation",
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
@@ -135,7 +146,7 @@ def _body(
     benchmark: Mapping[str, Any],
     decision: Mapping[str, Any],
 ) -> str:
-    candidate, baseline = metrics["candidate"], metrics["baseline"]
+    candidate = metrics["candidate"]
     parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
     size, sample = data["image_size"], config["sample"]
     snippet = SNIPPET.format(
@@ -155,12 +166,18 @@ def _body(
         "generated ones. A perfect generator would be near the floor, not at zero.",
         _table(["metric", "this model", *_others(metrics), "floor", "what it is"], _metric_rows(metrics)),
         *(f"- {note}" for note in candidate["notes"]),
-        f"Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
-        f"{_table(['condition', 'value'], _flat(candidate['conditions']))}",
+        "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
+        + _table(
+            ["condition", "value"],
+            [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
+        ),
         f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {verdict}.\n\n"
         + _table(
             ["term", "value", "bar", "passed"],
-            [[term["name"], number(term["value"]), number(term["bar"]), term["passed"]] for term in decision["terms"]],
+            [
+                [term["name"], number(term["value"]), number(term["bar"]), "yes" if term["passed"] else "no"]
+                for term in decision["terms"]
+            ],
         ),
         "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
         "all classes. The latency is the median of one network call on the processor below, beside PyTorch's in the same run.",
@@ -176,32 +193,21 @@ def _body(
             ],
         ),
         ", ".join(f"{key} {value}" for key, value in benchmark["machine"].items() if value is not None) + ".",
-        "## Use\n\nWith the release's files in the current folder and `pip install numpy onnxruntime pillow`, this draws one "
-        f"image of each class, the same ones that the measured sampler draws from these seeds:\n\n```python\n{snippet}\n```",
+        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws one image of each class, by the sampler and the "
+        f"settings that were measured:\n\n```python\n{snippet}\n```",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.checkpoint.load_generator` reads it, and its "
         "own metadata says how the network is built.",
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
         f"{number(data['test_count'])} held out to measure with.",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, baseline)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
-        + _table(["file", "holds"], [[f"`{file}`", what] for file, what in FILES.items() if file in HERE or (folder / file).exists()]),
+        + _table(
+            ["file", "holds"],
+            [[f"`{file}`", what] for file, what in FILES.items() if file == "release.json" or (folder / file).exists()],
+        ),
         "`python -m tinycats_core.bundle verify .` checks every file against `release.json`.",
     ]
     return "\n\n".join(sections)
-
-
-FILES = {
-    "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
-    "metrics.csv": "the same as a table",
-    "benchmark.json": "size, parity and latency of the ONNX files, and the machine that they were measured on",
-    "decision.json": "the gate's terms",
-    "config.json": "the whole configuration",
-    "data.json": "images of each class and split, and what was found wrong with them",
-    "training_log.jsonl": "loss, learning rate and speed over the training",
-    "samples/metadata.json": "how the pictures in `samples/` were drawn",
-    "release.json": "the sha256 of every file and of everything this release was made of",
-}
-HERE = ("release.json",)  # written after the card
 
 
 def _others(metrics: Mapping[str, Any]) -> list[str]:
@@ -229,12 +235,14 @@ def _meaning(metric: str) -> str:
     return METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
 
 
-def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
     limits = [
-        f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; it understands no text.",
+        f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
+        "it understands no text.",
         "Whether it repeats training images has not been measured here.",
-        "The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.",
     ]
+    if "int8" in benchmark["onnx"]:
+        limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
     if any(metric.endswith("_breed") for metric in candidate["metrics"]):
         limits.append(
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "

@@ -2,18 +2,18 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
-from tinycats_core.classifier import BreedClassifier, accuracy, load_classifier
+from tinycats_core.classifier import BreedClassifier, load_classifier, predict
 from tinycats_core.config import EvaluateConfig, SampleConfig
 from tinycats_core.data import load_split
 from tinycats_core.errors import EvaluationError
@@ -21,13 +21,27 @@ from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
 from tinycats_core.sampling import load_samples, pick_device
 
-MIN_IMAGES = 16  # of each set: below this a KID subset has fewer than eight images
-UNBIASED_FROM = 2_048  # images; below this FID is mostly its own bias (1911.07023)
+MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight images
+SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
 KID_SUBSET = 1_000
 IS_SPLITS = 10
 OFFICIAL_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-# What must be equal for two sample sets to be comparable: how they were drawn, not which network drew them.
-SAMPLER_SETTINGS = (*(name for name in SampleConfig.model_fields if name != "batch_size"), "runtime")
+NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
+SAMPLER_SETTINGS = tuple(name for name in SampleConfig.model_fields if name != "batch_size")
+NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid")  # conditions in which two reports may differ
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """A feature extractor of torch-fidelity and what is to be said of it. Without `logits` there is no score (IS)."""
+
+    name: str
+    network: nn.Module  # uint8 (N, 3, S, S) to one tensor a layer: `features`, then `logits` if there are any
+    features: str
+    logits: str | None
+    sha256: str
+    resize: str
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -38,53 +52,375 @@ def evaluate(
     folder: Path,
     device: str = "auto",
 ) -> FidelityReport:
-    """Measure generated images against the test split, and real training images (the floor) in the same way.
+    """Measure generated images against the test split; and, as the floor, real training images in the same way.
 
-    With NAME the extractor, the metrics are `fid_inception` or `fd_breed`, `kid_NAME`, `kid_NAME_std` (standard error of
-    KID), `is_NAME`, `precision`, `recall` and, given a classifier, `breed_accuracy`: how often it sees the class that was
-    asked for, with its accuracy on the real test images as the floor.
+    With NAME the extractor, the metrics are `fid_inception` or `fd_breed`; `kid_NAME` and `kid_NAME_std` (its standard
+    error); `is_NAME`; `precision`; `recall`; `spread`, the scatter of the features within a class by that of the real
+    images; `distinct`, the share of images that are no copy of another; and, given a classifier, `breed_accuracy`, how
+    often it sees the class that was asked for (floor: its accuracy on the test split).
 
-    `conditions["noise_kid"]` is the KID of uniform noise, the other end of the scale; `conditions["spread"]` compares
-    how far the features of one class scatter with how far the real ones do (1 = as much, 0 = one image a class).
-    `conditions["hash"]` is equal where two reports may be compared.
+    `conditions` says under what all this was measured. `conditions["trivial_kid"]` is the KID of generators that have
+    learnt nothing: noise, noise in the colours of the data, and the mean training image every time.
+    `conditions["conditions_hash"]` is equal for reports that may be compared.
 
-    The report goes to `folder` under a name of its own, so that several evaluations can share the folder: they share the
-    features of the real images, which are kept in `folder/features`.
+    Evaluations can share a folder: each writes a report of its own name, and all read the real images' features, which
+    are kept in `folder/features`.
 
     Raises:
         EvaluationError: the sets are too small or do not fit together, the extractor is not to be had, or a metric is
             not finite.
     """
-    generated, labels = load_samples(samples)
-    test_images, test_labels = load_split(dataset, "test")
-    train_images, _ = load_split(dataset, "train")
-    chosen = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(config.seed))[: len(generated)]
-    counts = {"generated": len(generated), "reference": len(test_images), "floor": len(chosen)}
-    _check_sets(counts, config, generated, labels, dataset)
+    made, labels = load_samples(samples)
+    test, test_labels = load_split(dataset, "test")
+    train, train_labels = load_split(dataset, "train")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
+    counts = {"generated": len(made), "reference": len(test), "floor": len(chosen)}
+    _check_sets(counts, config, made, labels, dataset)
     target = pick_device(device)
     breeds = _load_breeds(classifier, dataset, target) if classifier else None
     eyes = _inception(target) if config.extractor == "inception" else _breed(classifier, target)
+    make_folder(folder)
 
-    def of_real(images: Tensor, *source: str | int) -> dict[str, Tensor]:
-        key = digest_of([eyes.sha256, eyes.layers, target.type, *source])
+    def features(images: Tensor, *source: str | int) -> dict[str, Tensor]:
+        """Return the features of real images or noise, from the folder if they are there."""
+        key = digest_of([eyes.sha256, eyes.features, eyes.logits, target.type, *source])
         path = folder / "features" / f"{key[:16]}.safetensors"
         if not path.is_file():
-            write_safetensors(path, extract(eyes, images, config.batch_size, target), {"kind": "features"})
+            write_safetensors(path, extract(eyes, images, config.batch_size), {"kind": "features"})
         return read_safetensors(path, "features")[0]
 
-    make_folder(folder)
-    shape, seed = (len(chosen), 3, dataset.image_size, dataset.image_size), config.seed
-    noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-    found = extract(eyes, generated, config.batch_size, target)
-    reference = of_real(test_images, dataset.sha256, "test")
-    floor = of_real(train_images[chosen], dataset.sha256, "train", seed, len(chosen))
-    noise_features = of_real(noise, "noise", seed, *shape)
+    seed = config.seed
+    seen = extract(eyes, made, config.batch_size)
+    real = features(test, dataset.sha256, "test")
+    real_train = features(train[chosen], dataset.sha256, "train", seed, len(chosen))
+    trivial = {
+        name: features(images, dataset.sha256, name, seed)[eyes.features].expand(NOISE_IMAGES, -1)
+        for name, images in _trivial_images(train, seed).items()
+    }
 
     subset = min(KID_SUBSET, min(counts.values()) // 2)
-    metrics = compare(found, reference, eyes, config, subset)
-    floor_metrics = compare(floor, reference, eyes, config, subset)
+    metrics = compare(seen, real, eyes, config, subset)
+    floor = compare(real_train, real, eyes, config, subset)
+    real_scatter = _scatter(real[eyes.features], test_labels)
+    metrics["spread"] = _scatter(seen[eyes.features], labels) / real_scatter if real_scatter else None
+    floor["spread"] = _scatter(real_train[eyes.features], train_labels[chosen]) / real_scatter if real_scatter else None
+    metrics["distinct"], floor["distinct"] = _distinct(made), _distinct(train[chosen])
     if breeds:
-        metrics["breed_accuracy"] = accuracy(breeds, generated, labels, config.batch_size)
-        floor_metrics["breed_accuracy"] = accuracy(breeds, test_images, test_labels, config.batch_size)
+        sees = eyes.name == "breed"  # then it has looked at both sets already
+        named = seen["logits"] if sees else predict(breeds, made, config.batch_size)
+        named_real = real["logits"] if sees else predict(breeds, test, config.batch_size)
+        metrics["breed_accuracy"] = (named.argmax(1) == labels).double().mean().item()
+        floor["breed_accuracy"] = (named_real.argmax(1) == test_labels).double().mean().item()
     _require_finite(metrics, "the generated images")
-    _require_finite(floor_metrics, "the real training images")
+    _require_finite(floor, "the real training images")
+    kid_size = min(subset, NOISE_IMAGES // 2)
+    trivial_kid = {name: _kid(drawn, real[eyes.features], config, kid_size)[0] for name, drawn in trivial.items()}
+    _require_finite(trivial_kid, "noise and mean")
+
+    conditions = {
+        **counts,
+        "split": "test",
+        "image_size": dataset.image_size,
+        "dataset": dataset.content,
+        "extractor": eyes.name,
+        "extractor_sha256": eyes.sha256,
+        "classifier_sha256": classifier.sha256 if classifier else None,
+        "resize": eyes.resize,
+        "kid_subsets": config.kid_subsets,
+        "kid_subset_size": subset,
+        "is_splits": IS_SPLITS,
+        "neighbours": config.neighbours,
+        "seed": seed,
+        "torch_fidelity": _torch_fidelity_version(),
+        "runtime": samples.settings.get("runtime"),
+        "sampler": {name: samples.settings[name] for name in SAMPLER_SETTINGS if name in samples.settings},
+    }
+    conditions["conditions_hash"] = digest_of(conditions)
+    conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in (*SAMPLER_SETTINGS, "runtime")}
+    conditions["device"] = target.type
+    conditions["trivial_kid"] = trivial_kid
+    notes = (*eyes.notes, *_notes_on_size(counts, real[eyes.features].shape[1]))
+    path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
+    write_json(path, {"metrics": metrics, "floor": floor, "conditions": conditions, "notes": notes})
+    return FidelityReport(path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, conditions=conditions, notes=notes)
+
+
+def inception_weights() -> Path | None:
+    """Return the path that TINYCATS_INCEPTION_WEIGHTS names, None where it is not set."""
+    path = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
+    return Path(path).expanduser() if path else None
+
+
+@torch.inference_mode()
+def extract(eyes: Eyes, images: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Return the features of uint8 images (N, 3, S, S) by layer, each float32 (N, D) on the CPU.
+
+    Raises:
+        EvaluationError: a feature is not finite.
+    """
+    device = next(eyes.network.parameters()).device
+    batches = [eyes.network(batch.to(device)) for batch in images.split(batch_size)]
+    layers = [eyes.features, *([eyes.logits] if eyes.logits else [])]
+    found = {name: torch.cat([batch[i].cpu() for batch in batches]) for i, name in enumerate(layers)}
+    for name, features in found.items():
+        if not features.isfinite().all():
+            raise EvaluationError(
+                f"the {name} of the {eyes.name} extractor hold nan or inf; they must be finite. Its weights (sha256 "
+                f"{eyes.sha256[:12]}…) are damaged: make them again."
+            )
+    return found
+
+
+def compare(
+    made: Mapping[str, Tensor], real: Mapping[str, Tensor], eyes: Eyes, config: EvaluateConfig, kid_subset: int
+) -> dict[str, float | None]:
+    """Return torch-fidelity's metrics of the features of one set against those of real images, under our names."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    mine, theirs = made[eyes.features], real[eyes.features]
+    statistics = [fid_features_to_statistics(features) for features in (mine, theirs)]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    kid, kid_error = _kid(mine, theirs, config, kid_subset)
+    prc = prc_features_to_metric(mine, theirs, prc_neighborhood=config.neighbours, verbose=False)
+    score = None
+    if eyes.logits:
+        score = isc_features_to_metric(made[eyes.logits], IS_SPLITS, rng_seed=config.seed)["inception_score_mean"]
+    return {
+        "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}": float(fid),
+        f"kid_{eyes.name}": kid,
+        f"kid_{eyes.name}_std": kid_error,
+        f"is_{eyes.name}": None if score is None else float(score),
+        "precision": float(prc["precision"]),
+        "recall": float(prc["recall"]),
+    }
+
+
+def breed_extractor() -> str:
+    """Register the breed classifier with torch-fidelity, once, and return its name there.
+
+    `feature_extractor_weights_path` is a classifier's file; the layers are `features` and `logits`.
+    """
+    return _register_breed_extractor()
+
+
+@cache
+def _register_breed_extractor() -> str:
+    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+    class FeatureExtractorBreed(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
+            super().__init__(name, features_list)
+            self.classifier = load_classifier(Path(feature_extractor_weights_path))
+
+        def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+            features = self.classifier.features(input)
+            found = {"features": features, "logits": self.classifier.head(features)}
+            return tuple(found[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+    name = "tinycats-breed"
+    register_feature_extractor(name, FeatureExtractorBreed)
+    return name
+
+
+def _breed(classifier: Checkpoint | None, device: torch.device) -> Eyes:
+    from torch_fidelity.utils import create_feature_extractor
+
+    if classifier is None:
+        raise EvaluationError(
+            "evaluate.extractor is 'breed' but there is no classifier. Train one first, or set it to 'inception'."
+        )
+    network = create_feature_extractor(
+        breed_extractor(),
+        ["features", "logits"],
+        cuda=False,
+        feature_extractor_weights_path=str(classifier.path),
+        verbose=False,
+    )
+    return Eyes(
+        name="breed",
+        network=network.to(device),
+        features="features",
+        logits="logits",
+        sha256=classifier.sha256,
+        resize="none",
+        notes=("fd_breed, kid_breed and is_breed are seen by this classifier: compare them only under the same one.",),
+    )
+
+
+def _inception(device: torch.device) -> Eyes:
+    """Return torch-fidelity's InceptionV3 with its official weights, or with the file that a person names."""
+    from torch_fidelity.utils import create_feature_extractor
+
+    path = inception_weights() or _official_inception()
+    if not path.is_file():
+        raise EvaluationError(
+            f"TINYCATS_INCEPTION_WEIGHTS is {path}, which is not a file. Give torch-fidelity's InceptionV3 weights, or "
+            "unset it to have them downloaded."
+        )
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)  # refuses code in the file; what follows does not
+        has_head = bool(weights["fc.weight"].any())
+        network = create_feature_extractor(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"] if has_head else ["2048"],
+            cuda=False,
+            feature_extractor_weights_path=str(path),
+            verbose=False,
+        )
+    except (UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EvaluationError(
+            f"{path} ({path.stat().st_size:,} bytes) does not hold torch-fidelity's InceptionV3 weights: {reason[0][:200]} "
+            "Give the right file in TINYCATS_INCEPTION_WEIGHTS, or unset it and delete this file to have it downloaded."
+        ) from None
+    sha256 = sha256_of(path)
+    notes = []
+    if sha256 != OFFICIAL_INCEPTION:
+        notes.append("The Inception weights are not torch-fidelity's official file: compare only under the same sha256.")
+    if not has_head:
+        notes.append("is_inception is not given: the last layer of the Inception weights is all zeros.")
+    return Eyes(
+        name="inception",
+        network=network.to(device),
+        features="2048",
+        logits="logits_unbiased" if has_head else None,
+        sha256=sha256,
+        resize="299 px, bilinear as in TensorFlow 1",
+        notes=tuple(notes),
+    )
+
+
+def _official_inception() -> Path:
+    """Return torch-fidelity's weights in PyTorch's cache, downloaded and checked if they are not there."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    if not path.is_file():
+        make_folder(path.parent)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=OFFICIAL_INCEPTION, progress=False)
+        except (OSError, RuntimeError) as error:  # no network, no such page, or another file than the one expected
+            raise EvaluationError(
+                f"the Inception weights cannot be downloaded from {URL_INCEPTION_V3} ({error}). Set "
+                "TINYCATS_INCEPTION_WEIGHTS to the file, or evaluate.extractor to 'breed'."
+            ) from None
+    return path
+
+
+def _load_breeds(classifier: Checkpoint, dataset: Dataset, device: torch.device) -> BreedClassifier:
+    breeds = load_classifier(classifier.verify().path, device)
+    if breeds.classes != dataset.classes:
+        odd = sorted(set(breeds.classes) ^ set(dataset.classes)) or ["their order"]
+        raise EvaluationError(
+            f"the classifier's classes are not the data set's; they differ in {', '.join(odd)}. Train it on this data set."
+        )
+    if breeds.image_size != dataset.image_size:
+        raise EvaluationError(
+            f"the classifier was trained at {breeds.image_size} px but the images have {dataset.image_size} px. "
+            "Train it on this data set."
+        )
+    return breeds
+
+
+def _check_sets(counts: Mapping[str, int], config: EvaluateConfig, made: Tensor, labels: Tensor, dataset: Dataset) -> None:
+    needed = max(MIN_IMAGES, config.neighbours + 1)
+    names = {"generated": "generated", "reference": "test", "floor": "training"}
+    for name, count in counts.items():
+        if count < needed:
+            raise EvaluationError(
+                f"there are {count} {names[name]} images; at least {needed} are needed (evaluate.neighbours is "
+                f"{config.neighbours}). Add images, or draw more samples."
+            )
+    if made.shape[1:] != (3, dataset.image_size, dataset.image_size):
+        raise EvaluationError(
+            f"the generated images have shape {tuple(made.shape[1:])} but the data set's have "
+            f"{(3, dataset.image_size, dataset.image_size)}. Prepare the data at the generator's size."
+        )
+    if len(labels) != len(made) or not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+        raise EvaluationError(
+            f"the samples' {len(labels)} labels run from {int(labels.min())} to {int(labels.max())}; {len(made)} labels "
+            f"from 0 to {len(dataset.classes) - 1} are needed. Draw the samples for this data set."
+        )
+
+
+def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return what generators that have learnt nothing draw, by name: uint8 images, one where all are the same."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, pixels = (NOISE_IMAGES, *train.shape[1:]), train.float()
+    mean, deviation = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
+    drawn = {
+        "noise": torch.randint(0, 256, shape, generator=generator),
+        "coloured_noise": mean + deviation * torch.randn(shape, generator=generator),
+        "mean_image": pixels.mean(0, keepdim=True),
+    }
+    return {name: images.round().clamp(0, 255).to(torch.uint8) for name, images in drawn.items()}
+
+
+def _kid(made: Tensor, real: Tensor, config: EvaluateConfig, subset: int) -> tuple[float, float]:
+    """Return KID and its standard error.
+
+    torch-fidelity's deviation is that of subsets of m of n images. Drawn without replacement, it becomes the standard
+    error of the whole estimate times sqrt((n - m) / m) (the delete-d jackknife; Shao and Wu, 1989).
+    """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    found = kid_features_to_metric(
+        made, real, kid_subsets=config.kid_subsets, kid_subset_size=subset, rng_seed=config.seed, verbose=False
+    )
+    count = min(len(made), len(real))
+    error = found["kernel_inception_distance_std"] * math.sqrt(subset / (count - subset))
+    return float(found["kernel_inception_distance_mean"]), float(error)
+
+
+def _scatter(features: Tensor, labels: Tensor) -> float:
+    """Return the variance of the features within their class, summed over the features."""
+    total, freedom = 0.0, 0
+    for label in labels.unique():
+        of_class = features[labels == label].double()
+        total += (of_class - of_class.mean(0)).square().sum().item()
+        freedom += len(of_class) - 1
+    return total / max(freedom, 1)
+
+
+def _distinct(images: Tensor) -> float:
+    """Return the share of images that are left when copies are taken out."""
+    return len({image.numpy().tobytes() for image in images}) / len(images)
+
+
+def _require_finite(metrics: Mapping[str, float | None], of: str) -> None:
+    for name, value in metrics.items():
+        if value is not None and not math.isfinite(value):
+            raise EvaluationError(f"{name} of {of} is {value}; it must be finite. Look at the images and the extractor's weights.")
+
+
+def _notes_on_size(counts: Mapping[str, int], width: int) -> list[str]:
+    sets = f"{counts['generated']} generated, {counts['reference']} test and {counts['floor']} training images"
+    notes = []
+    if min(counts.values()) < SETTLED:
+        notes.append(
+            f"Below {SETTLED:,} images the Fréchet distance is biased upwards ({sets}): compare it only with numbers of the "
+            "same counts, such as the floor; KID has no such bias."
+        )
+    if min(counts.values()) <= width:
+        notes.append(f"The covariances of {width} features are of lower rank ({sets}): read the Fréchet distance with care.")
+    return notes
+
+
+def _torch_fidelity_version() -> str:
+    import torch_fidelity
+
+    return torch_fidelity.__version__

@@ -12,6 +12,9 @@ from typing import Any
 
 from tinycats_core.errors import TinycatsError
 
+_UMASK = os.umask(0o077)  # there is no way to read it but to set it
+os.umask(_UMASK)
+
 
 def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file's bytes."""
@@ -39,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    _fsync(file)
+                    _settle(file)
             if path.exists():
                 aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
                 path.rename(aside)
@@ -48,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             else:
                 temporary.rename(path)
         else:
-            _fsync(temporary)
+            _settle(temporary)
             temporary.replace(path)
         _fsync(path.parent)
     finally:
@@ -83,7 +86,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise TinycatsError(f"{path} does not exist.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TinycatsError(f"{path} is not a JSON file ({error}). Remove it, or restore it from its source.") from None
@@ -118,6 +121,12 @@ def check_writable(path: Path) -> Path:
 def home() -> Path:
     """Return the folder that holds everything a run makes before it is released (TINYCATS_HOME, or .tinycats)."""
     return Path(os.environ.get("TINYCATS_HOME", ".tinycats")).absolute()
+
+
+def _settle(path: Path) -> None:
+    """Give a file the mode that any new file has (safetensors writes for its owner alone) and bring it to the disk."""
+    path.chmod(0o666 & ~_UMASK)
+    _fsync(path)
 
 
 def _fsync(path: Path) -> None:

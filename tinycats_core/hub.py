@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ def check_credentials(config: PublishConfig) -> str:
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
     with _explained("checking the Hugging Face token"):
         token = get_token()
@@ -40,6 +42,7 @@ def check_credentials(config: PublishConfig) -> str:
         api = _api()
         account = api.whoami(token)
         repo_id = config.repo_id or f"{account['name']}/{config.name}"
+        validate_repo_id(repo_id)
         _check_role(account, repo_id)
         with suppress(RepositoryNotFoundError):  # it will be created
             api.auth_check(repo_id, write=True)
@@ -65,15 +68,15 @@ def publish_to_hub(release: Release, config: PublishConfig) -> Release:
         api.create_repo(repo_id, private=config.private, exist_ok=True)
         parent = api.model_info(repo_id).sha
         stale = sorted(set(api.list_repo_files(repo_id, revision=parent)) - files - {GITATTRIBUTES})
-        commit = api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationAdd(file, release.folder / file) for file in sorted(files)),
-                *(CommitOperationDelete(file) for file in stale),
-            ],
-            commit_message=f"{release.name} {release.version}",
-            parent_commit=parent,  # what is stale was decided on this commit
-        )
+        changes = [
+            *(CommitOperationAdd(file, release.folder / file) for file in sorted(files)),
+            *(CommitOperationDelete(file) for file in stale),
+        ]
+        with warnings.catch_warnings():
+            # The library's own plain uploads, where Xet is off.
+            warnings.filterwarnings("ignore", message="Use 'content=<...>' to upload", category=DeprecationWarning)
+            # The parent is named because it decided what is stale.
+            commit = api.create_commit(repo_id, changes, commit_message=f"{release.name} {release.version}", parent_commit=parent)
     location = f"{api.endpoint}/{repo_id}/tree/{commit.oid}"
     return release.model_copy(update={"published": True, "location": location})
 
@@ -108,9 +111,7 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
                 api.snapshot_download(repo_id, revision=commit, local_dir=temporary, ignore_patterns=[GITATTRIBUTES])
                 shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes about the download
                 _require_intact(temporary, f"{repo_id} at {commit[:12]}")
-        return read_release(target).model_copy(
-            update={"published": True, "location": f"{api.endpoint}/{repo_id}/tree/{commit}"}
-        )
+        return read_release(target).model_copy(update={"published": True, "location": f"{api.endpoint}/{repo_id}/tree/{commit}"})
 
 
 def read_back(release: Release, folder: Path) -> Release:
@@ -153,7 +154,7 @@ def _api() -> "HfApi":
 
     get_session().timeout = TIMEOUT_S
     # Read at the time of the call: the library's own constant is read when it is first imported.
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, library_name="tinycats")
+    return HfApi(endpoint=(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), library_name="tinycats")
 
 
 def _check_role(account: dict[str, Any], repo_id: str) -> None:
@@ -211,6 +212,7 @@ def _explained(doing: str) -> Iterator[None]:
     except HFValidationError as error:
         raise RegistryError(f"{doing} failed: {error} Set publish.repo_id to 'owner/name'.") from error
     except (httpx2.TransportError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        causes = [error, *([error.__cause__] if error.__cause__ else [])]
+        reason = " ".join("; ".join(f"{type(cause).__name__}: {cause}" for cause in causes).split())[:300]
         advice = f"Check the network to {_api().endpoint} and run it again" if is_transient(error) else "Mend that and run it again"
         raise RegistryError(f"{doing} failed: {reason}. {advice}, or set publish.to to 'folder'.") from error

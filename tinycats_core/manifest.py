@@ -11,14 +11,13 @@ from tinycats_core.records import Release
 
 NAME = "release.json"
 FORMAT = "tinycats-release/1"
+BESIDES = (".gitattributes", ".git/", ".cache/huggingface/")  # what downloading from the Hub leaves beside a release
 FIELDS = {"format", "name", "version", "created_at", "key", "parents", "files", "digest"}
 
 
 def seal(folder: Path, name: str, version: str, key: str, parents: dict[str, Any]) -> Path:
     """Write the manifest over every file that is in the folder now, and return its path."""
-    files = {
-        file: {"sha256": sha256_of(folder / file), "bytes": (folder / file).stat().st_size} for file in _files(folder)
-    }
+    files = {file: {"sha256": sha256_of(folder / file), "bytes": (folder / file).stat().st_size} for file in _files(folder)}
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -69,12 +68,15 @@ def inspect(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_release(path: Path) -> Release:
-    """Verify a release folder and return its record, located where it lies. Raises RegistryError."""
-    manifest = verify(path)
-    file = (path / NAME).resolve()
-    return Release(
-        path=file, sha256=sha256_of(file), name=manifest["name"], version=manifest["version"], location=str(file.parent)
-    )
+    """Verify a release folder, or a link to it, and return its record, located where it lies. Raises RegistryError."""
+    folder = path.resolve()  # a link is followed once
+    return as_record(folder, verify(folder))
+
+
+def as_record(folder: Path, manifest: dict[str, Any]) -> Release:
+    """Return the record of a release whose manifest has been verified."""
+    file = folder / NAME
+    return Release(path=file, sha256=sha256_of(file), name=manifest["name"], version=manifest["version"], location=str(folder))
 
 
 def _differences(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
@@ -94,11 +96,9 @@ def _differences(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     """Return everything in a folder that is not itself a plain folder, by relative path."""
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    )
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if not name.startswith(BESIDES))
 
 
 def _text(manifest: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import check_writable, make_folder, read_json, write_json
-from tinycats_core.manifest import read_release
+from tinycats_core.manifest import as_record, inspect, verify
 from tinycats_core.records import Release
 
 MARKER = "registry.json"
@@ -41,14 +41,17 @@ def find_published(config: PublishConfig) -> Release | None:
     if not _is_registry(config.folder) or not (latest.is_symlink() or latest.exists()):
         return None
     advice = f"Restore it, or remove {latest}: then the next release is compared with nothing"
-    if not latest.is_symlink() or len(latest.readlink().parts) != 1:
+    # The link is read once: another publisher may point it elsewhere in between.
+    version = str(latest.readlink()) if latest.is_symlink() else ""
+    if version in ("", ".", "..") or "/" in version:
         raise RegistryError(f"{latest} is not a link to a version beside it. {advice}.")
-    if not latest.is_dir():
-        raise RegistryError(f"{latest} names {latest.readlink()}, which is not there. {advice}.")
-    try:
-        return read_release(latest).model_copy(update={"published": True})
-    except RegistryError as error:
-        raise RegistryError(f"the published release is damaged: {error} {advice}.") from error
+    folder = latest.with_name(version)
+    if not folder.is_dir():
+        raise RegistryError(f"{latest} names {version}, which is not there. {advice}.")
+    manifest, wrong = inspect(folder)
+    if wrong:
+        raise RegistryError(f"the published release {folder} is damaged: {'; '.join(wrong)}. {advice}.")
+    return as_record(folder, manifest).model_copy(update={"published": True})
 
 
 def publish_to_folder(release: Release) -> Release:
@@ -57,7 +60,7 @@ def publish_to_folder(release: Release) -> Release:
     Raises:
         RegistryError: the release is damaged, or `latest` cannot be written.
     """
-    read_release(release.folder)
+    verify(release.folder)
     latest = release.folder.parent / LATEST
     temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
     try:

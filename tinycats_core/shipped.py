@@ -40,9 +40,7 @@ def onnx_report(release: Release) -> FidelityReport:
     runtime = f"onnx-{onnx(release).precision}"
     measured = read_json(release.folder / "metrics.json")["onnx"]
     if runtime not in measured:
-        raise EvaluationError(
-            f"{release.folder / 'metrics.json'} has no numbers for {runtime}. Make the release again."
-        )
+        raise EvaluationError(f"{release.folder / 'metrics.json'} has no numbers for {runtime}. Make the release again.")
     return FidelityReport(**_file(release, "metrics.json"), **measured[runtime])
 
 

@@ -31,11 +31,6 @@ def release(built: Release, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built.folder, tmp_path / "release"))
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-W", "error", "-m", "tinycats_core.bundle", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
-
-
 def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str, Any]):
     files = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     sheets = {f"samples/{name}.png" for name in parts["dataset"].classes}
@@ -81,13 +76,13 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
 
 
 def test_the_sheets_show_the_samples(built: Release):
-    grid = Image.open(built.folder / "samples/grid.png")
-    assert grid.height > 13 * 16
+    with Image.open(built.folder / "samples/grid.png") as grid, Image.open(built.folder / "samples/Bengal.png") as sheet:
+        assert grid.height > 13 * 16
+        assert len(sheet.getcolors(100_000) or []) > 50
     facts = json.loads((built.folder / "samples/metadata.json").read_text())
     assert facts["count"] == 52
     assert facts["sheets"]["Bengal.png"]["indices"] == [4, 5, 6, 7]
     assert facts["settings"]["runtime"] == "pytorch"
-    assert Image.open(built.folder / "samples/Bengal.png").getextrema() != ((255, 255),) * 3
 
 
 def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict[str, Any]):
@@ -103,7 +98,9 @@ def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp
         "a": ["see pets, and https://example.org/a/b", 3]
     }
     photos = parts["dataset"].model_copy(update={"source": "folder"})
-    settings = parts["config"].model_copy(update={"data": config.data, "publish": load({"publish": {"folder": "/private/r"}}).publish})
+    settings = parts["config"].model_copy(
+        update={"data": config.data, "publish": load({"publish": {"folder": "/private/r"}}).publish}
+    )
     release = bundle.build(tmp_path, **{**parts, "config": settings, "dataset": photos})
     kept = json.loads((release.folder / "config.json").read_text())
     assert kept["data"]["folder"] == "pets"
@@ -121,7 +118,9 @@ def test_other_parents_give_another_version(built: Release, parts: dict[str, Any
     assert bundle.build(tmp_path, **{**parts, "baseline": None}).version != built.version
 
 
-def test_a_damaged_version_is_moved_aside_and_made_again(built: Release, parts: dict[str, Any], tmp_path: Path, caplog):
+def test_a_damaged_version_is_moved_aside_and_made_again(
+    built: Release, parts: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     first = bundle.build(tmp_path, **parts)
     (first.folder / "README.md").write_text("precious")
     second = bundle.build(tmp_path, **parts)
@@ -219,17 +218,40 @@ def test_missing_extra_and_linked_files_are_named(release: Path):
     assert "\n" not in message
 
 
-def test_the_command_says_what_is_wrong_and_exits_so(release: Path, tmp_path: Path):
-    good = command("verify", str(release))
-    assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout == f"tinycats {json.loads((release / 'release.json').read_text())['version']}: 26 files, all as they were made\n"
+def test_what_a_download_from_the_hub_leaves_beside_a_release_is_no_problem(release: Path):
+    for name in (".gitattributes", ".git/HEAD", ".cache/huggingface/download/model.metadata"):
+        (release / name).parent.mkdir(parents=True, exist_ok=True)
+        (release / name).write_text("")
+    bundle.verify(release)
+    (release / ".cache/other").write_text("")
+    with pytest.raises(RegistryError, match=".cache/other is not part of the release"):
+        bundle.verify(release)
+
+
+def test_the_command_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    version = json.loads((release / "release.json").read_text())["version"]
+    assert bundle.main(["verify", str(release)]) == 0
+    assert capsys.readouterr() == (f"tinycats {version}: 26 files, all as they were made\n", "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
-    bad = command("verify", str(release))
-    assert (bad.returncode, bad.stdout) == (1, "")
-    assert [line.split()[0] for line in bad.stderr.splitlines()] == ["data.json", "metrics.csv"]
-    for place, why in {tmp_path / "absent": "does not exist", tmp_path: "is not a release", release / "config.json": "not a folder"}.items():
-        done = command("verify", str(place))
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-        assert why in done.stderr
-    assert command().returncode == 2
+    assert bundle.main(["verify", str(release)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, [line.split()[0] for line in err.splitlines()]) == ("", ["data.json", "metrics.csv"])
+    for place, why in {
+        tmp_path / "absent": "does not exist",
+        tmp_path: "is not a release",
+        release / "README.md": "not a folder",
+    }.items():
+        assert bundle.main(["verify", str(place)]) == 1
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1)
+        assert why in err
+    assert bundle.main([]) == 2
+
+
+def test_the_command_exits_as_the_check_says(release: Path):
+    line = [sys.executable, "-W", "error", "-m", "tinycats_core.bundle", "verify", str(release)]
+    (release / "model.safetensors").write_bytes(b"")
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("model.safetensors has changed")

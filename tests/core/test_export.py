@@ -1,12 +1,13 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import make_checkpoint
+from release_parts import make_checkpoint
 
 from tinycats_core import export, sampling
 from tinycats_core.checkpoint import load_generator
@@ -14,6 +15,10 @@ from tinycats_core.config import ExportConfig, ReleaseConfig, SampleConfig
 from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
 from tinycats_core.files import sha256_of
 from tinycats_core.records import Checkpoint, OnnxModel
+
+
+def measure(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder: Path) -> dict[str, Any]:
+    return dict(export.check(checkpoint, model, config, folder).facts)
 
 
 def metadata(model: OnnxModel) -> dict[str, str]:
@@ -77,21 +82,21 @@ def test_other_opsets_compute_the_same(checkpoint: Checkpoint, opset: int, tmp_p
     config = ExportConfig(opset=opset)
     model = export.export_denoiser(checkpoint, config, tmp_path)
     assert model.facts["opset"] == opset
-    assert export.check(checkpoint, model, config, tmp_path).facts["relative_error"] < 1e-4
+    assert measure(checkpoint, model, config, tmp_path)["relative_error"] < 1e-4
     int8 = export.quantize(model, tmp_path)
-    assert export.check(checkpoint, int8, config, tmp_path).facts["relative_error"] < config.int8_tolerance
+    assert measure(checkpoint, int8, config, tmp_path)["relative_error"] < config.int8_tolerance
 
 
 def test_int8_is_smaller_close_and_not_the_same(checkpoint: Checkpoint, fp32: OnnxModel, int8: OnnxModel, tmp_path: Path):
     kinds = {node.op_type for node in onnx.load(int8.path).graph.node}
     assert "MatMulInteger" in kinds
     assert int8.path.stat().st_size < fp32.path.stat().st_size
-    error = export.check(checkpoint, int8, ExportConfig(), tmp_path).facts["relative_error"]
+    error = measure(checkpoint, int8, ExportConfig(), tmp_path)["relative_error"]
     assert 1e-5 < error < 0.15
 
 
 def test_check_measures_parity_size_and_latency(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
-    facts = export.check(checkpoint, fp32, ExportConfig(), tmp_path).facts
+    facts = measure(checkpoint, fp32, ExportConfig(), tmp_path)
     network, _ = load_generator(checkpoint.path)
     assert facts["bytes"] == fp32.path.stat().st_size
     assert facts["checkpoint_bytes"] == checkpoint.path.stat().st_size

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -17,7 +18,7 @@ from tinycats_core.records import Release
 
 
 @pytest.fixture
-def release(tmp_path) -> Release:
+def release(tmp_path: Path) -> Release:
     return Release(path=tmp_path / "release.json", sha256="0" * 64, name="tiny", version="1", location=str(tmp_path))
 
 
@@ -44,17 +45,17 @@ def answer(publish: bool) -> threading.Thread:
     return thread
 
 
-def test_without_approval_nothing_waits(prefect_server, release):
+def test_without_approval_nothing_waits(prefect_server: str, release: Release) -> None:
     assert asking(False, release) == "published"
 
 
-def test_a_yes_lets_the_run_go_on(prefect_server, release):
+def test_a_yes_lets_the_run_go_on(prefect_server: str, release: Release) -> None:
     thread = answer(True)
     assert asking(True, release) == "published"
     thread.join(10)
 
 
-def test_a_no_ends_the_run(prefect_server, release):
+def test_a_no_ends_the_run(prefect_server: str, release: Release) -> None:
     thread = answer(False)
     with pytest.raises(ReleaseRejected, match="was refused by a person"):
         asking(True, release)

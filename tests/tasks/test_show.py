@@ -20,7 +20,7 @@ def shown(key: str):
         return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
 
 
-def test_a_table_holds_plain_numbers_and_empty_places(prefect_server):
+def test_a_table_holds_plain_numbers_and_empty_places(prefect_server: str) -> None:
     @flow
     def page() -> None:
         frame = pd.DataFrame({"name": ["a", "b"], "value": [np.float32(0.5), np.nan], "count": [np.int64(3), None]})
@@ -34,7 +34,7 @@ def test_a_table_holds_plain_numbers_and_empty_places(prefect_server):
     ]
 
 
-def test_progress_moves_one_bar_and_never_leaves_its_ends(prefect_server):
+def test_progress_moves_one_bar_and_never_leaves_its_ends(prefect_server: str) -> None:
     @flow
     def page() -> None:
         move = show.progress("test-progress", "Working")
@@ -46,15 +46,13 @@ def test_progress_moves_one_bar_and_never_leaves_its_ends(prefect_server):
     assert (artifact.data, artifact.description) == (100.0, "Working: 2.0")
 
 
-def test_metrics_stand_side_by_side_and_an_unmeasured_set_is_left_out():
-    frame = show.metrics_frame(
-        {"candidate": {"kid": 0.1, "is": None}, "published": None, "floor": {"kid": 0.0, "is": 1.0}}
-    )
+def test_metrics_stand_side_by_side_and_an_unmeasured_set_is_left_out() -> None:
+    frame = show.metrics_frame({"candidate": {"kid": 0.1, "is": None}, "published": None, "floor": {"kid": 0.0, "is": 1.0}})
     assert list(frame.columns) == ["metric", "candidate", "floor"]
     assert frame.set_index("metric").loc["kid"].to_dict() == {"candidate": 0.1, "floor": 0.0}
 
 
-def test_a_picture_is_made_smaller_until_it_fits():
+def test_a_picture_is_made_smaller_until_it_fits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     uri = show.data_uri(Image.fromarray(noise))
     assert len(uri) <= show.LARGEST_PICTURE
@@ -63,7 +61,7 @@ def test_a_picture_is_made_smaller_until_it_fits():
     assert picture.width > 200
 
 
-def test_outside_a_run_nothing_is_shown():
+def test_outside_a_run_nothing_is_shown() -> None:
     show.table("nowhere", pd.DataFrame({"a": [1]}), "No page")
     show.picture("nowhere", Image.new("RGB", (1, 1)), "No page")
     show.progress("nowhere", "No page")(0.5, "half")

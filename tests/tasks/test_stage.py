@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def record(path: Path, text: str = "weights") -> Checkpoint:
     return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=1)
 
 
-def test_a_key_is_what_things_are_and_not_where_they_lie(tmp_path):
+def test_a_key_is_what_things_are_and_not_where_they_lie(tmp_path: Path) -> None:
     here, there = record(tmp_path / "here" / "a"), record(tmp_path / "there" / "b")
     other = record(tmp_path / "other" / "a", "other weights")
     assert key_of(here, TrainConfig()) == key_of(there, TrainConfig())
@@ -31,13 +32,13 @@ def test_a_key_is_what_things_are_and_not_where_they_lie(tmp_path):
     assert key_of([here, None]) != key_of([None, here])
 
 
-def test_where_something_is_computed_is_in_no_key():
+def test_where_something_is_computed_is_in_no_key() -> None:
     assert key_of(ComputeConfig()) == key_of(ComputeConfig(where="modal", gpu="H100"))
     assert key_of(ReleaseConfig()) == key_of(ReleaseConfig(compute=ComputeConfig(device="cpu")))
     assert key_of(ReleaseConfig()) != key_of(ReleaseConfig(train=TrainConfig(seed=1)))
 
 
-def test_a_data_configuration_stands_for_the_files_it_names(tmp_path):
+def test_a_data_configuration_stands_for_the_files_it_names(tmp_path: Path) -> None:
     for name in ("cat/Bengal/1.jpg", "other/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
@@ -48,12 +49,12 @@ def test_a_data_configuration_stands_for_the_files_it_names(tmp_path):
     assert key_of(config) != before
 
 
-def test_what_has_no_content_cannot_be_part_of_a_key():
+def test_what_has_no_content_cannot_be_part_of_a_key() -> None:
     with pytest.raises(TypeError, match="object cannot be part of a key"):
         content_of(object())
 
 
-def test_only_what_a_network_does_is_tried_again():
+def test_only_what_a_network_does_is_tried_again() -> None:
     def again(error: Exception) -> bool:
         return may_pass(None, None, Failed(data=error))
 
@@ -66,10 +67,13 @@ def test_only_what_a_network_does_is_tried_again():
     assert not again(DataError("no images"))
 
 
+Made = tuple[Callable[[Checkpoint, str], tuple[Checkpoint, str]], list[str], Checkpoint]
+
+
 @pytest.fixture
-def made(prefect_server, tmp_path):
+def made(prefect_server: str, tmp_path: Path) -> Made:
     """A flow of one stage, whose calls are counted."""
-    calls = []
+    calls: list[str] = []
 
     @stage(version=1, beside=("log.txt",))
     def make(source: Checkpoint, place: str) -> Checkpoint:
@@ -85,7 +89,7 @@ def made(prefect_server, tmp_path):
     return one_stage, calls, record(tmp_path / "source")
 
 
-def test_the_second_run_takes_the_result_from_the_cache(made, tmp_path):
+def test_the_second_run_takes_the_result_from_the_cache(made: Made, tmp_path: Path) -> None:
     one_stage, calls, source = made
     first, said = one_stage(source, "a")
     assert said == "1 stage executed, 0 came from the cache"
@@ -96,7 +100,7 @@ def test_the_second_run_takes_the_result_from_the_cache(made, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "its log is gone"])
-def test_a_result_whose_files_are_gone_or_changed_is_made_again(made, damage):
+def test_a_result_whose_files_are_gone_or_changed_is_made_again(made: Made, damage: str) -> None:
     one_stage, calls, source = made
     place = damage.replace(" ", "-")
     first, _ = one_stage(source, place)
@@ -112,14 +116,14 @@ def test_a_result_whose_files_are_gone_or_changed_is_made_again(made, damage):
     assert calls == [place] * 2
 
 
-def test_results_are_kept_as_json_under_the_home(made):
+def test_results_are_kept_as_json_under_the_home(made: Made) -> None:
     one_stage, _, source = made
     one_stage(source, "json")
     kept = [json.loads(path.read_text()) for path in (home() / "results").glob("make-*")]
     assert "tinycats_core.records.Checkpoint" in {json.loads(item["result"])["__class__"] for item in kept}
 
 
-def test_an_error_for_people_is_shown_without_a_traceback(prefect_server, caplog):
+def test_an_error_for_people_is_shown_without_a_traceback(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:
     @stage(version=1)
     def fail(number: int) -> int:
         raise DataError("data.folder is /nowhere, which is not a folder. Give another.")
@@ -134,7 +138,7 @@ def test_an_error_for_people_is_shown_without_a_traceback(prefect_server, caplog
     assert "Traceback" not in caplog.text
 
 
-def test_any_other_error_keeps_its_traceback(prefect_server, caplog):
+def test_any_other_error_keeps_its_traceback(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:
     @flow
     def broken() -> int:
         raise KeyError("a defect")

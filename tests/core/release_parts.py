@@ -1,0 +1,48 @@
+"""Small networks and reports, made by hand for the tests of what is released."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinycats_core.checkpoint import save_generator
+from tinycats_core.config import CLASSES, load
+from tinycats_core.files import sha256_of, write_json
+from tinycats_core.model import TinyDiT
+from tinycats_core.records import Checkpoint, FidelityReport
+
+TINY = {
+    "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_test_per_class": 2},
+    "model": {"image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2},
+    "sample": {"sampler": "heun", "steps": 3},
+    "evaluate": {"extractor": "breed", "samples": 52},
+}
+
+
+def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Checkpoint:
+    """Random weights, also where the initialisation is zero: an untouched network would hide every difference."""
+    config = load({"model": TINY["model"] | model, "data": {"image_size": (TINY["model"] | model)["image_size"]}}).model
+    torch.manual_seed(seed)
+    network = TinyDiT(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return save_generator(path, network.state_dict(), config, CLASSES, step=7, facts={"ema_decay": 0.9})
+
+
+def make_report(path: Path, runtime: str, kid: float, **conditions: Any) -> FidelityReport:
+    metrics = {"fd_breed": 12.3456, "kid_breed": kid, "kid_breed_std": 0.00123, "is_breed": None, "recall": 0.4321}
+    facts = {
+        "metrics": metrics,
+        "floor": {**dict.fromkeys(metrics, 0.0111), "is_breed": None},
+        "conditions": {
+            "count": 52,
+            "split": "test",
+            "extractor": "breed",
+            "sampler": {"steps": 3},
+            "runtime": runtime,
+            **conditions,
+        },
+        "notes": ("is_breed is not given: the test leaves it out.",),
+    }
+    write_json(path, facts)
+    return FidelityReport(path=path, sha256=sha256_of(path), **facts)

@@ -1,0 +1,46 @@
+"""Small sets of drawn cats, as the records that the stages pass on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinycats_core import toycats
+from tinycats_core.checkpoint import write_safetensors
+from tinycats_core.config import CLASSES
+from tinycats_core.files import sha256_of, write_json
+from tinycats_core.records import Dataset, SampleSet
+
+
+def draw_cats(classes: tuple[str, ...], per_class: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return uint8 (N, 3, size, size) and labels that index `classes`."""
+    rng = np.random.default_rng(seed)
+    drawn = [np.array(toycats.draw(CLASSES.index(name), rng, size)) for name in classes for _ in range(per_class)]
+    labels = torch.arange(len(classes)).repeat_interleave(per_class)
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def make_dataset(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: tuple[str, ...]) -> Dataset:
+    path = folder / "images.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"train_images": train[0], "train_labels": train[1], "test_images": test[0], "test_labels": test[1]}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    write_json(folder / "manifest.json", {"sha256": sha256_of(path)})
+    return Dataset(
+        path=path,
+        sha256=sha256_of(path),
+        source="toycats",
+        image_size=train[0].shape[-1],
+        classes=classes,
+        train_count=len(train[0]),
+        test_count=len(test[0]),
+    )
+
+
+def make_samples(path: Path, images: Tensor, labels: Tensor, **settings: Any) -> SampleSet:
+    settings = {"sampler": "heun", "steps": 20, "seed": 1, "runtime": "pytorch", "model": "0" * 64, **settings}
+    write_safetensors(path, {"images": images, "labels": labels}, {"kind": "samples", "settings": settings})
+    return SampleSet(path=path, sha256=sha256_of(path), count=len(images), settings=settings)

@@ -1,0 +1,114 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from tinycats_core import bundle, card, export, sampling
+from tinycats_core.errors import TinycatsError
+from tinycats_core.records import Release
+
+
+@pytest.fixture(scope="module")
+def built(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return bundle.build(tmp_path_factory.mktemp("registry"), **parts)
+
+
+def numbers_of(value: Any) -> set[str]:
+    """Every number of a JSON value, written as the card writes numbers."""
+    if isinstance(value, dict):
+        return set().union(*map(numbers_of, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(numbers_of, value))
+    return {card.number(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
+def tables(text: str) -> list[list[str]]:
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if set(row[0]) != {"-"}]
+
+
+def test_every_number_of_every_table_stands_in_the_files_of_the_release(built: Release):
+    files = ("metrics.json", "benchmark.json", "decision.json")
+    known = set().union(*(numbers_of(json.loads((built.folder / file).read_text())) for file in files))
+    cells = [cell for row in tables((built.folder / "README.md").read_text()) for cell in row[1:]]
+    shown = [cell for cell in cells if re.fullmatch(r"-?[\d,.]+(e[+-]\d+)?", cell)]
+    assert len(shown) > 30
+    assert [cell for cell in shown if cell not in known] == []
+
+
+def test_each_metric_stands_beside_the_floor_and_the_others(built: Release, parts: dict[str, Any]):
+    rows = {row[0]: row[1:] for row in tables((built.folder / "README.md").read_text())}
+    assert rows["metric"][:4] == ["this model", "onnx-int8", "published before", "floor"]
+    assert rows["`kid_breed`"][:4] == ["0.0345", "0.0351", "0.0399", "0.0111"]
+    assert rows["`is_breed`"][:4] == ["–"] * 4
+    assert rows["`denoiser-int8.onnx`"][0] == f"{parts['models'][1].facts['bytes']:,}"
+    assert rows["extractor"] == ["breed"]
+    assert rows["kid_not_worse"][2] == "yes"
+
+
+def test_other_measurements_give_another_card(built: Release, tmp_path: Path):
+    for file in ("config", "data", "metrics", "benchmark", "decision"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text().replace("0.0345", "0.9876"))
+    text = card.model_card(tmp_path, "tinycats", "abc")
+    assert "0.9876" in text
+    assert "0.0345" not in text
+
+
+def test_the_header_is_read_by_the_library(built: Release, parts: dict[str, Any]):
+    data: Any = ModelCard.load(built.folder / "README.md").data
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {name: value for name, value in parts["report"].metrics.items() if value is not None}
+    assert data.license == "mit"
+    assert data.pipeline_tag == "unconditional-image-generation"
+
+
+@pytest.mark.parametrize(
+    ("source", "licence", "text"),
+    [("oxford_pets", "cc-by-sa-4.0", "Parkhi"), ("folder", "other", "your own photos"), ("toycats", "mit", "No photo was used")],
+)
+def test_the_licence_follows_the_data(built: Release, source: str, licence: str, text: str, tmp_path: Path):
+    for file in ("config", "data", "metrics", "benchmark", "decision"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    data = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps(data | {"source": source}))
+    found = ModelCard(card.model_card(tmp_path, "tinycats", "abc"))
+    assert found.data.to_dict()["license"] == licence
+    assert text in found.text
+
+
+def test_the_files_that_the_card_names_are_there(built: Release):
+    text = (built.folder / "README.md").read_text()
+    named = re.findall(r"\]\(((?!http)[^)]+)\)", text) + re.findall(r"^\| `([a-z_/]+\.[a-z]+)`", text, re.MULTILINE)
+    assert "samples/grid.png" in named
+    assert "training_log.jsonl" in named
+    assert [file for file in named if not (built.folder / file).is_file()] == []
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler"])
+def test_the_code_of_the_card_draws_what_the_sampler_draws(built: Release, parts: dict[str, Any], sampler: str, tmp_path: Path):
+    config = parts["config"]
+    settings = config.sample.model_copy(update={"sampler": sampler, "guidance_interval": (0.1, 0.9)})
+    for file in ("data", "metrics", "benchmark", "decision"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"sample": settings.model_dump(mode="json")}))
+    (code,) = re.findall(r"```python\n(.*?)```", card.model_card(tmp_path, "tinycats", "abc"), re.DOTALL)
+    (tmp_path / "denoiser-fp32.onnx").write_bytes((built.folder / "denoiser-fp32.onnx").read_bytes())
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+    wanted = sampling.sample(export.onnx_velocity(parts["models"][0].path), torch.arange(13), 16, 13, settings)
+    for label, name in enumerate(parts["dataset"].classes):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            found = np.asarray(image).transpose(2, 0, 1).astype(int)
+        assert np.abs(found - wanted[label].numpy()).max() <= 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(TinycatsError, match=r"config.json does not exist"):
+        card.model_card(tmp_path, "tinycats", "abc")

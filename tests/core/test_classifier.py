@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from small_sets import draw_cats, make_dataset
+from torch import Tensor
+
+from tinycats_core.checkpoint import read_safetensors, write_safetensors
+from tinycats_core.classifier import (
+    BreedClassifier,
+    accuracy,
+    augment,
+    load_classifier,
+    predict,
+    report_on,
+    split_labels,
+    train_classifier,
+)
+from tinycats_core.config import ClassifierConfig
+from tinycats_core.data import load_split
+from tinycats_core.errors import CheckpointError, DataError, TinycatsError, TrainingError
+from tinycats_core.files import read_json
+from tinycats_core.records import Checkpoint, Dataset
+
+CLASSES = ("Bombay", "Persian", "Sphynx", "other")
+CONFIG = ClassifierConfig(backbone="resnet18", epochs=4, batch_size=24, lr=1e-3)
+SHORT = ClassifierConfig(backbone="mobilenet_v3_small", epochs=1, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    train, test = draw_cats(CLASSES, 40, 40, seed=0), draw_cats(CLASSES, 20, 40, seed=1)
+    return make_dataset(tmp_path_factory.mktemp("cats"), train, test, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def trained(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return train_classifier(cats, CONFIG, tmp_path_factory.mktemp("classifier"), "cpu")
+
+
+def test_learns_and_reports_what_the_loaded_network_does(cats: Dataset, trained: Checkpoint) -> None:
+    images, labels = load_split(cats, "test")
+    report = read_json(trained.path.with_name("report.json"))
+    classifier = load_classifier(trained.path)
+
+    assert report["accuracy"] >= 0.85
+    assert report["accuracy"] == trained.facts["test_accuracy"] == accuracy(classifier, images, labels)
+    assert report["majority_accuracy"] == 0.25
+    found = report_on(predict(classifier, images).argmax(1), labels, load_split(cats, "train")[1], CLASSES)
+    assert {key: report[key] for key in found} == found
+    best = max(report["epochs"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert best["epoch"] == trained.facts["epoch"]
+    assert best["val_accuracy"] == trained.facts["val_accuracy"]
+
+
+def test_finished_folder_is_returned_at_once(cats: Dataset, trained: Checkpoint) -> None:
+    rows: list[dict[str, Any]] = []
+    before = trained.path.stat().st_mtime_ns
+    again = train_classifier(cats, CONFIG, trained.path.parent, "cpu", rows.append)
+    assert (again, rows, trained.path.stat().st_mtime_ns) == (trained, [], before)
+
+
+def test_folder_of_another_configuration_is_refused(cats: Dataset, trained: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train_classifier(cats, SHORT, trained.path.parent, "cpu")
+
+
+def test_same_seed_gives_the_same_file_and_the_test_split_has_no_say(cats: Dataset, tmp_path: Path) -> None:
+    small = [tensor[::4] for tensor in load_split(cats, "train")]
+    test = [tensor[::4] for tensor in load_split(cats, "test")]
+    one = make_dataset(tmp_path / "a", (small[0], small[1]), (test[0], test[1]), CLASSES)
+    other = make_dataset(tmp_path / "b", (small[0], small[1]), (255 - test[0], test[1].flip(0)), CLASSES)
+    rows: list[dict[str, Any]] = []
+    torch.manual_seed(1)
+    first = train_classifier(one, SHORT, tmp_path / "1", "cpu", rows.append)
+    torch.manual_seed(2)
+    second = train_classifier(one, SHORT, tmp_path / "2", "cpu")
+    third = train_classifier(other, SHORT, tmp_path / "3", "cpu")
+
+    assert [row["epoch"] for row in rows] == [1]
+    assert first.sha256 == second.sha256
+    weights, others = read_safetensors(first.path, "classifier")[0], read_safetensors(third.path, "classifier")[0]
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    reseeded = train_classifier(one, SHORT.model_copy(update={"seed": 1}), tmp_path / "4", "cpu")
+    assert reseeded.sha256 != first.sha256
+
+
+def test_damaged_result_is_not_returned(cats: Dataset, trained: Checkpoint, tmp_path: Path) -> None:
+    for name in ("classifier.safetensors", "report.json"):
+        content = bytearray(trained.path.with_name(name).read_bytes())
+        if name == "classifier.safetensors":
+            content[-1] ^= 1
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TinycatsError, match="has changed"):
+        train_classifier(cats, CONFIG, tmp_path, "cpu")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_classifier(tmp_path / "classifier.safetensors")
+
+
+def test_only_the_recorded_network_is_built(trained: Checkpoint, tmp_path: Path) -> None:
+    tensors, header = read_safetensors(trained.path, "classifier")
+    del header["digest"]
+    path = tmp_path / "other.safetensors"
+
+    def load(tensors: dict[str, Tensor] = tensors, **changes: Any) -> BreedClassifier:
+        write_safetensors(path, tensors, {**header, **changes})
+        return load_classifier(path)
+
+    assert load(first_stride=1).backbone.get_submodule("conv1").stride == (1, 1)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load(backbone="resnet34")
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load(classes=["cat", "dog"])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load(backbone="resnet9000")
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        load({name: tensor for name, tensor in tensors.items() if name != "head.bias"})
+    with pytest.raises(CheckpointError, match="not a 'classifier' one"):
+        load(kind="generator")
+    path.write_bytes(trained.path.read_bytes()[:10_000])
+    with pytest.raises(CheckpointError, match="not a complete classifier"):
+        load_classifier(path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_classifier(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("backbone", get_args(ClassifierConfig.model_fields["backbone"].annotation))
+def test_every_backbone_takes_images_as_they_are_stored(backbone: str) -> None:
+    classifier = BreedClassifier(backbone, 33, CLASSES, first_stride=2).eval()
+    images = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, features = classifier(images), classifier.features(images)
+        assert logits.shape == (2, 4)
+        assert torch.equal(logits, classifier(images.float()))
+        assert torch.equal(logits, classifier.head(features))
+        assert not torch.equal(features[0], features[1])
+
+
+def test_split_keeps_the_shares_of_the_classes() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 2 + [3])[torch.randperm(73, generator=torch.Generator())]
+    kept, held = split_labels(labels, CLASSES, 0.2, seed=0)
+    assert torch.cat([kept, held]).sort().values.tolist() == list(range(73))
+    assert torch.bincount(labels[held], minlength=4).tolist() == [10, 4, 1, 0]
+    assert torch.equal(held, split_labels(labels, CLASSES, 0.2, seed=0)[1])
+    assert not torch.equal(held, split_labels(labels, CLASSES, 0.2, seed=1)[1])
+
+
+def test_split_needs_images() -> None:
+    with pytest.raises(DataError, match="'Persian' has 0 training images"):
+        split_labels(torch.tensor([0, 0, 2, 3]), CLASSES, 0.2, seed=0)
+    with pytest.raises(DataError, match="at least 2"):
+        split_labels(torch.tensor([0, 1, 2, 3]), CLASSES, 0.2, seed=0)
+
+
+def test_report_by_hand() -> None:
+    labels, predicted = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 0, 0])
+    report = report_on(predicted, labels, torch.tensor([1, 1, 0]), ("a", "b", "c", "d"))
+    assert report["confusion"] == [[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert (report["accuracy"], report["majority_accuracy"]) == (3 / 6, 2 / 6)
+    a, b, c, d = report["classes"]
+    assert a == {"class": "a", "precision": 2 / 4, "recall": 2 / 3, "f1": 4 / 7, "support": 3}
+    assert (b["precision"], b["recall"], b["f1"]) == (1 / 2, 1 / 2, 1 / 2)
+    assert (c["precision"], c["recall"], c["f1"]) == (None, 0, 0)
+    assert (d["precision"], d["recall"], d["f1"], d["support"]) == (None, None, None, 0)
+    json.dumps(report, allow_nan=False)
+
+
+def test_augmentation_moves_pictures_and_brings_no_border() -> None:
+    white = torch.full((8, 3, 24, 24), 255, dtype=torch.uint8)
+    torch.testing.assert_close(augment(white, torch.Generator().manual_seed(0)), white.float())
+    images = draw_cats(("Bengal",), 8, 24, seed=0)[0]
+    moved = augment(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, augment(images, torch.Generator().manual_seed(0)))
+    assert all((moved[i] - images[i]).abs().mean() > 5 for i in range(8))
+    assert all((moved[i].mean() - images[i].float().mean()).abs() < 25 for i in range(8))
+
+
+def test_weights_that_cannot_be_downloaded(cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(TrainingError, match=r"resnet18 cannot be downloaded.*classifier\.pretrained"):
+        train_classifier(cats, CONFIG.model_copy(update={"pretrained": True}), tmp_path / "classifier", "cpu")
+    assert not (tmp_path / "classifier" / "report.json").exists()

@@ -1,0 +1,107 @@
+"""What is done with a finished release: the nightly evaluation, an evaluation alone; and the classifier alone."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import nightly_eval as nightly
+from flows.evaluate_model import evaluate_model
+from flows.nightly_eval import nightly_eval
+from flows.release_model import release_model
+from flows.train_classifier import train_classifier
+from tinycats_core import manifest, shipped
+from tinycats_core.errors import EvaluationError, RegistryError, ReleaseRejected, TinycatsError
+from tinycats_core.files import read_json, write_json
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def latest(tiny: dict[str, Any]) -> Path:
+    release = release_model("smoke", tiny)
+    return release.folder.parent / "latest"
+
+
+def resealed(latest: Path, file: str, value: Any) -> None:
+    """Change a JSON file of a release and its manifest with it, as nobody should."""
+    folder = latest.resolve()
+    write_json(folder / file, value)
+    made = read_json(folder / "release.json")
+    (folder / "release.json").unlink()
+    manifest.seal(folder, made["name"], made["version"], made["key"], made["parents"])
+
+
+def test_the_records_of_a_release_are_those_of_its_files(latest: Path) -> None:
+    release = manifest.read_release(latest)
+    for record in (shipped.generator(release), shipped.classifier(release), shipped.onnx(release)):
+        assert record
+        record.verify()
+    measured = read_json(latest / "metrics.json")["onnx"]["onnx-int8"]
+    assert shipped.onnx_report(release).metrics == measured["metrics"]
+    assert shipped.config(release, {"train": {"seed": 5}}).train.seed == 5
+
+
+def test_the_nightly_evaluation_finds_what_the_release_says(latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = nightly_eval(str(latest))
+    assert decision.promoted
+    nightly_eval(str(latest))
+    assert "no stage executed" in capsys.readouterr().out.split("tiny ")[-1]
+
+
+def test_one_changed_byte_ends_the_nightly_evaluation_before_any_stage(latest: Path, caplog: pytest.LogCaptureFixture) -> None:
+    onnx = latest.resolve() / "denoiser-int8.onnx"
+    content = bytearray(onnx.read_bytes())
+    content[len(content) // 2] ^= 1
+    onnx.write_bytes(content)
+    with caplog.at_level(logging.INFO), pytest.raises(RegistryError, match="denoiser-int8.onnx has changed"):
+        nightly_eval(str(latest))
+    assert "done in" not in caplog.text
+
+
+def test_a_release_that_is_worse_than_it_says_is_found(latest: Path) -> None:
+    metrics = read_json(latest / "metrics.json")
+    for name in metrics["onnx"]["onnx-int8"]["metrics"]:
+        if name.startswith("kid"):
+            metrics["onnx"]["onnx-int8"]["metrics"][name] = 0.0 if name.endswith("_std") else -1.0
+    resealed(latest, "metrics.json", metrics)
+    with pytest.raises(ReleaseRejected, match="kid"):
+        nightly_eval(str(latest))
+
+
+def test_numbers_of_other_images_are_not_compared(latest: Path) -> None:
+    with pytest.raises(EvaluationError, match="the images have changed"):
+        nightly_eval(str(latest), {"data": {"seed": 9}})
+
+
+def test_a_place_without_a_release_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nightly.main([str(tmp_path / "nothing")]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "does not exist" in error
+
+
+def test_a_release_is_evaluated_alone_and_gives_its_own_numbers(latest: Path) -> None:
+    report = evaluate_model(str(latest))
+    assert report.metrics == read_json(latest / "metrics.json")["candidate"]["metrics"]
+    other = evaluate_model(str(latest), {"sample": {"seed": 5}})
+    assert other.metrics != report.metrics
+
+
+def test_the_classifier_is_trained_alone(tiny: dict[str, Any]) -> None:
+    classifier = train_classifier("smoke", tiny)
+    assert classifier.kind == "classifier"
+    assert classifier.verify().path.with_name("report.json").is_file()
+    with pytest.raises(TinycatsError, match="classifier.epochs is 0"):
+        train_classifier("smoke", {"classifier": {"epochs": 0}})
+
+
+def test_a_copied_release_is_the_same_release(latest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nightly_eval(str(latest))
+    copy = tmp_path / "copy"
+    shutil.copytree(latest.resolve(), copy)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        nightly_eval(str(copy))
+    assert "done in" not in caplog.text

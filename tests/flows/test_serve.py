@@ -1,0 +1,88 @@
+"""`make serve` as a user meets it: a server, a worker and every deployment, until Ctrl-C."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVE = [sys.executable, "-m", "deployments.serve"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment whose server has a free port and a database of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+
+
+@pytest.fixture
+def served(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    output = tmp_path / "output"
+    with open(output, "wb") as file:
+        process = subprocess.Popen(SERVE, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 240
+    while "serving. Pages:" not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.5)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def prefect(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_deployment_runs_in_the_worker_and_everything_stops(
+    served: subprocess.Popen[bytes], environment: dict[str, str], tiny: dict[str, Any]
+) -> None:
+    parameters = json.dumps({"preset": "smoke", "overrides": tiny})
+    done = prefect(environment, "deployment", "run", "train-classifier/smoke", "--params", parameters, "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed" in done.stdout
+
+    refused = prefect(environment, "deployment", "run", "release-model/high-accuracy", "--watch")
+    assert refused.returncode != 0
+    assert "Failed" in refused.stdout
+
+    # With SQLAlchemy 2.1 the server accepts a schedule and never makes a run of it.
+    scheduled = prefect(environment, "flow-run", "ls", "--flow-name", "nightly-eval", "--state-type", "SCHEDULED", "-o", "json")
+    assert json.loads(scheduled.stdout)
+
+    served.send_signal(signal.SIGINT)
+    assert served.wait(60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(environment["PREFECT_API_URL"].split(":")[-1].split("/")[0])))
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(environment: dict[str, str]) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        taken = {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{other.server_port}/api"}
+        other.timeout = 30
+        process = subprocess.Popen(SERVE, cwd=ROOT, env=taken, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        other.handle_request()  # it is asked whether it is a Prefect server, and says no
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.startswith(f"error: port {other.server_port} on 127.0.0.1 is taken by something that is no Prefect server")
+    assert error.count("\n") == 1
+
+
+def test_a_server_elsewhere_that_does_not_answer_is_not_started_here(environment: dict[str, str]) -> None:
+    elsewhere = {**environment, "PREFECT_API_URL": "http://prefect.invalid:4200/api"}
+    done = subprocess.run(SERVE, cwd=ROOT, env=elsewhere, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: PREFECT_API_URL is http://prefect.invalid:4200/api, where no Prefect server answers")

@@ -1,0 +1,52 @@
+"""Each task is a function like any other: called from plain Python, without a flow, with or without Prefect's engine."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.data import prepare_data, validate_data
+from tasks.sampling import generate_samples
+from tasks.training import train_generator
+from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.errors import DataError, EvaluationError
+from tinycats_core.records import Dataset
+
+DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_test_per_class=2)
+MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2)
+TRAIN = TrainConfig(steps=2, batch_size=4, warmup_steps=1)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return prepare_data.fn(DATA)
+
+
+def test_a_task_called_outside_a_flow_runs_and_is_cached(prefect_server: str) -> None:
+    first = prepare_data(DATA)
+    assert first.train_count == 3 * 13
+    assert prepare_data(DATA) == first
+    assert len(validate_data(first, DATA, 13).rows) == 13
+
+
+def test_the_functions_need_no_prefect(dataset: Dataset) -> None:
+    validate_data.fn(dataset, DATA, 13)
+    checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
+    samples = generate_samples.fn(checkpoint, dataset, SampleConfig(steps=1), 26, ComputeConfig())
+    assert samples.verify().count == 26
+    assert samples.settings["model"] == checkpoint.sha256
+
+
+def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:
+    checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
+    larger = prepare_data.fn(DATA.model_copy(update={"image_size": 32}))
+    with pytest.raises(EvaluationError, match="draws 13 classes at 16 px, but the data set has 13 at 32 px"):
+        generate_samples.fn(checkpoint, larger, SampleConfig(steps=1), 26, ComputeConfig())
+
+
+def test_a_text_file_named_jpg_stops_the_data_check(tmp_path: Path) -> None:
+    for breed in ("Bengal", "Bombay"):
+        (tmp_path / breed).mkdir()
+        (tmp_path / breed / "1.jpg").write_text("not an image")
+    config = DataConfig(source="folder", folder=tmp_path, image_size=16)
+    with pytest.raises(DataError, match=r"1\.jpg"):
+        validate_data.fn(prepare_data.fn(config), config, 2)
