@@ -24,9 +24,11 @@ class Evaluation(NamedTuple):
     report: FidelityReport
 
 
-def evaluate(model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None) -> Evaluation:
-    """Draw images from a model and measure them against the held-out ones."""
-    samples = generate_samples(model, dataset, config.sample, config.evaluate.samples, config.compute)
+def evaluate(
+    model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None, occasion: str = "release"
+) -> Evaluation:
+    """Draw images from a model and measure them against the held-out ones: once for each occasion."""
+    samples = generate_samples(model, dataset, config.sample, config.evaluate.samples, config.compute, occasion)
     return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
 
 

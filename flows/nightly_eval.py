@@ -31,7 +31,7 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
     config = shipped.config(opened, overrides)
     check_inputs(config)
     dataset = shipped.require_same_data(opened, prepare_data(config.data))
-    report = evaluate(shipped.onnx(opened), dataset, config, shipped.classifier(opened)).report
+    report = evaluate(shipped.onnx(opened), dataset, config, shipped.classifier(opened), f"nightly {opened.version}").report
     present(report, f"{opened.name} {opened.version}")
     return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate))
 

@@ -13,7 +13,9 @@ from tinycats_core.records import Dataset
 def prepare_data(config: DataConfig) -> Dataset:
     """Decode the images once into one tensor file, downloading them first where they come from the network."""
     log().info("preparing %s at %d px", config.folder or config.source, config.image_size)
-    dataset = data.prepare(config, home() / "data", on_progress=show.progress("data-progress", "Decoding the images"))
+    bar = show.progress("data-progress", "Decoding the images")
+    dataset = data.prepare(config, home() / "data", on_progress=bar)
+    bar(1.0, "done")
     log().info("%d training and %d test images in %s", dataset.train_count, dataset.test_count, dataset.path.parent)
     return dataset
 

@@ -129,7 +129,7 @@ def summarize(release: Release, what: str) -> Release:
         "folder": str(release.folder),
         "location": release.location,
         "decision": f"{'promoted' if decision['promoted'] else 'rejected'} ({compared})",
-        "stages": f"{tally()}{': already published' if what == 'already published' else ''}",
+        "stages": tally(),
     }
     print("\n".join(f"{name:9} {value}" for name, value in lines.items()), frame.to_string(index=False), sep="\n\n")
     grid = show.data_uri(Image.open(release.folder / "samples" / "grid.png"))

@@ -11,11 +11,11 @@ from tinycats_core.records import Checkpoint, Dataset, OnnxModel, SampleSet
 
 @stage(version=1)
 def generate_samples(
-    model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig
+    model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
-    """Draw `count` images, with the classes in the proportions of the held-out images."""
+    """Draw `count` images, with the classes in the proportions of the held-out images; anew for each occasion."""
     labels = sampling.labels_like(data.load_split(dataset, "test")[1], count, len(dataset.classes))
-    path = home() / "samples" / key_of(model, dataset, config, count) / "samples.safetensors"
+    path = home() / "samples" / key_of(model, dataset, config, count, occasion) / "samples.safetensors"
     model.verify()
     if isinstance(model, OnnxModel):
         velocity, device, runtime = export.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
@@ -29,7 +29,7 @@ def generate_samples(
                 "publish.name."
             )
     log().info("drawing %d images with %s, %s, %d steps", count, runtime, config.sampler, config.steps)
-    settings = {"model": model.sha256, "runtime": runtime}
+    settings = {"model": model.sha256, "runtime": runtime, "occasion": occasion}
     samples = sampling.generate(velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device)
     images, _ = sampling.load_samples(samples)
     sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))

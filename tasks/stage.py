@@ -150,7 +150,7 @@ def tally() -> str:
     counted = _tallies[_flow_run_id()]
     ran, cached = counted["ran"], counted["from the cache"]
     if ran == 0:
-        return f"no stage executed: {cached} came from the cache"
+        return f"nothing to do: no stage executed, {cached} came from the cache"
     return f"{ran} stage{'s' if ran > 1 else ''} executed, {cached} came from the cache"
 
 

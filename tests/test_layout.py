@@ -61,9 +61,7 @@ def test_the_core_knows_nothing_of_prefect_and_each_service_has_one_module():
 
 
 def test_the_core_imports_with_the_bare_packages_only():
-    modules = [
-        f"tinycats_core.{path.stem}" for path in (ROOT / "tinycats_core").glob("*.py") if path.stem != "__init__"
-    ]
+    modules = [f"tinycats_core.{path.stem}" for path in (ROOT / "tinycats_core").glob("*.py") if path.stem != "__init__"]
     absent = [*AT_HOME_IN, "prefect", "fastapi"]
     code = (
         "import importlib, sys\n"

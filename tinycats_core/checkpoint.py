@@ -76,9 +76,7 @@ def read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Delete it and make it again.") from None
     if _digest(tensors, {key: value for key, value in header.items() if key != "digest"}) != header.get("digest"):
-        raise CheckpointError(
-            f"{path} is damaged: its content does not match its own digest. Delete it and make it again."
-        )
+        raise CheckpointError(f"{path} is damaged: its content does not match its own digest. Delete it and make it again.")
     return tensors, header
 
 
@@ -106,9 +104,7 @@ def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Tiny
     try:
         header = GeneratorHeader.model_validate({key: raw.get(key) for key in GeneratorHeader.model_fields})
     except ValidationError as error:
-        raise CheckpointError(
-            f"{path} has a header that this version cannot read: {error.errors()[0]['msg']}."
-        ) from None
+        raise CheckpointError(f"{path} has a header that this version cannot read: {error.errors()[0]['msg']}.") from None
     with torch.device("meta"):
         model = TinyDiT(header.model)
     load_strictly(model, tensors, path)

@@ -28,7 +28,7 @@ class BreedClassifier(nn.Module):
     """A torchvision network that takes images as they are stored and normalises them itself.
 
     Args:
-        first_stride: of the first convolution. torchvision's is 2; with 1 a small image keeps more than one pixel up to
+        first_stride: of the first convolution. torchvision's is 2; with 1 a small image keeps more of its pixels up to
             the last layer. Kept in the file's header, because the weights do not tell.
         pretrained: start from ImageNet's weights, downloaded by torchvision.
     """
@@ -36,9 +36,7 @@ class BreedClassifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, backbone: str, image_size: int, classes: Sequence[str], first_stride: int, pretrained: bool = False
-    ):
+    def __init__(self, backbone: str, image_size: int, classes: Sequence[str], first_stride: int, pretrained: bool = False):
         super().__init__()
         self.backbone_name, self.image_size, self.classes = backbone, image_size, tuple(classes)
         self.first_stride = first_stride
@@ -297,8 +295,8 @@ def _finished(folder: Path, key: str) -> Checkpoint:
 
 
 def _first_stride(image_size: int) -> int:
-    """Return 1 where torchvision's own stride would leave a single pixel before the last layer."""
-    return 1 if image_size <= 32 else 2
+    """Return 1 for thumbnails, of which torchvision's own stride of 2 would leave a single pixel a layer too early."""
+    return 1 if image_size < 32 else 2
 
 
 def _torchvision_network(backbone: str, pretrained: bool) -> nn.Module:

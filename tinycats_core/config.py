@@ -120,9 +120,7 @@ class TrainConfig(Part):
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
         if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"train.batch_size is {self.batch_size}, not divisible by train.accumulation {self.accumulation}"
-            )
+            raise ValueError(f"train.batch_size is {self.batch_size}, not divisible by train.accumulation {self.accumulation}")
         if self.warmup_steps > self.steps:
             raise ValueError(f"train.warmup_steps is {self.warmup_steps}, more than train.steps {self.steps}")
         return self
@@ -260,15 +258,15 @@ def _plan(steps: int, lr: float, warmup: int, accumulation: int = 1) -> dict[str
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "data": {"source": "toycats", "image_size": 32},
-        "model": {"image_size": 32, "patch_size": 4, "width": 128, "depth": 4, "heads": 4},
+        "model": {"image_size": 32, "patch_size": 8, "width": 192, "depth": 4, "heads": 6},
         "train": {
-            "steps": 2400,
+            "steps": 2800,
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 50,
-            "ema_decay": 0.998,
-            "checkpoint_every": 600,
-            "sample_every": 1200,
+            "ema_decay": 0.999,
+            "checkpoint_every": 700,
+            "sample_every": 1400,
             "log_every": 40,
         },
         "classifier": {"backbone": "resnet18", "epochs": 3},
@@ -280,8 +278,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "budget": _plan(300_000, 1e-4, 10_000),
     "high-accuracy": _plan(400_000, 5e-5, 15_000, accumulation=2),
     "aggressive": _plan(500_000, 3e-5, 20_000, accumulation=2),
-    "max-quality": _plan(1_000_000, 2e-5, 25_000, accumulation=2)
-    | {"data": {"image_size": 256}, "model": {"image_size": 256}},
+    "max-quality": _plan(1_000_000, 2e-5, 25_000, accumulation=2) | {"data": {"image_size": 256}, "model": {"image_size": 256}},
 }
 
 
@@ -298,9 +295,7 @@ def resolve(preset: str = "smoke", overrides: Mapping[str, Any] | None = None) -
     if preset not in PRESETS:
         raise ConfigError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}")
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise ConfigError(
-            f'overrides is {overrides!r}; it must map parts to fields, such as {{"train": {{"steps": 100}}}}'
-        )
+        raise ConfigError(f'overrides is {overrides!r}; it must map parts to fields, such as {{"train": {{"steps": 100}}}}')
     return load({"publish": {"name": f"tinycats-{preset}"}}, PRESETS[preset], overrides or {})
 
 

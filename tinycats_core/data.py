@@ -156,9 +156,7 @@ def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> Validation
         if skip or pinned:
             notes.append(f"{text} and left out: {_named(tiny)}.")
         else:
-            problems.append(
-                f"{text}: {_named(tiny)}. Lower data.image_size, remove them, or set data.corrupt_files to 'skip'."
-            )
+            problems.append(f"{text}: {_named(tiny)}. Lower data.image_size, remove them, or set data.corrupt_files to 'skip'.")
     if conflicts := found.get("conflict"):
         text = f"{_count(conflicts, 'file')} the same image as one of another class"
         if pinned:
@@ -167,9 +165,7 @@ def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> Validation
             problems.append(f"{text}: {_named(conflicts)}. Keep each image in the class where it belongs.")
 
     counts = Counter((row["class"], row["split"]) for row in manifest["images"])
-    rows = tuple(
-        {"class": name, "train": counts[name, "train"], "test": counts[name, "test"]} for name in dataset.classes
-    )
+    rows = tuple({"class": name, "train": counts[name, "train"], "test": counts[name, "test"]} for name in dataset.classes)
     if thin := [row for row in rows if not row["train"] or not row["test"]]:
         names = _shortened([f"{row['class']} {row['train']} and {row['test']}" for row in thin], NAMED)
         problems.append(
@@ -268,8 +264,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
     if breeds:
         if strangers := sorted({*top} - {"cat", "other"}):
             raise DataError(
-                f"data.folder {root} has cat/<Breed> folders and also {_shortened(strangers, NAMED)}; "
-                f"expected {expected}."
+                f"data.folder {root} has cat/<Breed> folders and also {_shortened(strangers, NAMED)}; expected {expected}."
             )
         if "other" in breeds:
             raise DataError(f"data.folder {root} has a breed named 'other', which is the class of all else. Rename it.")
@@ -280,13 +275,9 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
         places = {name: root / name for name in top}
     if not places:
         raise DataError(f"data.folder {root} has no class folders; expected {expected}.")
-    files: list[tuple[str | None, Path]] = [
-        (name, path) for name, place in places.items() for path in _visible_files(place)
-    ]
+    files: list[tuple[str | None, Path]] = [(name, path) for name, place in places.items() for path in _visible_files(place)]
     if not files:
-        raise DataError(
-            f"the class folders of data.folder {root} ({_shortened(list(places), NAMED)}) are empty. Add images."
-        )
+        raise DataError(f"the class folders of data.folder {root} ({_shortened(list(places), NAMED)}) are empty. Add images.")
     inside = {path for _, path in files}
     files += [(None, path) for path in _visible_files(root) if path not in inside]
     return list(places), files
@@ -522,8 +513,7 @@ def _near_duplicates(train: Sequence[_Decoded], test: Sequence[_Decoded]) -> lis
                     found = nearest.get(start + row, (distance, column))
                     nearest[start + row] = min(found, (distance, column))
     return [
-        _finding("near_duplicate", test[row].name, f"like {train[column].name}")
-        for row, (_, column) in sorted(nearest.items())
+        _finding("near_duplicate", test[row].name, f"like {train[column].name}") for row, (_, column) in sorted(nearest.items())
     ]
 
 

@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
@@ -124,6 +125,7 @@ def evaluate(
         "dataset": dataset.content,
         "extractor": eyes.name,
         "extractor_sha256": eyes.sha256,
+        "layer": eyes.features,
         "classifier_sha256": classifier.sha256 if classifier else None,
         "resize": eyes.resize,
         "kid_subsets": config.kid_subsets,
@@ -200,7 +202,8 @@ def compare(
 def breed_extractor() -> str:
     """Register the breed classifier with torch-fidelity, once, and return its name there.
 
-    `feature_extractor_weights_path` is a classifier's file; the layers are `features` and `logits`.
+    `feature_extractor_weights_path` is a classifier's file; the layers are `unit_features` (its features at a root mean
+    square of 1) and `logits`.
     """
     return _register_breed_extractor()
 
@@ -216,16 +219,19 @@ def _register_breed_extractor() -> str:
 
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
             features = self.classifier.features(input)
-            found = {"features": features, "logits": self.classifier.head(features)}
+            # Their length says how sure the classifier is, not what it sees. A few long ones would decide KID, which
+            # takes the third power: its error falls by a factor of five or more against what it has to tell apart.
+            unit = F.rms_norm(features, features.shape[-1:], eps=1e-6)
+            found = {"unit_features": unit, "logits": self.classifier.head(features)}
             return tuple(found[name] for name in self.features_list)
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
-            return "features", "logits"
+            return "unit_features", "logits"
 
         @staticmethod
         def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else "features"
+            return "logits" if metric == "isc" else "unit_features"
 
         @staticmethod
         def can_be_compiled() -> bool:
@@ -245,7 +251,7 @@ def _breed(classifier: Checkpoint | None, device: torch.device) -> Eyes:
         )
     network = create_feature_extractor(
         breed_extractor(),
-        ["features", "logits"],
+        ["unit_features", "logits"],
         cuda=False,
         feature_extractor_weights_path=str(classifier.path),
         verbose=False,
@@ -253,7 +259,7 @@ def _breed(classifier: Checkpoint | None, device: torch.device) -> Eyes:
     return Eyes(
         name="breed",
         network=network.to(device),
-        features="features",
+        features="unit_features",
         logits="logits",
         sha256=classifier.sha256,
         resize="none",

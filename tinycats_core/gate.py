@@ -13,6 +13,7 @@ from tinycats_core.records import Decision, FidelityReport
 # The bars that hold without any configuration, also for a first release. They refuse a network that has learnt nothing
 # or draws the same pictures again and again, and are meant to let a weak but honest one pass.
 TRIVIAL_SHARE = 0.75  # of the KID of the best of the generators that have learnt nothing: noise, and the mean image
+SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least lie above that of real images
 MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
 MIN_DISTINCT = 0.5  # share of images that are no copy of another
 BREED_MARGIN = 0.05  # by which the breed accuracy may fall: more than twice the noise of a difference at N = 1,000
@@ -71,10 +72,21 @@ def _built_in(report: FidelityReport) -> list[Term]:
             "passed": not infinite,
             "why": f"metrics that are not finite: {', '.join(infinite) or 'none'}",
         },
+        _sighted(report, trivial[best], best),
         _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has"),
         _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
         _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
     ]
+
+
+def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
+    """Whether the extractor tells a generator that knows nothing from real images: else its numbers say nothing."""
+    kid = _kid(report)
+    floor, error = report.floor[kid] or 0, report.floor[f"{kid}_std"] or 0
+    bar = floor + max(SIGHTED_ERRORS * error, SIGHTED_KID)
+    passed = trivial >= bar
+    limit = f"at least {bar:.4g} (the floor, plus {SIGHTED_ERRORS} standard errors): else the {kid} of anything is good"
+    return _term("sighted", f"{kid} of {name}", trivial, bar, passed, limit)
 
 
 def _configured(report: FidelityReport, config: EvaluateConfig) -> list[Term]:

@@ -9,9 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
-def contact_sheet(
-    images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1
-) -> Image.Image:
+def contact_sheet(images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1) -> Image.Image:
     """Lay out the first images of each class, a row a class with its name at the left.
 
     Args:

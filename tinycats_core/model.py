@@ -96,9 +96,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         b, n, width = tokens.shape
-        q, k, v = (
-            self.qkv(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, N, width/heads) each
+        q, k, v = self.qkv(tokens).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, width/heads) each
         q, k = rms_normalise(q, self.q_scale), rms_normalise(k, self.k_scale)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, width/heads)
         return self.out(mixed.transpose(1, 2).reshape(b, n, width))  # (B, N, width)
@@ -116,9 +114,7 @@ def rms_normalise(vectors: Tensor, scale: Tensor) -> Tensor:
 
 def time_features(t: Tensor, dim: int = 256) -> Tensor:
     """Return sinusoidal features of times in [0, 1]: (B,) to (B, dim), periods 2π/1000 to 20π."""
-    frequencies = torch.exp(
-        -math.log(10_000) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2)
-    )
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2))
     angles = 1000 * t.float()[:, None] * frequencies  # (B, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, dim)
 

@@ -53,9 +53,7 @@ def fetch(folder: Path, on_progress: Progress | None = None) -> None:
         path = folder / name
         if not path.exists():
             done = index / len(ARCHIVES)
-            download(
-                f"{base.rstrip('/')}/{name}", path, md5, lambda part, text, done=done: report(done + part / 2, text)
-            )
+            download(f"{base.rstrip('/')}/{name}", path, md5, lambda part, text, done=done: report(done + part / 2, text))
         elif (found := _md5_of(path)) != md5:
             raise DataError(f"{path} has md5 {found}, expected {md5}. Delete it and run again to download it.")
 
@@ -111,9 +109,7 @@ def photos(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
         yield f"{name}.jpg", *wanted.pop(name), data
     if wanted:
         some = ", ".join(f"{stem}.jpg" for stem in list(wanted)[:5])
-        raise DataError(
-            f"{folder / 'images.tar.gz'} lacks {len(wanted)} of the listed photos ({some}). Delete it and run again."
-        )
+        raise DataError(f"{folder / 'images.tar.gz'} lacks {len(wanted)} of the listed photos ({some}). Delete it and run again.")
 
 
 def read_lists(folder: Path) -> dict[str, tuple[str, str]]:

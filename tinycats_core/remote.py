@@ -177,9 +177,7 @@ def train_on_modal(
     run = run_id(dataset, model, train)
     call = read_json(state) if state.is_file() else {}
     if call and call["run"] != run:
-        raise ComputeError(
-            f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file"
-        )
+        raise ComputeError(f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file")
     if "checkpoint" in call and (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
         return checkpoint
     if call:
@@ -236,9 +234,7 @@ def _check_token(token_id: str | None, secret: str | None, config_path: str) -> 
         source = name if name in os.environ else f"{key} in {config_path}"
         sources.append(source)
         if not value:
-            raise ComputeError(
-                f"half of the Modal token is missing: no {name} and no {key} in {config_path}; {SET_BOTH}"
-            )
+            raise ComputeError(f"half of the Modal token is missing: no {name} and no {key} in {config_path}; {SET_BOTH}")
         if not re.fullmatch(rf"{prefix}[A-Za-z0-9_-]+", value):
             raise ComputeError(
                 f"malformed Modal token: {source} must be '{prefix}' and then letters and digits, without spaces or "
@@ -335,9 +331,7 @@ def _poll(client: ModalClient, call_id: str, compute: ComputeConfig) -> dict[str
     except (modal_errors.OutputExpiredError, modal_errors.NotFoundError):
         raise CallEnded(f"Modal no longer knows the result of call {call_id}; {again}") from None
     except modal_errors.FunctionTimeoutError:
-        raise CallEnded(
-            f"training on Modal was stopped after compute.timeout_hours = {compute.timeout_hours:g}; {again}"
-        ) from None
+        raise CallEnded(f"training on Modal was stopped after compute.timeout_hours = {compute.timeout_hours:g}; {again}") from None
     except Exception as error:
         if type(error) is TimeoutError and not error.args:
             return None
@@ -347,9 +341,7 @@ def _poll(client: ModalClient, call_id: str, compute: ComputeConfig) -> dict[str
                 "attach to it again"
             ) from None
         kind = "" if isinstance(error, ended) else f"{type(error).__name__}: "
-        raise CallEnded(
-            f"training on Modal failed: {kind}{_one_line(error)}; see `modal app logs {APP}`, then {again}"
-        ) from None
+        raise CallEnded(f"training on Modal failed: {kind}{_one_line(error)}; see `modal app logs {APP}`, then {again}") from None
 
 
 def _read_log(client: ModalClient, run: str) -> list[dict[str, Any]]:

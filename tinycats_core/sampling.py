@@ -43,9 +43,7 @@ def labels_like(labels: Tensor, count: int, num_classes: int) -> Tensor:
 def initial_noise(indices: Sequence[int], image_size: int, seed: int) -> Tensor:
     """Return the noise of the images with these indices, (N, 3, S, S): a function of (seed, index) alone."""
     shape = (3, image_size, image_size)
-    drawn = [
-        np.random.Generator(np.random.Philox(key=[seed, index])).standard_normal(shape, np.float32) for index in indices
-    ]
+    drawn = [np.random.Generator(np.random.Philox(key=[seed, index])).standard_normal(shape, np.float32) for index in indices]
     return torch.from_numpy(np.stack(drawn))
 
 

@@ -102,8 +102,7 @@ class Run:
         images, labels = load_split(dataset, "train")
         if len(dataset.classes) != model.num_classes:
             raise TrainingError(
-                f"the data set has {len(dataset.classes)} classes but model.num_classes is {model.num_classes}; "
-                "make them equal"
+                f"the data set has {len(dataset.classes)} classes but model.num_classes is {model.num_classes}; make them equal"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -127,9 +126,7 @@ class Run:
         )
 
 
-def _loop(
-    run: Run, folder: Path, identity: dict[str, Any], stop: dict[str, int], bar: tqdm, on_log: OnLog | None
-) -> None:
+def _loop(run: Run, folder: Path, identity: dict[str, Any], stop: dict[str, int], bar: tqdm, on_log: OnLog | None) -> None:
     """Step until `steps` are done or a signal asks to stop: log, draw and keep checkpoints on the way."""
     config = run.config
     losses: list[Tensor] = []  # on the device: reading them waits for it, so they are read once an interval
@@ -186,9 +183,7 @@ def training_step(run: Run) -> tuple[Tensor, Tensor]:
     return total, norm.detach()
 
 
-def draw_batch(
-    images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_batch(images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_1, x_0, t and labels of a step's effective batch, a function of (config.seed, step) alone.
 
     Shapes: (B, 3, S, S) twice, (B,), (B,). Images are flipped with probability one half where `flip` is set; a label is
@@ -334,9 +329,7 @@ def _require_finite(losses: list[Tensor], step: int, folder: Path) -> None:
         bad = step - len(losses) + finite.index(False) + 1
         last = next(iter(_checkpoints(folder)), None)
         kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise TrainingError(
-            f"the loss is not finite at step {bad}; {kept}. Lower train.lr or train.clip and start anew."
-        )
+        raise TrainingError(f"the loss is not finite at step {bad}; {kept}. Lower train.lr or train.clip and start anew.")
 
 
 def _log_row(run: Run, losses: list[Tensor], norms: list[Tensor], seconds: float) -> dict[str, Any]:
@@ -425,9 +418,7 @@ def _require_same(path: Path, identity: dict[str, Any]) -> None:
     if found["dataset"] != identity["dataset"]:
         different.append(f"the data set is {found['dataset'][:12]} there and {identity['dataset'][:12]} here")
     if different:
-        raise CheckpointError(
-            f"{path.parent} holds another run: {'; '.join(sorted(different))}. Use another folder or delete it."
-        )
+        raise CheckpointError(f"{path.parent} holds another run: {'; '.join(sorted(different))}. Use another folder or delete it.")
 
 
 def _append_line(path: Path, row: dict[str, Any]) -> None:

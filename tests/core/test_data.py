@@ -254,9 +254,7 @@ HALVES = Image.fromarray(np.repeat(np.array([[[200, 10, 10]] * 16 + [[10, 10, 20
     [
         pytest.param(bytes_of(Image.new("L", (20, 20), 77), "PNG"), (77, 77, 77), id="grey"),
         pytest.param(bytes_of(Image.new("1", (20, 20), 1), "PNG"), (255, 255, 255), id="bits"),
-        pytest.param(
-            bytes_of(Image.fromarray(np.full((20, 20), 0x4D00, np.uint16)), "PNG"), (77, 77, 77), id="16 bit grey"
-        ),
+        pytest.param(bytes_of(Image.fromarray(np.full((20, 20), 0x4D00, np.uint16)), "PNG"), (77, 77, 77), id="16 bit grey"),
         pytest.param(bytes_of(Image.new("RGBA", (20, 20), (0, 100, 200, 0)), "PNG"), (255, 255, 255), id="transparent"),
         pytest.param(bytes_of(Image.new("RGBA", (20, 20), (0, 0, 0, 51)), "PNG"), (204, 204, 204), id="translucent"),
         pytest.param(bytes_of(Image.new("LA", (20, 20), (9, 0)), "PNG"), (255, 255, 255), id="grey with alpha"),
@@ -414,9 +412,7 @@ def test_the_same_image_in_two_classes_fails_and_teaches_neither(animals: Path, 
     dataset = data.prepare(config_of(animals), tmp_path / "out")
     assert dataset.train_count + dataset.test_count == 14
     for corrupt_files in ("fail", "skip"):
-        with pytest.raises(
-            DataError, match=r"ant/3\.png \(= cow/ant\.png\), cow/ant\.png \(= ant/3\.png\)\. Keep each"
-        ):
+        with pytest.raises(DataError, match=r"ant/3\.png \(= cow/ant\.png\), cow/ant\.png \(= ant/3\.png\)\. Keep each"):
             data.validate(dataset, config_of(animals, corrupt_files=corrupt_files), 3)
 
 
@@ -612,7 +608,5 @@ def test_real_cats(tmp_path: Path):
     assert dataset.classes == CLASSES
     assert (dataset.train_count, dataset.test_count) == (831, 208)
     assert report.rows[-1] == {"class": "other", "train": 391, "test": 98}
-    assert (
-        "Abyssinian_122.jpg (like cat/Abyssinian/Abyssinian_172.jpg)" in report.warnings[0]
-    )  # the same photo, cleaned
+    assert "Abyssinian_122.jpg (like cat/Abyssinian/Abyssinian_172.jpg)" in report.warnings[0]  # the same photo, cleaned
     assert 90 < all_images(dataset).float().mean() < 150

@@ -1,5 +1,7 @@
 """Flow matching: the identities of the straight path, and losses that are zero exactly where they should be."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_following_the_velocity_reaches_the_data(pair: tuple):
 
 
 @pytest.mark.parametrize("prediction", ["x", "v"])
-def test_the_loss_is_zero_for_the_right_answer_and_not_for_noise_equal_to_data(pair: tuple, prediction: str):
+def test_the_loss_is_zero_for_the_right_answer_and_not_for_noise_equal_to_data(pair: tuple, prediction: Literal["x", "v"]):
     x_1, x_0, t = pair
     labels = torch.zeros(5, dtype=torch.int64)
 

@@ -163,12 +163,15 @@ def test_a_weaker_model_does_not_replace_a_better_one(
     assert gate.decide(better, better, "0123456789ab", CONFIG, tmp_path).promoted
 
 
+FLOOR: dict[str, float | None] = {"kid_breed": 0.01, "kid_breed_std": 0.02}
+
+
 def make_report(path: Path, conditions: dict[str, Any] | None = None, **metrics: float | None) -> FidelityReport:
     measured = {"kid_breed": 0.1, "kid_breed_std": 0.01, "precision": 0.6, "recall": 0.3, "spread": 0.9, "distinct": 1.0}
     facts: dict[str, Any] = {"extractor": "breed", "generated": 100, **(conditions or {})}
     facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}}
     write_json(path, {"anything": "the gate reads the record"})
-    return FidelityReport(path=path, sha256=sha256_of(path), metrics=measured | metrics, floor={}, conditions=facts)
+    return FidelityReport(path=path, sha256=sha256_of(path), metrics=measured | metrics, floor=FLOOR, conditions=facts)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -227,6 +230,18 @@ def test_configured_bars(tmp_path: Path, decide: Callable[..., Decision]) -> Non
     unmeasured = decide(make_report(tmp_path / "b.json"), min_breed_accuracy=0.1)
     assert failed(unmeasured) == ["min_breed_accuracy"]
     assert "was not measured" in unmeasured.terms[-1]["why"]
+
+
+def test_eyes_that_see_nothing_promote_nothing(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    def report(trivial: float, floor: float, error: float) -> FidelityReport:
+        made = make_report(tmp_path / "a.json", kid_breed=0.0)
+        conditions = {**made.conditions, "trivial_kid": {"noise": trivial, "mean_image": 9.0}}
+        measured = {"kid_breed": floor, "kid_breed_std": error}
+        return made.model_copy(update={"conditions": conditions, "floor": measured})
+
+    assert failed(decide(report(2e-7, 0.0, 0.0))) == ["sighted"]
+    assert failed(decide(report(0.059, 0.01, 0.01))) == ["sighted"]
+    assert decide(report(0.061, 0.01, 0.01)).promoted
 
 
 def test_what_is_not_a_number_does_not_pass(tmp_path: Path, decide: Callable[..., Decision]) -> None:

@@ -36,7 +36,7 @@ def test_the_patch_embedding_and_the_output_agree_on_where_a_patch_is():
     with torch.no_grad():
         rows = torch.eye(12).view(12, 2, 2, 3).permute(0, 3, 1, 2)  # output channel i reads entry i of the patch
         model.patch_embed.weight.copy_(rows)
-        model.positions.zero_()
+        model.get_buffer("positions").zero_()
         images = torch.randn(1, 3, 8, 8)
         tokens = model.patch_embed(images).flatten(2).transpose(1, 2)
     assert torch.allclose(unpatchify(tokens, 2), images)

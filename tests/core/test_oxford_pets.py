@@ -149,9 +149,7 @@ def test_archives_are_downloaded_once_for_all_sizes(mirror: Mirror, tmp_path: Pa
     assert data.prepare(CONFIG, tmp_path / "elsewhere").sha256 == small.sha256
 
 
-def test_a_photo_in_both_splits_stays_in_the_test_split(
-    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_photo_in_both_splits_stays_in_the_test_split(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mirror.photos["Bengal_1"] = mirror.photos["Bengal_34"]
     mirror.pack()
     mirror.trust(monkeypatch)
@@ -162,9 +160,7 @@ def test_a_photo_in_both_splits_stays_in_the_test_split(
     assert "Bengal_1.jpg (= Bengal_34.jpg)" in data.validate(dataset, CONFIG, 13).warnings[0]
 
 
-def test_known_odd_files_and_contradictions_are_warnings(
-    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_known_odd_files_and_contradictions_are_warnings(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mirror.photos["beagle_116"] = b"damaged"
     mirror.photos["Birman_116"] = mirror.photos["Persian_116"]
     mirror.pack()
@@ -218,9 +214,7 @@ def test_lists_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar", tar({"a": b"x"})[:-20], tar({"a": b"x"})])
-def test_archives_of_another_form_are_refused(
-    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-):
+def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
     mirror.files["annotations.tar.gz"] = content
     mirror.trust(monkeypatch)
     with pytest.raises(DataError, match=r"annotations\.tar\.gz (is not a readable archive|has no annotations)"):

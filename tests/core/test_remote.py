@@ -188,18 +188,14 @@ def replay(finished: tuple[Path, Checkpoint, list[dict]]) -> Replay:
 # ---- the whole way
 
 
-def test_result_is_that_of_training_here(
-    finished: tuple[Path, Checkpoint, list[dict]], dataset: Dataset, tmp_path: Path
-) -> None:
+def test_result_is_that_of_training_here(finished: tuple[Path, Checkpoint, list[dict]], dataset: Dataset, tmp_path: Path) -> None:
     _, checkpoint, rows = finished
     here = train(dataset, MODEL, TRAIN, tmp_path, "cpu")
     there = checkpoint.verify().path.parent
     assert checkpoint.content == here.content
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
-    assert sorted(path.name for path in there.iterdir()) == [
-        *("ema.safetensors", "log.jsonl", "modal_call.json", "samples")
-    ]
+    assert sorted(path.name for path in there.iterdir()) == [*("ema.safetensors", "log.jsonl", "modal_call.json", "samples")]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
 
@@ -285,9 +281,7 @@ def test_cancel_that_fails_keeps_the_call_and_the_interrupt(
     assert (tmp_path / "modal_call.json").exists()
 
 
-def test_damaged_download_is_refused_and_mended(
-    replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_damaged_download_is_refused_and_mended(replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any) -> None:
     def damaged(path: str) -> Iterator[bytes]:
         yield b"\0" + b"".join(LocalModal.read(replay, path))[1:] if path.endswith("ema.safetensors") else b""
 
@@ -411,9 +405,7 @@ def test_unreadable_configuration_file_is_named_but_not_quoted(tmp_path: Path) -
 # ---- the thin methods, against a server
 
 
-FUNCTION = api_pb2.FunctionHandleMetadata(
-    function_name="train_generator", supported_input_formats=[api_pb2.DATA_FORMAT_PICKLE]
-)
+FUNCTION = api_pb2.FunctionHandleMetadata(function_name="train_generator", supported_input_formats=[api_pb2.DATA_FORMAT_PICKLE])
 
 
 class Server(ModalClientBase):

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def towards_grey(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_samples_land_on_the_data(sampler: str):
+def test_samples_land_on_the_data(sampler: Literal["euler", "heun"]):
     labels = torch.tensor([0, 3, 5])
     images = sample(towards_grey, labels, 8, 6, SampleConfig(sampler=sampler, steps=10, guidance=1))
     expected = ((labels / 10 + 1) * 127.5).round().to(torch.uint8)
@@ -101,9 +102,7 @@ def test_a_sample_set_round_trips_with_its_settings(tmp_path: Path):
     assert torch.equal(images, sample(towards_grey, labels, 8, 6, config))
     assert made.settings["seed"] == 9
     assert made.settings["model"] == "abc"
-    again = generate(
-        towards_grey, labels, 8, 6, config, tmp_path / "t.safetensors", {"model": "abc", "runtime": "pytorch"}
-    )
+    again = generate(towards_grey, labels, 8, 6, config, tmp_path / "t.safetensors", {"model": "abc", "runtime": "pytorch"})
     assert made.sha256 == again.sha256
 
 

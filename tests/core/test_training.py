@@ -93,9 +93,7 @@ def test_it_learns_what_the_classes_look_like(two_colours: Dataset, tmp_path: Pa
     from tinycats_core.config import SampleConfig
     from tinycats_core.sampling import sample
 
-    quick = config(
-        steps=250, lr=1e-2, batch_size=16, ema_decay=0.95, log_every=50, sample_every=250, checkpoint_every=250
-    )
+    quick = config(steps=250, lr=1e-2, batch_size=16, ema_decay=0.95, log_every=50, sample_every=250, checkpoint_every=250)
     made = train(two_colours, MODEL, quick, tmp_path / "run")
     log = read_log(tmp_path / "run")
     assert log[-1]["loss"] < log[0]["loss"] / 2
@@ -191,9 +189,7 @@ def test_a_signal_that_nobody_acts_on_is_not_reported_as_success(two_colours: Da
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with pytest.raises(TrainingError, match="stopped at step 3 of 12"):
-            train(
-                two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: os.kill(os.getpid(), signal.SIGTERM)
-            )
+            train(two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: os.kill(os.getpid(), signal.SIGTERM))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -230,9 +226,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
         ({}, {"lr": 1e-4}, "train.lr is 0.002 there and 0.0001 here"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(
-    two_colours: Dataset, tmp_path: Path, model: dict, settings: dict, difference: str
-):
+def test_a_folder_of_another_run_is_refused(two_colours: Dataset, tmp_path: Path, model: dict, settings: dict, difference: str):
     train(two_colours, MODEL, config(), tmp_path / "run")
     with pytest.raises(CheckpointError, match=difference):
         train(two_colours, MODEL.model_copy(update=model), config(**settings), tmp_path / "run")
@@ -333,9 +327,7 @@ def test_an_output_folder_that_cannot_be_is_named(two_colours: Dataset, tmp_path
         train(two_colours, MODEL, config(), tmp_path / "file" / "run")
 
 
-def test_a_full_disk_stops_with_the_last_checkpoint_named(
-    two_colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_stops_with_the_last_checkpoint_named(two_colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = training.write_safetensors
 
     def no_space(path: Path, tensors: dict, header: dict) -> Path:

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,23 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
     (error,) = capsys.readouterr().err.splitlines()  # no server was started to find that out
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_a_stopped_command_leaves_a_checkpoint_and_its_exit_code(prefect_server: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    long = merged(tiny, train={"steps": 100_000, "checkpoint_every": 100_000, "sample_every": 100_000, "seed": 3})
+    command = [sys.executable, "-m", "flows.release_model", "--overrides", json.dumps(long)]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server, "TINYCATS_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        while "training 100000 steps" not in (line := process.stderr.readline()):
+            assert line, "the command ended before it trained"
+        while not list((tmp_path / "home" / "training").glob("*/log.jsonl")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list((tmp_path / "home" / "training").glob("*/checkpoints/step-*.safetensors"))
+    assert not latest(tiny).exists()
 
 
 def test_the_command_ends_with_its_exit_code_and_no_traceback(prefect_server: str, tiny: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def test_the_second_run_takes_the_result_from_the_cache(made: Made, tmp_path: Pa
     assert said == "1 stage executed, 0 came from the cache"
     moved = record(tmp_path / "elsewhere")
     second, said = one_stage(moved, "a")
-    assert (second, said) == (first, "no stage executed: 1 came from the cache")
+    assert (second, said) == (first, "nothing to do: no stage executed, 1 came from the cache")
     assert calls == ["a"]
 
 
