@@ -67,7 +67,18 @@ def build(
     """
     name = config.publish.name
     open_registry(registry)
-    parents = _parents(dataset, checkpoint, samples, report, decision, models, classifier, baseline, onnx_reports)
+    made_of: dict[str, Record | None] = {
+        "dataset": dataset,
+        "checkpoint": checkpoint,
+        "samples": samples,
+        "report": report,
+        "decision": decision,
+        "classifier": classifier,
+        "baseline": baseline,
+        **{f"denoiser-{model.precision}": model for model in models},
+        **{f"report-{_runtime(item)}": item for item in onnx_reports},
+    }
+    parents = {name: part and {"sha256": part.verify().sha256, "content": part.content} for name, part in made_of.items()}
     key = release_key(config, dataset)
     version = digest_of({"key": key, "parents": parents})[:12]
     target = registry / name / version
@@ -86,7 +97,24 @@ def build(
                 shutil.copyfile(model.path, folder / f"denoiser-{model.precision}.onnx")
             if classifier is not None:
                 shutil.copyfile(classifier.path, folder / "classifier.safetensors")
-            _write_facts(folder, config, dataset, checkpoint, report, decision, models, classifier, baseline, onnx_reports)
+            facts = {
+                "config.json": _settings(config),
+                "data.json": _data(dataset),
+                "metrics.json": _metrics(report, decision, baseline, onnx_reports),
+                "benchmark.json": {
+                    "machine": machine_facts(),
+                    "onnx": {model.precision: model.facts for model in models},
+                    "training": {"step": checkpoint.step, **checkpoint.facts},
+                    "classifier": classifier and classifier.facts,
+                },
+                "decision.json": decision.model_dump(mode="json", exclude={"path", "sha256"}),
+            }
+            for file, value in facts.items():
+                write_json(folder / file, portable(value))
+            _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
+            log = checkpoint.path.with_name("log.jsonl")
+            if log.is_file():
+                shutil.copyfile(log, folder / "training_log.jsonl")
             _write_samples(folder / "samples", samples, dataset.classes)
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)
@@ -99,78 +127,35 @@ def build(
     return read_release(target)
 
 
-def _parents(
-    dataset: Dataset,
-    checkpoint: Checkpoint,
-    samples: SampleSet,
-    report: FidelityReport,
-    decision: Decision,
-    models: Sequence[OnnxModel],
-    classifier: Checkpoint | None,
-    baseline: FidelityReport | None,
-    onnx_reports: Sequence[FidelityReport],
-) -> dict[str, Any]:
-    """Return what the release is made of, by content, after checking that each is still what it was."""
-    parents: dict[str, Record | None] = {
-        "dataset": dataset,
-        "checkpoint": checkpoint,
-        "samples": samples,
-        "report": report,
-        "decision": decision,
-        "classifier": classifier,
-        "baseline": baseline,
-        **{f"denoiser-{model.precision}": model for model in models},
-        **{f"report-{_runtime(item)}": item for item in onnx_reports},
-    }
-    return {name: record and {"sha256": record.verify().sha256, "content": record.content} for name, record in parents.items()}
+def _settings(config: ReleaseConfig) -> dict[str, Any]:
+    """Return the configuration without the folders that lead nowhere on another machine."""
+    settings = config.model_dump(mode="json")
+    for part in ("data", "publish"):
+        settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
+    return settings
 
 
-def _write_facts(
-    folder: Path,
-    config: ReleaseConfig,
-    dataset: Dataset,
-    checkpoint: Checkpoint,
-    report: FidelityReport,
-    decision: Decision,
-    models: Sequence[OnnxModel],
-    classifier: Checkpoint | None,
-    baseline: FidelityReport | None,
-    onnx_reports: Sequence[FidelityReport],
-) -> None:
+def _data(dataset: Dataset) -> dict[str, Any]:
+    """Return what the data set is: counts by class and split, and how many findings of each kind."""
     manifest = read_manifest(dataset)
     counts = Counter((row["class"], row["split"]) for row in manifest["images"])
-    data = {
+    return {
         **dataset.model_dump(mode="json", exclude={"path"}),
         "split": manifest["split"],
         "counts": {name: {split: counts[name, split] for split in ("train", "test")} for name in dataset.classes},
         "findings": dict(Counter(finding["kind"] for finding in manifest["findings"])),
     }
-    metrics = {
+
+
+def _metrics(
+    report: FidelityReport, decision: Decision, baseline: FidelityReport | None, onnx_reports: Sequence[FidelityReport]
+) -> dict[str, Any]:
+    """Return every measurement: of the candidate, of the published release before it, of what the ONNX files draw."""
+    return {
         "candidate": _measured(report),
         "baseline": baseline and {"version": decision.baseline, **_measured(baseline)},
         "onnx": {_runtime(item): _measured(item) for item in onnx_reports},
     }
-    benchmark = {
-        "machine": machine_facts(),
-        "onnx": {model.precision: model.facts for model in models},
-        "training": {"step": checkpoint.step, **checkpoint.facts},
-        "classifier": classifier and classifier.facts,
-    }
-    settings = config.model_dump(mode="json")
-    for part in ("data", "publish"):
-        settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
-    for file, value in {
-        "config.json": settings,
-        "data.json": data,
-        "metrics.json": metrics,
-        "benchmark.json": benchmark,
-        "decision.json": decision.model_dump(mode="json", exclude={"path", "sha256"}),
-    }.items():
-        write_json(folder / file, portable(value))
-    _metrics_frame(metrics).to_csv(folder / "metrics.csv", index=False)
-    log = checkpoint.path.with_name("log.jsonl")
-    if log.is_file():
-        shutil.copyfile(log, folder / "training_log.jsonl")
 
 
 def _measured(report: FidelityReport) -> dict[str, Any]:
