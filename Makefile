@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 help:  ## List what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-release: $(READY)  ## Make and publish a release: make release PRESET=smoke OVERRIDES='{"train": {"steps": 2400}}'
+release: $(READY)  ## Make and publish a release: make release PRESET=smoke OVERRIDES='{"train": {"steps": 8000}}'
 	@$(VENV)/bin/python -m flows.release_model --preset "$(PRESET)" --overrides "$$OVERRIDES"
 
 test: $(READY)  ## Run the whole test suite

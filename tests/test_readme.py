@@ -1,0 +1,47 @@
+"""The README says what is: its numbers come from files, its presets from the configuration, its links lead somewhere."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from tinycats_core.config import PRESETS, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of every table row in a text."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_metrics_are_those_of_the_release_whose_grid_is_shown():
+    block = README.split("<!-- metrics:begin -->")[1].split("<!-- metrics:end -->")[0]
+    with open(ROOT / "docs" / "smoke" / "metrics.csv", newline="") as file:
+        measured = {row["metric"]: row for row in csv.DictReader(file)}
+    shown = [row for row in rows(block) if row[0].startswith("`")]
+    assert len(shown) >= 4
+    for name, candidate, int8, floor, *_ in shown:
+        found = measured[name.strip("`")]
+        for text, column in ((candidate, "candidate"), (int8, "onnx-int8"), (floor, "floor")):
+            assert float(text) == pytest.approx(float(found[column]), abs=0.5 * 10 ** -len(text.partition(".")[2])), name
+
+
+def test_the_deployments_are_the_presets():
+    shown = {row[0].removeprefix("`release-model/").strip("`"): row for row in rows(README) if "release-model/" in row[0]}
+    assert shown.keys() == PRESETS.keys()
+    for name, row in shown.items():
+        config = resolve(name)
+        assert int(row[1].replace(",", "")) == config.train.steps
+        assert float(row[2]) == config.train.lr
+        assert row[3] == f"{config.model.image_size} px"
+
+
+def test_links_and_make_targets_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"\bmake ([a-z]+)", README):
+        assert re.search(rf"^{name}:", makefile, re.M), name
