@@ -54,6 +54,6 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
         },
         "classifier": {"epochs": 3, "batch_size": 32},
         "sample": {"steps": 8},
-        "evaluate": {"samples": 104, "kid_subsets": 10, "min_breed_accuracy": None, "min_recall": None},
+        "evaluate": {"samples": 104, "kid_subsets": 10},
         "publish": {"name": "tiny", "folder": str(tmp_path / "releases")},
     }

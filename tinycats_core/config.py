@@ -271,7 +271,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "classifier": {"backbone": "resnet18", "epochs": 3},
         "sample": {"steps": 8},
-        "evaluate": {"extractor": "breed", "samples": 520, "min_breed_accuracy": 0.8, "min_recall": 0.2},
+        "evaluate": {"extractor": "breed", "samples": 520},
         "publish": {"name": "tinycats-smoke"},
     },
     "standard": _plan(200_000, 1e-4, 10_000),
