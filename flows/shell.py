@@ -1,6 +1,7 @@
 """What every flow's command line shares: settings from a shell, errors as one line, and exit codes."""
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -31,6 +32,8 @@ def run(call: Callable[[], object]) -> int:
     """Call a flow. Returns 0, 1 after an error that a person should read, or 130 after Ctrl-C; SIGTERM exits with 143."""
     # Prefect hands the signal on to the handler from before the flow; Python's own would leave Prefect's server running.
     signal.signal(signal.SIGTERM, _exit)
+    for handler in logging.getLogger("prefect").handlers:  # what the core says, on the same console
+        logging.getLogger("tinycats").addHandler(handler)
     try:
         call()
     except TinycatsError as error:
