@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_URL = "http://127.0.0.1:4200/api"
 POOL = "local"
 START_SECONDS = 180
+STOP_SECONDS = 15  # for each process to end by itself before it is killed with all that it started
 
 
 def main() -> int:
@@ -115,7 +116,7 @@ def stop(started: Sequence[subprocess.Popen[bytes]]) -> None:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(30)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

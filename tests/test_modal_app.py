@@ -228,7 +228,7 @@ def closure(names):
     return found
 
 image = closure([*modal_app.PACKAGES, "modal"])
-owners = importlib.metadata.packages_distributions()
+owners = {module: dists for module, dists in importlib.metadata.packages_distributions().items() if "tinycats" not in dists}
 normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 here = {module for module, dists in owners.items() if image & {normal(dist) for dist in dists}}
 here |= {"tinycats_core", *sys.stdlib_module_names}
