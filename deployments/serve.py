@@ -27,7 +27,8 @@ def main() -> int:
     url = os.environ.get("PREFECT_API_URL", DEFAULT_URL).rstrip("/")
     environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     started: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
+        signal.signal(number, _interrupt)
     try:
         if answers(url):
             print(f"using the Prefect server at {url}", flush=True)

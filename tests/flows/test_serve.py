@@ -31,7 +31,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def served(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     output = tmp_path / "output"
     with open(output, "wb") as file:
-        process = subprocess.Popen(SERVE, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        # As a shell starts a background job: with SIGINT ignored, which the command must not leave so.
+        background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *SERVE]
+        process = subprocess.Popen(background, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 240
     while "serving. Pages:" not in output.read_text():
         assert process.poll() is None, output.read_text()
