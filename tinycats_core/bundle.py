@@ -90,7 +90,7 @@ def build(
             aside = target.with_name(f"{version}.damaged-{digest_of([target.stat().st_mtime_ns, wrong])[:8]}")
             target.rename(aside)
             logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
-        with atomic_path(target) as folder:
+        with atomic_path(target, replace=False) as folder:
             (folder / "samples").mkdir(parents=True)
             shutil.copyfile(checkpoint.path, folder / "model.safetensors")
             for model in models:

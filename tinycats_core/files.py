@@ -28,11 +28,12 @@ def digest_of(value: Any) -> str:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it.
 
     Works for a file and for a folder. An existing file is replaced in one step; an existing folder is moved aside and
-    then removed, because no rename replaces a folder that is not empty.
+    then removed, because no rename replaces a folder that is not empty. Without `replace` a folder that has come to
+    stand there in the meantime stays, and this is an OSError.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -43,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _settle(file)
-            if path.exists():
+            if replace and path.exists():
                 aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
                 path.rename(aside)
                 temporary.rename(path)
