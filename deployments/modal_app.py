@@ -75,14 +75,14 @@ def train_generator(request: dict[str, Any]) -> dict[str, Any]:
         if not dataset.is_intact():
             volume = remote.DATA_VOLUME
             raise ComputeError(f"{data} on {volume} is missing or damaged; run `modal volume rm -r {volume} {data}`")
-        checkpoint = train(dataset, model, training, folder, request["device"], commit_in_time)
+        checkpoint = train(dataset, model, training, folder, request["device"], commit_in_time, request["processes"])
     except TinycatsError as error:
         return {"error": str(error)}
     except ValidationError:
         return {"error": "the deployed code does not know these settings; run `modal deploy deployments/modal_app.py`"}
     finally:
         outputs_volume.commit()
-    files = [checkpoint.path, folder / "log.jsonl", *sorted((folder / "samples").glob("*.png"))]
+    files = [checkpoint.path, folder / "log.jsonl", folder / "diary.jsonl", *sorted((folder / "samples").glob("*.png"))]
     return {
         "checkpoint": checkpoint.model_dump(mode="json", exclude={"path"}),
         "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},

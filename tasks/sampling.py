@@ -4,6 +4,7 @@ from tasks import show
 from tasks.stage import key_of, log, stage
 from tinycats_core import checkpoint, data, export, grids, sampling
 from tinycats_core.config import ComputeConfig, SampleConfig
+from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Dataset, OnnxModel, SampleSet
@@ -20,7 +21,7 @@ def generate_samples(
     if isinstance(model, OnnxModel):
         velocity, device, runtime = export.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
     else:
-        device, runtime = sampling.pick_device(compute.device), "pytorch"
+        device, runtime = pick_device(compute.device), "pytorch"
         velocity, header = checkpoint.load_generator(model.path, device)
         if (header.model.image_size, header.classes) != (dataset.image_size, dataset.classes):
             raise EvaluationError(

@@ -34,11 +34,11 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 
     def on_log(row: dict) -> None:
-        bar(row["step"] / train.steps, f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s")
+        bar(row["step"] / train.steps, training.status(row))
 
     if compute.where == "modal":
         checkpoint = remote.train_on_modal(dataset, model, train, compute, folder, on_log)
     else:
-        checkpoint = training.train(dataset, model, train, folder, compute.device, on_log)
+        checkpoint = training.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
     show.picture("loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps")
     return checkpoint

@@ -47,7 +47,7 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
             "batch_size": 32,
             "warmup_steps": 10,
             "lr": 4e-3,
-            "ema_decay": 0.98,
+            "ema_decays": [0.98],
             "checkpoint_every": 200,
             "sample_every": 400,
             "log_every": 50,

@@ -132,6 +132,8 @@ def _settings(config: ReleaseConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for part in ("data", "publish"):
         settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
+    if settings["train"]["resume_from"]:
+        settings["train"]["resume_from"] = Path(settings["train"]["resume_from"]).name
     return settings
 
 

@@ -14,10 +14,10 @@ from torchvision.models import get_model
 from tinycats_core.checkpoint import load_strictly, read_safetensors, write_safetensors
 from tinycats_core.config import ClassifierConfig
 from tinycats_core.data import load_split
+from tinycats_core.device import pick_device
 from tinycats_core.errors import CheckpointError, DataError, TrainingError
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset
-from tinycats_core.sampling import pick_device
 from tinycats_core.training import pick_precision
 
 VERSION = 1  # of the recipe below: bump it when the same configuration gives other weights

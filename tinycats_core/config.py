@@ -103,7 +103,7 @@ class TrainConfig(Part):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    ema_decays: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.9999,)  # the first is shipped
     label_dropout: Fraction = 0.1
     flip: bool = True
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -111,11 +111,20 @@ class TrainConfig(Part):
     timestep_std: Annotated[float, Field(gt=0)] = 0.8
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: Literal["auto", "off", "default", "reduce-overhead"] = "auto"  # a mode of torch.compile; auto: on a GPU, for long runs
+    max_skipped_steps: Annotated[int, Field(ge=0)] = (
+        0  # steps whose loss or gradient is not finite are left out; more than this stop
+    )
+    resume_from: Path | None = None  # a training's folder or checkpoint to go on from, as with more steps
     checkpoint_every: Positive = 5_000
     sample_every: Positive = 10_000
     log_every: Positive = 100
     seed: Seed = 0
+
+    @field_validator("resume_from")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
@@ -123,6 +132,8 @@ class TrainConfig(Part):
             raise ValueError(f"train.batch_size is {self.batch_size}, not divisible by train.accumulation {self.accumulation}")
         if self.warmup_steps > self.steps:
             raise ValueError(f"train.warmup_steps is {self.warmup_steps}, more than train.steps {self.steps}")
+        if len(set(self.ema_decays)) < len(self.ema_decays):
+            raise ValueError(f"train.ema_decays is {list(self.ema_decays)}, which names one twice")
         return self
 
 
@@ -208,7 +219,8 @@ class ComputeConfig(Part):
 
     where: Literal["local", "modal"] = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpu: str = "A100-80GB"  # Modal's name of one GPU
+    processes: Positive = 1  # devices of one machine that share the batch, a process each
+    gpu: str = "A100-80GB"  # Modal's name of a GPU, with ":N" for N of them
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0
     retries: Annotated[int, Field(ge=0, le=10)] = 10
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -239,6 +251,14 @@ class ReleaseConfig(Part):
                 f"model.num_classes is {self.model.num_classes} but data.source {self.data.source!r} has "
                 f"{len(CLASSES)} classes (12 breeds and other); set model.num_classes to {len(CLASSES)}"
             )
+        if self.train.batch_size % self.compute.processes:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, not divisible by compute.processes {self.compute.processes}"
+            )
+        if self.compute.where == "modal" and self.train.resume_from is not None:
+            raise ValueError(
+                "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
+            )
         if self.evaluate.samples < self.model.num_classes * 2:
             raise ValueError(
                 f"evaluate.samples is {self.evaluate.samples}; at least {self.model.num_classes * 2} are needed "
@@ -264,7 +284,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 50,
-            "ema_decay": 0.999,
+            "ema_decays": [0.999],
             "checkpoint_every": 1000,
             "sample_every": 2000,
             "log_every": 40,

@@ -17,10 +17,11 @@ from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.classifier import BreedClassifier, load_classifier, predict
 from tinycats_core.config import EvaluateConfig, SampleConfig
 from tinycats_core.data import load_split
+from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
-from tinycats_core.sampling import load_samples, pick_device
+from tinycats_core.sampling import load_samples
 
 MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight images
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)

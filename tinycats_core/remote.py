@@ -141,7 +141,7 @@ def check_compute(compute: ComputeConfig, client: ModalClient | None = None) -> 
     Returns where the credentials come from. Raises ComputeError.
     """
     client = client or ModalClient()
-    _check_gpu(compute.gpu)
+    _check_gpu(compute)
     source = client.check_credentials()
     with _explained():
         client.check_deployed()
@@ -161,7 +161,8 @@ def train_on_modal(
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
     command attaches to the same call. An interrupt or any other error here cancels the call; a later run goes on from
-    the last checkpoint on the outputs volume. The folder gets `ema.safetensors`, `log.jsonl` and `samples/`.
+    the last checkpoint on the outputs volume. The folder gets `ema.safetensors`, `log.jsonl`, `diary.jsonl`
+    and `samples/`.
 
     Args:
         on_log: called with each row of the remote log, in order.
@@ -191,6 +192,7 @@ def train_on_modal(
             "model": model.model_dump(mode="json"),
             "train": train.model_dump(mode="json"),
             "device": "cuda" if compute.device == "auto" else compute.device,  # never a GPU's price for a CPU's work
+            "processes": compute.processes,
         }
         with _explained():
             _upload(client, dataset)
@@ -264,12 +266,16 @@ async def _hello(source: str) -> None:
         ) from None
 
 
-def _check_gpu(gpu: str) -> None:
+def _check_gpu(compute: ComputeConfig) -> None:
+    gpu = compute.gpu
     name, _, count = gpu.partition(":")
     if name.upper() not in GPUS:
         raise ComputeError(f"compute.gpu is {gpu!r}; allowed: {', '.join(GPUS)}")
-    if ":" in gpu and count != "1":
-        raise ComputeError(f"compute.gpu is {gpu!r}, but training uses one GPU; write {name!r}")
+    if (count or "1") != str(compute.processes):
+        raise ComputeError(
+            f"compute.gpu is {gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, as in "
+            f"'{name}:2' and 2"
+        )
 
 
 def _upload(client: ModalClient, dataset: Dataset) -> None:

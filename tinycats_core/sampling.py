@@ -11,21 +11,13 @@ from torch import Tensor
 
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.config import SampleConfig
-from tinycats_core.errors import ComputeError, ConfigError
+from tinycats_core.device import fast_arithmetic
+from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of
 from tinycats_core.records import SampleSet
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A velocity field: noisy images (B, 3, S, S), times (B,), labels (B,) to velocities (B, 3, S, S)."""
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device: `auto` is CUDA where there is one. Raises ComputeError when CUDA is asked for and absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ComputeError("compute.device is 'cuda' but PyTorch sees no GPU here. Use 'auto' or 'cpu'.")
-    return torch.device(name)
 
 
 def labels_like(labels: Tensor, count: int, num_classes: int) -> Tensor:
@@ -123,7 +115,8 @@ def generate(
     device: str | torch.device = "cpu",
 ) -> SampleSet:
     """Draw one image for each label and keep them in a file, with the settings that made them."""
-    images = sample(velocity, labels, image_size, num_classes, config, device)
+    with fast_arithmetic(torch.device(device)):
+        images = sample(velocity, labels, image_size, num_classes, config, device)
     settings = {**config.model_dump(mode="json", exclude={"batch_size"}), **settings}
     write_safetensors(path, {"images": images, "labels": labels}, {"kind": "samples", "settings": settings})
     return SampleSet(path=path, sha256=sha256_of(path), count=len(images), settings=settings)

@@ -22,12 +22,12 @@ def test_presets_carry_the_plan(preset: str, steps: int, lr: float, warmup: int,
     config = resolve(preset)
     train, model = config.train, config.model
     assert (train.steps, train.lr, train.warmup_steps, train.accumulation) == (steps, lr, warmup, accumulation)
-    assert (train.batch_size, train.betas, train.weight_decay, train.clip, train.ema_decay) == (
+    assert (train.batch_size, train.betas, train.weight_decay, train.clip, train.ema_decays) == (
         256,
         (0.9, 0.95),
         1e-4,
         1.0,
-        0.9999,
+        (0.9999,),
     )
     assert (model.patch_size, model.width, model.depth, model.heads, model.num_classes) == (16, 384, 12, 6, 13)
     assert model.image_size == config.data.image_size == size
@@ -75,7 +75,7 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"train": {"steps": 0}}, ["train.steps is 0", "greater than or equal to 1"]),
         ("smoke", {"train": {"steps": 10}}, ["train.warmup_steps is 50", "train.steps 10"]),
         ("smoke", {"train": {"lr": float("nan")}}, ["train.lr is nan"]),
-        ("smoke", {"train": {"ema_decay": 1.0}}, ["train.ema_decay is 1.0"]),
+        ("smoke", {"train": {"ema_decays": [0.9, 1.0]}}, ["train.ema_decays.1 is 1.0"]),
         ("smoke", {"model": {"num_classes": 12}}, ["model.num_classes is 12", "13 classes"]),
         ("smoke", {"sample": {"guidance": -1}}, ["sample.guidance is -1"]),
         ("smoke", {"sample": {"guidance_interval": [0, 2]}}, ["sample.guidance_interval.1 is 2"]),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinycats_core.config import SampleConfig
-from tinycats_core.errors import ComputeError, ConfigError
+from tinycats_core.errors import ConfigError
 from tinycats_core.sampling import (
     generate,
     guide,
@@ -16,7 +16,6 @@ from tinycats_core.sampling import (
     integrate,
     labels_like,
     load_samples,
-    pick_device,
     sample,
 )
 
@@ -109,10 +108,3 @@ def test_a_sample_set_round_trips_with_its_settings(tmp_path: Path):
 def test_labels_that_are_no_class_are_refused():
     with pytest.raises(ConfigError, match="label 6 is not a class; allowed: 0 to 5"):
         sample(towards_grey, torch.tensor([6]), 8, 6, SampleConfig(steps=2))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_asking_for_an_absent_gpu_says_so():
-    assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ComputeError, match="PyTorch sees no GPU"):
-        pick_device("cuda")

@@ -1,0 +1,80 @@
+"""Devices: absent ones are named, and what makes a CPU fast leaves accuracy and settings as they were."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinycats_core.device import fast_arithmetic, is_out_of_memory, matmul_peak, pick_device, pick_precision
+from tinycats_core.errors import ComputeError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_asking_for_an_absent_gpu_says_so():
+    assert pick_device("auto") == CPU
+    with pytest.raises(ComputeError, match="no usable CUDA device"):
+        pick_device("cuda")
+
+
+def test_precision_follows_the_device():
+    assert pick_precision("auto", CPU) is None
+    assert pick_precision("bf16", CPU) is torch.bfloat16
+    with pytest.raises(ComputeError, match=r"train\.precision is 'fp16'"):
+        pick_precision("fp16", CPU)
+
+
+def test_fast_arithmetic_keeps_single_precision():
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(96, 384, generator=generator), torch.randn(1536, 384, generator=generator)
+    q, k, v = torch.randn(3, 2, 4, 64, 32, generator=generator)
+    with fast_arithmetic(CPU):
+        product, attention = F.linear(x, w), F.scaled_dot_product_attention(q, k, v)
+    exact = F.linear(x.double(), w.double())
+    assert float((product - exact).norm() / exact.norm()) < 1e-6
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert float((attention - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_fast_arithmetic_ends_where_it_began():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), fast_arithmetic(CPU):
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_freed_memory_is_given_back_at_the_end():
+    code = """
+import torch
+from pathlib import Path
+from tinycats_core.device import fast_arithmetic
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+with fast_arithmetic(torch.device("cpu")):
+    before = resident()
+    big = [torch.ones(2**20) for _ in range(64)]
+    del big
+    kept = resident() - before
+print(kept, resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept, left = map(float, done.stdout.split())
+    assert left < 64
+    assert kept >= left
+
+
+def test_a_peak_is_measured():
+    assert 1e8 < matmul_peak(CPU) < 1e15
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not is_out_of_memory(MemoryError())

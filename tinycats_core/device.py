@@ -1,0 +1,138 @@
+"""Devices: which one, at which precision, and how to make its arithmetic fast without changing what it computes."""
+
+import ctypes
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tinycats_core.errors import ComputeError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+EXACT = 1e-6  # relative error below which a product of single-precision matrices was computed in single precision
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of `auto`, `cpu` or `cuda`; auto takes a GPU where there is one.
+
+    Raises:
+        ComputeError: a GPU was asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ComputeError("compute.device is 'cuda' but this machine has no usable CUDA device; use 'auto' or 'cpu'")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast type, None for full precision. `auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU.
+
+    Raises:
+        ComputeError: the precision is not to be had on this device.
+    """
+    if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
+        return None
+    if device.type == "cpu" and precision == "fp16":
+        raise ComputeError("train.precision is 'fp16', which needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'")
+    if precision == "bf16" or (precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)):
+        return torch.bfloat16
+    return torch.float16
+
+
+@contextmanager
+def fast_arithmetic(device: torch.device) -> Iterator[None]:
+    """Set a CPU up for training for as long as this lasts, at unchanged accuracy; leave a GPU as it is.
+
+    Matrix products go to oneDNN where it computes them in full single precision: MKL uses half the vector width on CPUs of
+    other makers. Attention over a few dozen tokens is two batched products then, because the fused kernel calls a
+    product for each head. Freed memory is kept for the next step: giving it back costs a page fault for every 4 KiB.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    keeping = _keep_freed_memory(True)
+    try:
+        if not _onednn_is_exact():
+            yield
+            return
+        torch.set_float32_matmul_precision("medium")
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        if keeping:
+            _keep_freed_memory(False)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Return the FLOP/s of the fastest of three matrix products, each the median of ten runs."""
+    sizes = [(8192, 8192, 8192)] if device.type == "cuda" else [(1024, 384, 1536), (1024, 1536, 384), (2048, 2048, 2048)]
+    best = 0.0
+    for rows, inner, columns in sizes:
+        left = torch.randn(rows, inner, device=device, dtype=dtype)
+        right = torch.randn(inner, columns, device=device, dtype=dtype)
+        out = torch.empty(rows, columns, device=device, dtype=dtype)
+        seconds = []
+        for _ in range(12):
+            synchronize(device)
+            started = time.perf_counter()
+            torch.mm(left, right, out=out)
+            synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        best = max(best, 2 * rows * inner * columns / sorted(seconds[2:])[5])
+    return best
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Return whether `torch.compile` finds what it needs: a C++ compiler, and Triton for a GPU."""
+    compiler = os.environ.get("CXX") or "g++"
+    return shutil.which(compiler) is not None and (device.type == "cpu" or find_spec("triton") is not None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done everything that was asked of it; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the device's memory, or a CPU's, does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+@lru_cache(maxsize=1)
+def _onednn_is_exact() -> bool:
+    """Return whether the products that PyTorch's `medium` sends to oneDNN keep full single precision on this CPU.
+
+    The setting allows bf16 inside a product, which CPUs with matrix tiles (AMX) make use of and others do not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = left @ right
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return float((found - exact).norm() / exact.norm()) < EXACT
+
+
+def _keep_freed_memory(keep: bool) -> bool:
+    """Let glibc's allocator keep what is freed, or give it back to the system again. Returns whether it is glibc's."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0 if keep else 65_536)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 * 1024)
+        if not keep:
+            libc.malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    return True
