@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.stage import log
-from tinycats_core import data, fidelity, hub, registry, remote
+from tinycats_core import costs, data, fidelity, hub, registry, remote
 from tinycats_core.config import ReleaseConfig, resolve
 from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
@@ -21,7 +21,7 @@ def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> Releas
 
 
 def check_ready(config: ReleaseConfig) -> None:
-    """Raise the TinycatsError of the first thing that is missing, before any stage has run."""
+    """Raise the TinycatsError of the first thing that is missing, before any stage has run, and log what training costs."""
     if config.compute.where == "modal":
         remote.check_compute(config.compute)
     else:
@@ -32,6 +32,7 @@ def check_ready(config: ReleaseConfig) -> None:
     check_writable(config.publish.folder)
     check_writable(home())
     check_inputs(config)
+    log().info("to train: %s", costs.estimate(config.model, config.train, config.compute))
 
 
 def check_inputs(config: ReleaseConfig) -> None:

@@ -2,7 +2,7 @@
 
 from tasks import show
 from tasks.stage import NETWORK, key_of, log, stage
-from tinycats_core import classifier, grids, remote, training
+from tinycats_core import classifier, costs, grids, remote, training
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Dataset
@@ -36,9 +36,12 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     def on_log(row: dict) -> None:
         bar(row["step"] / train.steps, training.status(row))
 
+    expected = costs.estimate(model, train, compute)
     if compute.where == "modal":
         checkpoint = remote.train_on_modal(dataset, model, train, compute, folder, on_log)
     else:
         checkpoint = training.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
     show.picture("loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps")
+    if cost := costs.record(folder, model, train, compute, expected):
+        log().info(costs.account(cost))
     return checkpoint

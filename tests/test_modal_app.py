@@ -74,6 +74,7 @@ def request_(dataset: Dataset, tmp_path: Path) -> dict[str, Any]:
         "model": MODEL.model_dump(mode="json"),
         "train": TRAIN.model_dump(mode="json"),
         "device": "cpu",
+        "processes": 1,
     }
 
 
@@ -90,7 +91,7 @@ def test_preempted_body_goes_on_and_ends_as_if_it_had_not_been(
     result = modal_app.train_generator.local(request_)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
     assert result["checkpoint"] == here.model_dump(mode="json", exclude={"path"})
-    assert set(result["files"]) == {"ema.safetensors", "log.jsonl", "samples/step-00000004.png"}
+    assert set(result["files"]) == {"ema.safetensors", "log.jsonl", "diary.jsonl", "samples/step-00000004.png"}
     assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
     assert [row["step"] for row in read_log(run)] == [1, 2, 3, 4]
     assert outputs.commits >= (2 + 1) + (2 + 1)  # at the rows and at the end of both attempts

@@ -31,6 +31,11 @@ __all__ = ["build", "release_key", "verify"]
 
 GRID_PER_CLASS = 8
 BREED_SHEET = 40  # images on the sheet of one breed
+TRAINING = {  # what lies beside the checkpoint, and its name in a release
+    "log.jsonl": "training_log.jsonl",
+    "diary.jsonl": "training_diary.jsonl",
+    "cost.json": "training_cost.json",
+}
 ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the folders of an absolute path
 
 
@@ -112,9 +117,9 @@ def build(
             for file, value in facts.items():
                 write_json(folder / file, portable(value))
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
-            log = checkpoint.path.with_name("log.jsonl")
-            if log.is_file():
-                shutil.copyfile(log, folder / "training_log.jsonl")
+            for beside, kept in TRAINING.items():
+                if checkpoint.path.with_name(beside).is_file():
+                    shutil.copyfile(checkpoint.path.with_name(beside), folder / kept)
             _write_samples(folder / "samples", samples, dataset.classes)
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)

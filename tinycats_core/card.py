@@ -43,6 +43,8 @@ FILES = {
     "config.json": "the whole configuration",
     "data.json": "images of each class and split, and what was found wrong with them",
     "training_log.jsonl": "loss, learning rate and speed over the training",
+    "training_diary.jsonl": "when the training started, went on and ended",
+    "training_cost.json": "what the training took: hours, speed, attempts, dollars, and the estimate that was made before it",
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",
 }
@@ -197,6 +199,7 @@ def _body(
         f"settings that were measured:\n\n```python\n{snippet}\n```",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.checkpoint.load_generator` reads it, and its "
         "own metadata says how the network is built.",
+        *_training(folder / "training_cost.json"),
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
         f"{number(data['test_count'])} held out to measure with.",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
@@ -208,6 +211,24 @@ def _body(
         "`python -m tinycats_core.bundle verify .` checks every file against `release.json`.",
     ]
     return "\n\n".join(sections)
+
+
+def _training(path: Path) -> list[str]:
+    """Return the section on what the training took; none where it was not recorded."""
+    if not path.is_file():
+        return []
+    cost = read_json(path)
+    price = cost["price"]
+    gpus = f"{number(cost['gpus'])} × {cost['gpu']} of Modal ({cost['device']})" if cost["gpu"] else cost["device"]
+    money = cost["charge"]
+    if price:
+        dated = f"{price['source']}, {'dated ' + price['seen'] if price['seen'] else 'undated'}"
+        hourly = number(price["usd_per_hour"])
+        money = f"${number(cost['dollars'])} for the GPU alone, at ${hourly} an hour and GPU ({dated})"
+    return [
+        f"## Training\n\n{number(cost['steps'])} steps in {number(cost['hours'])} hours at {number(cost['images_per_s'])} images/s "
+        f"on {gpus}, {cost['precision']}, attempts: {number(cost['attempts'])}; {money}."
+    ]
 
 
 def _others(metrics: Mapping[str, Any]) -> list[str]:

@@ -268,10 +268,10 @@ async def _hello(source: str) -> None:
 
 def _check_gpu(compute: ComputeConfig) -> None:
     gpu = compute.gpu
-    name, _, count = gpu.partition(":")
+    name, colon, count = gpu.partition(":")
     if name.upper() not in GPUS:
         raise ComputeError(f"compute.gpu is {gpu!r}; allowed: {', '.join(GPUS)}")
-    if (count or "1") != str(compute.processes):
+    if (count if colon else "1") != str(compute.processes):
         raise ComputeError(
             f"compute.gpu is {gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, as in "
             f"'{name}:2' and 2"

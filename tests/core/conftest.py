@@ -1,11 +1,12 @@
 """A tiny network and everything else that a release is made of, made once for all tests."""
 
+import json
 from typing import Any
 
 import pytest
-from release_parts import TINY, make_checkpoint, make_report
+from release_parts import FINISH, TINY, make_checkpoint, make_report
 
-from tinycats_core import data, export, sampling
+from tinycats_core import costs, data, export, sampling
 from tinycats_core.checkpoint import load_generator
 from tinycats_core.config import CLASSES, ReleaseConfig, load
 from tinycats_core.files import sha256_of, write_json
@@ -21,6 +22,9 @@ def config() -> ReleaseConfig:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("training")
     (folder / "log.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
+    (folder / "diary.jsonl").write_text(json.dumps(FINISH) + "\n")
+    config = load(TINY | {"compute": {"where": "modal", "gpu": "L4"}})
+    costs.record(folder, config.model, config.train, config.compute, costs.estimate(config.model, config.train, config.compute))
     return make_checkpoint(folder / "ema.safetensors")
 
 

@@ -17,6 +17,19 @@ TINY = {
     "sample": {"sampler": "heun", "steps": 3},
     "evaluate": {"extractor": "breed", "samples": 52},
 }
+FINISH = {  # the last row of the diary of a completed training
+    "event": "finish",
+    "step": 7,
+    "time": "2026-01-02T03:04:05+00:00",
+    "seconds": 4567.8,
+    "images": 2304,
+    "images_per_s": 0.50441,
+    "attempts": 2,
+    "seconds_lost": 12.5,
+    "device": "cuda: NVIDIA L4",
+    "processes": 1,
+    "precision": "bf16",
+}
 
 
 def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Checkpoint:

@@ -37,7 +37,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     assert files == sheets | {
         *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
-        *("README.md", "release.json"),
+        *("training_diary.jsonl", "training_cost.json", "README.md", "release.json"),
     }
     manifest = bundle.verify(built.folder)
     assert set(manifest["files"]) == files - {"release.json"}
@@ -73,6 +73,18 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
     assert list(frame.columns) == ["candidate", "floor", "baseline", "onnx-int8"]
     assert frame.loc["kid_breed", "baseline"] == parts["baseline"].metrics["kid_breed"]
     assert frame.loc["is_breed"].isna().all()
+
+
+def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: dict[str, Any]):
+    for beside, kept in {"cost.json": "training_cost.json", "diary.jsonl": "training_diary.jsonl"}.items():
+        assert (built.folder / kept).read_bytes() == parts["checkpoint"].path.with_name(beside).read_bytes()
+
+
+def test_a_training_without_a_diary_is_released_without_its_cost(parts: dict[str, Any], tmp_path: Path):
+    alone = shutil.copyfile(parts["checkpoint"].path, tmp_path / "ema.safetensors")
+    release = bundle.build(tmp_path / "registry", **{**parts, "checkpoint": parts["checkpoint"].model_copy(update={"path": alone})})
+    assert [path.name for path in release.folder.glob("training_*")] == []
+    assert "## Training\n" not in (release.folder / "README.md").read_text()
 
 
 def test_the_sheets_show_the_samples(built: Release):
@@ -231,7 +243,7 @@ def test_what_a_download_from_the_hub_leaves_beside_a_release_is_no_problem(rele
 def test_the_command_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     version = json.loads((release / "release.json").read_text())["version"]
     assert bundle.main(["verify", str(release)]) == 0
-    assert capsys.readouterr() == (f"tinycats {version}: 26 files, all as they were made\n", "")
+    assert capsys.readouterr() == (f"tinycats {version}: 28 files, all as they were made\n", "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
     assert bundle.main(["verify", str(release)]) == 1

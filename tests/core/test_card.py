@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from tinycats_core import bundle, card, export, sampling
+from tinycats_core import bundle, card, costs, export, sampling
 from tinycats_core.errors import TinycatsError
 from tinycats_core.records import Release
 
@@ -42,6 +42,29 @@ def test_every_number_of_every_table_stands_in_the_files_of_the_release(built: R
     shown = [cell for cell in cells if re.fullmatch(r"-?[\d,.]+(e[+-]\d+)?", cell)]
     assert len(shown) > 30
     assert [cell for cell in shown if cell not in known] == []
+
+
+def test_every_number_of_the_training_stands_in_its_record(built: Release):
+    text = (built.folder / "README.md").read_text()
+    section = text.split("## Training\n\n")[1].split("\n\n")[0]
+    cost = json.loads((built.folder / "training_cost.json").read_text())
+    shown = re.findall(r"(?<![\w-])[\d,.]*\d", section.replace(cost["price"]["seen"], ""))
+    assert len(shown) == 7
+    assert set(shown) <= numbers_of(cost)
+    assert "7 steps in 1.269 hours at 0.5044 images/s on 1 × L4 of Modal (cuda: NVIDIA L4), bf16, attempts: 2" in section
+    assert f"second-hand list, not verified, dated {cost['price']['seen']}" in section
+
+
+def test_a_training_without_dollars_says_why(built: Release, tmp_path: Path):
+    for file in ("config", "data", "metrics", "benchmark", "decision"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    cost = json.loads((built.folder / "training_cost.json").read_text())
+    local = {"gpu": None, "gpus": None, "device": "cpu", "price": None, "dollars": None, "charge": costs.HERE}
+    (tmp_path / "training_cost.json").write_text(json.dumps(cost | local))
+    section = card.model_card(tmp_path, "tinycats", "abc").split("## Training\n\n")[1].split("\n\n")[0]
+    assert "images/s on cpu, bf16" in section
+    assert costs.HERE in section
+    assert "$" not in section
 
 
 def test_each_metric_stands_beside_the_floor_and_the_others(built: Release, parts: dict[str, Any]):
@@ -88,7 +111,7 @@ def test_the_files_that_the_card_names_are_there(built: Release):
     text = (built.folder / "README.md").read_text()
     named = re.findall(r"\]\(((?!http)[^)]+)\)", text) + re.findall(r"^\| `([a-z_/]+\.[a-z]+)`", text, re.MULTILINE)
     assert "samples/grid.png" in named
-    assert "training_log.jsonl" in named
+    assert {"training_log.jsonl", "training_diary.jsonl", "training_cost.json"} <= set(named)
     assert [file for file in named if not (built.folder / file).is_file()] == []
 
 

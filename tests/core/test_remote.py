@@ -195,7 +195,9 @@ def test_result_is_that_of_training_here(finished: tuple[Path, Checkpoint, list[
     assert checkpoint.content == here.content
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
-    assert sorted(path.name for path in there.iterdir()) == [*("ema.safetensors", "log.jsonl", "modal_call.json", "samples")]
+    assert sorted(path.name for path in there.iterdir()) == [
+        *("diary.jsonl", "ema.safetensors", "log.jsonl", "modal_call.json", "samples")
+    ]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
 
@@ -337,8 +339,8 @@ def test_folder_of_another_training_is_refused(replay: Replay, dataset: Dataset,
     ("gpu", "message"),
     [
         ("GTX-1080", r"compute\.gpu is 'GTX-1080'; allowed: T4, L4, .*H100"),
-        ("H100:4", r"compute\.gpu is 'H100:4', but training uses one GPU; write 'H100'"),
-        ("H100:", r"compute\.gpu is 'H100:', but"),
+        ("H100:4", r"compute\.gpu is 'H100:4' but compute\.processes is 1; there must be a process for each GPU"),
+        ("H100:", r"compute\.gpu is 'H100:' but"),
         ("h100:1", None),
     ],
 )

@@ -1,15 +1,20 @@
 """Each task is a function like any other: called from plain Python, without a flow, with or without Prefect's engine."""
 
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.data import prepare_data, validate_data
+from tasks.preflight import check_ready
 from tasks.sampling import generate_samples
 from tasks.training import train_generator
-from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core import remote, training
+from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, SampleConfig, TrainConfig, resolve
 from tinycats_core.errors import DataError, EvaluationError
-from tinycats_core.records import Dataset
+from tinycats_core.records import Checkpoint, Dataset
 
 DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_test_per_class=2)
 MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2)
@@ -34,6 +39,38 @@ def test_the_functions_need_no_prefect(dataset: Dataset) -> None:
     samples = generate_samples.fn(checkpoint, dataset, SampleConfig(steps=1), 26, ComputeConfig())
     assert samples.verify().count == 26
     assert samples.settings["model"] == checkpoint.sha256
+
+
+def test_what_training_took_is_recorded_and_said(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = {"event": "finish", "step": 3, "time": "2026-01-02T03:04:05+00:00", "seconds": 72.0, "images": 12}
+    end |= {"images_per_s": 0.167, "attempts": 2, "seconds_lost": 1.5, "device": "cpu", "processes": 1, "precision": "fp32"}
+    train = training.train
+
+    def keep_a_diary(dataset: Dataset, model: ModelConfig, config: TrainConfig, folder: Path, *rest: Any) -> Checkpoint:
+        checkpoint = train(dataset, model, config, folder, *rest)
+        (folder / "diary.jsonl").write_text(json.dumps(end) + "\n")
+        return checkpoint
+
+    monkeypatch.setattr(training, "train", keep_a_diary)
+    with caplog.at_level(logging.INFO):
+        checkpoint = train_generator.fn(dataset, MODEL, TRAIN.model_copy(update={"steps": 3}), ComputeConfig(device="cpu"))
+    assert "training took 0.02 h at 0.167 images/s on cpu, 2 attempts: no dollars" in caplog.text
+    cost = json.loads(checkpoint.path.with_name("cost.json").read_text())
+    assert (cost["hours"], cost["dollars"], cost["estimate"]["steps"]) == (0.02, None, 3)
+
+
+def test_what_training_will_cost_is_said_before_it(
+    tiny: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve("smoke", tiny)
+    on_modal = config.compute.model_copy(update={"where": "modal", "gpu": "L4"})
+    monkeypatch.setattr(remote, "check_compute", lambda compute: "nowhere")
+    with caplog.at_level(logging.INFO):
+        check_ready(config.model_copy(update={"compute": on_modal}))
+    assert "to train: 400 steps × 32 images on L4: " in caplog.text
+    assert "$0.7992/h a GPU (second-hand list, not verified" in caplog.text
 
 
 def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:
