@@ -1,10 +1,13 @@
 """A tiny network and everything else that a release is made of, made once for all tests."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from release_parts import FINISH, TINY, make_checkpoint, make_report
+from safetensors.torch import save_file
 
 from tinycats_core import costs, data, export, sampling
 from tinycats_core.checkpoint import load_generator
@@ -72,3 +75,32 @@ def parts(
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
         "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351)],
     }
+
+
+@pytest.fixture
+def two_colours(tmp_path: Path) -> Dataset:
+    """Twenty pictures of two classes: dark ones and bright ones."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20) % 2
+    noise = torch.randint(0, 30, (20, 3, 8, 8), generator=generator)
+    images = (noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    path = tmp_path / "data" / "images.safetensors"
+    path.parent.mkdir()
+    save_file(
+        {
+            "train_images": images,
+            "train_labels": labels,
+            "test_images": images[:4].clone(),
+            "test_labels": labels[:4].clone(),
+        },
+        path,
+    )
+    return Dataset(
+        path=path,
+        sha256=sha256_of(path),
+        source="folder",
+        image_size=8,
+        classes=("dark", "bright"),
+        train_count=20,
+        test_count=4,
+    )

@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tinycats_core import run_folder, training
 from tinycats_core.checkpoint import load_generator, read_header, read_safetensors
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.data import load_split
 from tinycats_core.errors import CheckpointError, TrainingError
-from tinycats_core.files import sha256_of
 from tinycats_core.records import Dataset
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.training import (
@@ -47,35 +45,6 @@ def config(**changes: object) -> TrainConfig:
         "log_every": 3,
     }
     return TrainConfig.model_validate(settings | changes)
-
-
-@pytest.fixture
-def two_colours(tmp_path: Path) -> Dataset:
-    """Twenty pictures of two classes: dark ones and bright ones."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(20) % 2
-    noise = torch.randint(0, 30, (20, 3, 8, 8), generator=generator)
-    images = (noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
-    path = tmp_path / "data" / "images.safetensors"
-    path.parent.mkdir()
-    save_file(
-        {
-            "train_images": images,
-            "train_labels": labels,
-            "test_images": images[:4].clone(),
-            "test_labels": labels[:4].clone(),
-        },
-        path,
-    )
-    return Dataset(
-        path=path,
-        sha256=sha256_of(path),
-        source="folder",
-        image_size=8,
-        classes=("dark", "bright"),
-        train_count=20,
-        test_count=4,
-    )
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
