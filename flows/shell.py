@@ -1,6 +1,7 @@
 """What every flow's command line shares: settings from a shell, errors as one line, and exit codes."""
 
 import argparse
+import errno
 import logging
 import signal
 import sys
@@ -38,6 +39,10 @@ def run(call: Callable[[], object]) -> int:
         call()
     except TinycatsError as error:
         return _say(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return _say(f"{error.strerror}: {error.filename}. Make room and run the same command: what is finished stays.")
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.stage import log
-from tinycats_core import costs, data, fidelity, hub, registry, remote
+from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote
 from tinycats_core.config import ReleaseConfig, resolve
-from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import check_writable, home
 
@@ -25,7 +24,7 @@ def check_ready(config: ReleaseConfig) -> None:
     if config.compute.where == "modal":
         remote.check_compute(config.compute)
     else:
-        pick_device(config.compute.device)
+        distributed.check_processes(config.compute.device, config.compute.processes)
     if config.publish.to == "hub":
         hub.check_credentials(config.publish)
     registry.open_registry(config.publish.folder)

@@ -119,7 +119,7 @@ def build(
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
             for beside, kept in TRAINING.items():
                 if checkpoint.path.with_name(beside).is_file():
-                    shutil.copyfile(checkpoint.path.with_name(beside), folder / kept)
+                    write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
             _write_samples(folder / "samples", samples, dataset.classes)
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)

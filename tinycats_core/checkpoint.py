@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
 
     The header gets a `digest` over itself and every tensor's name, type, shape and bytes, so that any later change of
     the file is found on reading. Equal content gives equal bytes.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written to.
     """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     sealed = {**header, "digest": _digest(flat, header)}
     metadata = {HEADER_KEY: json.dumps(sealed, sort_keys=True, allow_nan=False)}
-    return write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
+    try:
+        return write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
+    except SafetensorError as error:  # its own kind of error for a full disk
+        code = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else OSError(str(error))) from None
 
 
 def read_header(path: Path, kind: str) -> dict[str, Any]:

@@ -71,6 +71,13 @@ def average(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def check_processes(device: str, processes: int) -> None:
+    """Raise ComputeError where there are fewer GPUs than processes, which would have to share one."""
+    if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
+        devices = torch.cuda.device_count()
+        raise ComputeError(f"compute.processes is {processes} but this machine has {devices} CUDA devices; give at most that many")
+
+
 def start(
     dataset: Dataset,
     model: ModelConfig,
@@ -88,9 +95,7 @@ def start(
         ComputeError: there are not that many devices.
         TrainingError: a rank failed or was killed; names it, and the checkpoint that the run goes on from.
     """
-    target = pick_device(device)
-    if target.type == "cuda" and processes > torch.cuda.device_count():
-        raise ComputeError(f"compute.processes is {processes}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    check_processes(device, processes)
     if train.batch_size % processes:
         raise TrainingError(f"train.batch_size is {train.batch_size}, not divisible by compute.processes {processes}")
     run = RunFolder(folder)
@@ -103,7 +108,7 @@ def start(
             "model": model.model_dump(mode="json"),
             "train": train.model_dump(mode="json"),
             "folder": str(folder),
-            "device": target.type,
+            "device": pick_device(device).type,
             "processes": processes,
         },
     )

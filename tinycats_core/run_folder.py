@@ -93,7 +93,7 @@ class RunFolder:
         path = self.checkpoints_folder / f"step-{step:08d}.safetensors"
         try:
             write_safetensors(path, tensors, {"kind": "training", "step": step, **header})
-        except (OSError, RuntimeError) as error:  # safetensors raises its own kind of error for a full disk
+        except OSError as error:
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written to {path.parent}: {error}. Free space and run "
                 f"the same command: it goes on from {self.last_good()}."
@@ -146,12 +146,12 @@ class RunFolder:
         if opened["event"] in ("start", "resume"):
             seconds = max(0.0, alive - datetime.fromisoformat(opened["time"]).timestamp())
             steps = max(0, seen - opened["step"])
-            self.note("stop", max(seen, opened["step"]), cause=WITHOUT_A_WORD, steps=steps, seconds=round(seconds, 1))
+            self.note("stop", max(seen, opened["step"]), cause=WITHOUT_A_WORD, steps=steps, seconds=round(seconds, 3))
         steps_lost = max(0, seen - step)
         kept = self.checkpoints_folder / (source or "")
         lost = max(0.0, alive - kept.stat().st_mtime) if steps_lost and source and kept.is_file() else 0.0
         self.note(
-            "resume", step, attempt=attempts + 1, **{"from": source}, steps_lost=steps_lost, seconds_lost=round(lost, 1), **facts
+            "resume", step, attempt=attempts + 1, **{"from": source}, steps_lost=steps_lost, seconds_lost=round(lost, 3), **facts
         )
 
     def close(self, step: int, batch_size: int, steps: int, seconds: float, facts: Mapping[str, Any]) -> None:
@@ -164,8 +164,8 @@ class RunFolder:
             "finish",
             step,
             attempts=sum(row["event"] in ("start", "resume") for row in rows),
-            seconds=round(seconds, 1),
-            seconds_lost=round(sum(row.get("seconds_lost", 0) for row in rows), 1),
+            seconds=round(seconds, 3),
+            seconds_lost=round(sum(row.get("seconds_lost", 0) for row in rows), 3),
             images=images,
             images_per_s=round(images / seconds, 1) if seconds else None,
             **facts,

@@ -7,8 +7,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -102,22 +102,24 @@ def _train_here(
     if leads:
         folder.open_attempt(run.step, source, run.facts())
         folder.cut_log(run.step)
-    first, since, stop = run.step, time.perf_counter(), {}
+    first, since, noted = run.step, time.perf_counter(), False
     try:
         with stop_signals() as stop, tqdm(total=train.steps, initial=run.step, unit="step", disable=None if leads else True) as bar:
             _fit_into_memory(run, folder)
             _loop(run, folder, identity, stop, bar, on_log if leads else None)
-            if stop and leads:
-                name = signal.Signals(stop["signal"]).name
-                folder.note("stop", run.step, cause=name, **_spent(run, first, since))
+            if stop and leads:  # before the signal is delivered again, which may end the process
+                noted = True
+                folder.note("stop", run.step, cause=signal.Signals(stop["signal"]).name, **_spent(run, first, since))
         if run.step < train.steps:  # a signal came, and whoever handles it here let the program go on
             raise TrainingError(f"stopped at step {run.step} of {train.steps}; run the same command to go on")
+        if leads:
+            with _writing(run, folder):
+                save_shipped(run, folder.path)
     except BaseException as error:
-        if leads and not stop:
+        if leads and not noted:
             folder.note("stop", run.step, cause=str(error) or type(error).__name__, **_spent(run, first, since))
         raise
     if leads:
-        save_shipped(run, folder.path)
         folder.close(run.step, train.batch_size, run.step - first, time.perf_counter() - since, run.facts())
     distributed.largest(0)
     return _record(folder.path / SHIPPED)
@@ -236,16 +238,11 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: dict[str,
         )
         if log or save or draw:
             _count_skipped(run, folder)
-        try:
-            if log:
-                _log(run, folder, bar, on_log)
-            if draw and leads:
+        if log:
+            _log(run, folder, bar, on_log)
+        if draw and leads:
+            with _writing(run, folder):
                 _draw(run, folder.path)
-        except OSError as error:
-            raise TrainingError(
-                f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}. Free space and run the same "
-                f"command: it goes on from {folder.last_good()}."
-            ) from error
         if save and leads:
             save_checkpoint(run, folder, identity)
     if stop and leads:
@@ -529,7 +526,8 @@ def _log(run: Run, folder: RunFolder, bar: tqdm, on_log: OnLog | None) -> None:
     run.interval = Interval()
     if distributed.rank() > 0:
         return
-    folder.append_to_log(row)
+    with _writing(run, folder):
+        folder.append_to_log(row)
     bar.set_postfix_str(status(row))
     if bar.disable:
         logger.info("step %d/%d  %s", run.step, run.config.steps, status(row))
@@ -636,5 +634,17 @@ def _save_last_words(run: Run, folder: RunFolder, identity: dict[str, Any]) -> N
         logger.warning("%s", error)
 
 
+@contextmanager
+def _writing(run: Run, folder: RunFolder) -> Iterator[None]:
+    """Say which checkpoint is left when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}. Free space and run the same "
+            f"command: it goes on from {folder.last_good()}."
+        ) from None
+
+
 def _spent(run: Run, first: int, since: float) -> dict[str, Any]:
-    return {"steps": run.step - first, "seconds": round(time.perf_counter() - since, 1)}
+    return {"steps": run.step - first, "seconds": round(time.perf_counter() - since, 3)}

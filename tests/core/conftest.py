@@ -25,7 +25,8 @@ def config() -> ReleaseConfig:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("training")
     (folder / "log.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
-    (folder / "diary.jsonl").write_text(json.dumps(FINISH) + "\n")
+    stop = {"event": "stop", "step": 3, "cause": f"{folder}/checkpoints cannot be written", "steps": 3, "seconds": 1.0}
+    (folder / "diary.jsonl").write_text(json.dumps(stop) + "\n" + json.dumps(FINISH) + "\n")
     config = load(TINY | {"compute": {"where": "modal", "gpu": "L4"}})
     costs.record(folder, config.model, config.train, config.compute, costs.estimate(config.model, config.train, config.compute))
     return make_checkpoint(folder / "ema.safetensors")

@@ -76,8 +76,11 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
 
 
 def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: dict[str, Any]):
-    for beside, kept in {"cost.json": "training_cost.json", "diary.jsonl": "training_diary.jsonl"}.items():
-        assert (built.folder / kept).read_bytes() == parts["checkpoint"].path.with_name(beside).read_bytes()
+    source = parts["checkpoint"].path
+    assert (built.folder / "training_cost.json").read_bytes() == source.with_name("cost.json").read_bytes()
+    stop, finish = map(json.loads, (built.folder / "training_diary.jsonl").read_text().splitlines())
+    assert stop["cause"] == "checkpoints cannot be written"  # without the folder where it was
+    assert finish == json.loads(source.with_name("diary.jsonl").read_text().splitlines()[-1])
 
 
 def test_a_training_without_a_diary_is_released_without_its_cost(parts: dict[str, Any], tmp_path: Path):
