@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.stage import log
-from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote
+from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote, run_folder
 from tinycats_core.config import ReleaseConfig, resolve
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import check_writable, home
@@ -35,8 +35,10 @@ def check_ready(config: ReleaseConfig) -> None:
 
 
 def check_inputs(config: ReleaseConfig) -> None:
-    """Raise a TinycatsError where the images or the judge's weights are not there."""
+    """Raise a TinycatsError where the images, the judge's weights or the checkpoint to go on from are not there."""
     data.fingerprint(config.data)
+    if config.train.resume_from is not None:
+        run_folder.find_checkpoint(config.train.resume_from)
     weights = fidelity.inception_weights()
     if config.evaluate.extractor == "inception" and weights is not None and not weights.is_file():
         raise EvaluationError(f"TINYCATS_INCEPTION_WEIGHTS is {weights}, which is not a file. Give the weights, or unset it.")

@@ -33,7 +33,6 @@ from tinycats_core.signals import stop_signals
 logger = logging.getLogger("tinycats.training")
 
 POLL_SECONDS = 0.2
-SHUTDOWN_SECONDS = 25  # what the ranks have for a last checkpoint before they are killed
 AGREE = timedelta(minutes=30)  # how long a rank waits for the others: rank 0 may be drawing or writing
 
 
@@ -166,8 +165,7 @@ def _be_agent(request: dict[str, Any], path: str) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=f"tinycats-{os.getpid()}",
-        max_restarts=0,
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        max_restarts=0,  # when a rank fails the others have 30 s for a last checkpoint, then they are killed
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "tinycats_core.distributed", path)
