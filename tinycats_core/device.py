@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinycats_core.errors import ComputeError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 EXACT = 1e-6  # relative error below which a product of single-precision matrices was computed in single precision
 
 
@@ -126,11 +126,15 @@ def _onednn_is_exact() -> bool:
 
 
 def _keep_freed_memory(keep: bool) -> bool:
-    """Let glibc's allocator keep what is freed, or give it back to the system again. Returns whether it is glibc's."""
+    """Let glibc's allocator keep what is freed, or give it back to the system again. Returns whether it is glibc's.
+
+    The allocator stops adapting its thresholds once one of them was set, so they end where it would have taken them.
+    """
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0 if keep else 65_536)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 * 1024)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 64 << 20)
         if not keep:
             libc.malloc_trim(0)
     except (OSError, AttributeError, TypeError):  # another C library

@@ -19,7 +19,7 @@ from tinycats_core import run_folder, training
 from tinycats_core.checkpoint import load_generator, read_header, read_safetensors
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.data import load_split
-from tinycats_core.errors import CheckpointError, TrainingError
+from tinycats_core.errors import CheckpointError, ComputeError, TrainingError
 from tinycats_core.records import Dataset
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.training import (
@@ -523,6 +523,21 @@ def test_the_average_warms_up():
     assert ema_decay(0.9999, 0) == pytest.approx(0.1)
     assert ema_decay(0.9999, 90) == pytest.approx(0.91)
     assert ema_decay(0.9999, 10**6) == 0.9999
+
+
+def test_compiling_is_for_long_runs_on_a_gpu_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(training, "has_compiler", lambda device: True)
+    long = config(steps=10_000)
+    assert training.compile_mode(long, gpu) == "default"
+    assert training.compile_mode(config(), gpu) is None
+    assert training.compile_mode(long, cpu) is None
+    assert training.compile_mode(config(compile="reduce-overhead"), cpu) == "reduce-overhead"
+    monkeypatch.setattr(training, "has_compiler", lambda device: False)
+    assert training.compile_mode(long, gpu) is None
+    with pytest.raises(ComputeError, match=r"train\.compile is 'default', which needs a C\+\+ compiler"):
+        training.compile_mode(config(compile="default"), cpu)
+    assert training.compile_mode(config(compile="off"), cpu) is None
 
 
 def test_bf16_trains_too(two_colours: Dataset, tmp_path: Path):
