@@ -6,8 +6,9 @@ export OVERRIDES
 
 VENV := .venv
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
 
-.PHONY: release test serve lint format help
+.PHONY: release test serve bench lint format help
 .DEFAULT_GOAL := help
 
 help:  ## List what can be made
@@ -22,6 +23,11 @@ test: $(READY)  ## Run the whole test suite
 serve: $(READY)  ## Start Prefect's server, a work pool, a worker and every deployment, until Ctrl-C
 	@$(VENV)/bin/python -m deployments.serve
 
+bench: $(BENCH_READY)  ## Run every benchmark, shortly: whether they work, no figures to quote
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do \
+	  echo "$$script"; $(VENV)/bin/python -m benchmarks.$$(basename $$script .py) --quick; \
+	done
+
 lint: $(READY)  ## Check style and types
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright
 
@@ -33,4 +39,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): PyTorch alone is several gigabytes, so the first time takes minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@

@@ -1,0 +1,77 @@
+"""What every benchmark does with its figures: print them, and keep them with the machine that they were measured on."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the figures as one JSON object, the last line, and write them to `benchmarks/results/<name>.json`.
+
+    The file also holds the machine, the versions, the command and the date. With --quick it is `<name>-quick.json`,
+    which is not kept in git: a quick run shows that a benchmark works, and says little of how fast anything is.
+    """
+    circumstances = {"machine": machine(), "versions": versions(), "command": command(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    suffix = "-quick" if getattr(arguments, "quick", False) else ""
+    write_json(RESULTS / f"{name}{suffix}.json", figures | circumstances)
+    print(json.dumps(figures, allow_nan=False), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, usable cores, PyTorch's threads, and the GPU's name or None. Nothing that names the host."""
+    import torch
+
+    return {
+        "cpu": _processor(),
+        "cores": cores(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of PyTorch, and of diffusers where it takes part."""
+    packages = ["torch"] + ["diffusers"] * ("diffusers" in sys.modules)
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def command() -> str:
+    """Return the command as it was typed, as a module, with paths shortened to what does not depend on this machine."""
+    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(without_paths, sys.argv[1:])])
+
+
+def without_paths(text: str) -> str:
+    """Return a text in which each absolute path is relative to the repository, or only its last part."""
+
+    def shorten(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+    return re.sub(r"(?<![\w.:/])/[^\s'\",:()]+", shorten, text)
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return found[1].strip() if found else platform.machine()

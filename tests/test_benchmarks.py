@@ -1,0 +1,68 @@
+"""The benchmarks: every script explains itself, and figures are kept without anything that names this machine."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_last_line_is_what_the_file_keeps(
+    quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    script = ROOT / "benchmarks" / "speed.py"
+    monkeypatch.setattr(sys, "argv", [str(script), f"--data={ROOT}/docs", "/srv/photos", "--rounds", "3"])
+    print("on the way")
+    common.report("speed-cpu", {"images_per_s": 2.5, "name": "eager"}, argparse.Namespace(quick=quick))
+    text = (tmp_path / f"speed-cpu{'-quick' * quick}.json").read_text()
+    kept = json.loads(text)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures == {"images_per_s": 2.5, "name": "eager"}
+    assert {name: kept[name] for name in figures} == figures
+    assert kept.keys() - figures.keys() == {"machine", "versions", "command", "date"}
+    assert kept["command"] == "python -m benchmarks.speed --data=docs photos --rounds 3"
+    assert kept["machine"]["cores"] >= 1
+    assert kept["versions"].keys() >= {"python", "torch"}
+    assert str(ROOT) not in text
+    assert "/srv" not in text
+
+
+def test_figures_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        common.report("speed", {"images_per_s": float("nan")}, argparse.Namespace(quick=False))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["disk /dev/sdb1 full", "cannot open '/tmp/x/y.cpp': no", f"{ROOT}/README.md", "1/2 or https://a.b/c"]
+)
+def test_paths_are_shortened(text: str):
+    shown = common.without_paths(text)
+    assert not any(part in shown for part in ("/dev", "/tmp", str(ROOT)))
+    assert ("1/2 or https://a.b/c" in shown) == ("https" in text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_explains_itself(script: Path):
+    command = [sys.executable, "-m", f"benchmarks.{script.stem}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+
+
+def test_without_the_peer_one_line_says_what_to_install():
+    code = "import sys; sys.modules['diffusers'] = None; from benchmarks.training import main; sys.exit(main(['--quick']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "the peer, diffusers, is not installed: pip install '.[bench]'\n"
+    assert not done.stdout
