@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -337,6 +338,20 @@ def seconds_of_a_checkpoint(run: Run, folder: Path) -> float:
     started = time.perf_counter()
     training.save_checkpoint(run, RunFolder(folder), {})
     return time.perf_counter() - started
+
+
+def host_syncs(run: Run) -> int | None:
+    """Return how often a step of ours waits for the GPU, which should be never; None on a CPU."""
+    if run.device.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            training_step(run)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def profile(run: Run, steps: int) -> tuple[list[list[Any]], str]:
