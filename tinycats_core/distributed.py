@@ -58,8 +58,15 @@ def largest(number: int) -> int:
     try:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_control())
     except RuntimeError as error:
+        if not is_connection_lost(error):
+            raise
         raise RankLost(f"another rank is gone ({_first_line(error)})") from None
     return int(tensor)
+
+
+def is_connection_lost(error: RuntimeError) -> bool:
+    """Return whether an error of a step means that another rank does not answer any more."""
+    return ranks() > 1 and (isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection")))
 
 
 def average(tensor: Tensor) -> Tensor:

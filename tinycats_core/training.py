@@ -305,9 +305,9 @@ def _try_step(run: Run) -> tuple[Tensor, Tensor] | None:
         return training_step(run)
     except RuntimeError as error:
         short = is_out_of_memory(error)
-        if distributed.ranks() > 1 and not short:
+        if distributed.is_connection_lost(error):
             raise distributed.RankLost(f"another rank is gone ({str(error).splitlines()[0]})") from None
-        if distributed.ranks() > 1:  # the others wait for this rank's gradients, so it cannot take the step again
+        if short and distributed.ranks() > 1:  # the others wait for this rank's gradients, so it cannot take the step again
             raise _too_little_memory(run, run.config.accumulation * 2) from None
         if not short:
             raise
@@ -569,7 +569,7 @@ def _draw(run: Run, folder: Path) -> None:
         labels,
         model.config.image_size,
         model.config.num_classes,
-        SampleConfig(sampler="heun", steps=10),
+        SampleConfig(sampler="heun", steps=10, batch_size=min(64, run.micro_batch)),
         run.device,
     )
     sheet = contact_sheet(images, labels, run.classes, per_class=4, scale=max(1, 64 // model.config.image_size))
