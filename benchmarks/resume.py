@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.common import report
     from tinycats_core.config import resolve
     from tinycats_core.data import prepare
+    from tinycats_core.run_folder import RunFolder
 
     kills = 3 if given.quick else given.kills
     steps = CHECKPOINT_EVERY * (kills + 2)
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             "steps": steps,
             "seconds_unkilled": round(unkilled, 1),
             "kills_inside_a_checkpoint_write": sum(attempt["writing"] for attempt in attempts),
+            "files_left_over": len(RunFolder(killed).leftovers()),
         }
     report("resume", figures, given)
     good = figures["resumed"] == kills and figures["bit_identical"] and figures["max_steps_lost"] <= CHECKPOINT_EVERY
@@ -77,6 +79,8 @@ def kill_at(command: list[str], folder: Path, step: int, delay: float) -> dict[s
 
     Returns whether it was killed, the first and the last step that it told of, and whether it was writing a checkpoint.
     """
+    from tinycats_core.run_folder import RunFolder
+
     process = subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     told = []
@@ -88,7 +92,7 @@ def kill_at(command: list[str], folder: Path, step: int, delay: float) -> dict[s
     process.kill()
     told += [int(line) for line in process.stdout.read().split()]
     killed = process.wait() < 0
-    return {"killed": killed, "first": told[0], "last": told[-1], "writing": any((folder / "checkpoints").glob(".*.tmp"))}
+    return {"killed": killed, "first": told[0], "last": told[-1], "writing": bool(RunFolder(folder).leftovers())}
 
 
 def compare(killed: Path, whole: Path, attempts: list[dict[str, Any]]) -> dict[str, Any]:

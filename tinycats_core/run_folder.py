@@ -46,9 +46,15 @@ class RunFolder:
                 raise TrainingError(f"another process trains in {self.path}; wait for it, or stop it") from None
             except OSError:
                 logger.warning("%s cannot be locked on this file system: see that nothing else trains in it", self.path)
-            for leftover in self.checkpoints_folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for leftover in self.leftovers():
                 leftover.unlink()
             yield
+
+    def leftovers(self) -> list[Path]:
+        """Return the files of a process that was killed while it wrote: ours, and the ones that safetensors makes for itself."""
+        return [
+            path for folder in (self.path, self.checkpoints_folder) for name in (".*.tmp", ".tmp*") for path in folder.glob(name)
+        ]
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Keep what the folder is for in run.json; refuse a folder that is for something else.

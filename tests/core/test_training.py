@@ -426,12 +426,18 @@ def test_lines_that_a_killed_process_left_half_written_are_passed_over(two_colou
     for name in ("log.jsonl", "diary.jsonl"):
         with open(tmp_path / "run" / name, "a") as file:
             file.write('{"step": 1')
-    leftover = tmp_path / "run" / "checkpoints" / ".step-00000012.safetensors.0000.tmp"
-    leftover.write_text("half")
+    kept = tmp_path / "run" / "checkpoints"
+    for leftover in (
+        kept / ".step-00000012.safetensors.0000.tmp",
+        kept / ".tmpX1y2Z3",
+        tmp_path / "run" / ".ema.safetensors.0.tmp",
+    ):
+        leftover.write_text("half")
     train(two_colours, MODEL, config(), tmp_path / "run")
     assert [row["step"] for row in read_log(tmp_path / "run")] == [3, 6, 9, 12]
     assert RunFolder(tmp_path / "run").diary()[-1]["event"] == "finish"
-    assert not leftover.exists()
+    assert RunFolder(tmp_path / "run").leftovers() == []
+    assert sorted(os.listdir(kept)) == ["step-00000004.safetensors", "step-00000008.safetensors", "step-00000012.safetensors"]
 
 
 @pytest.mark.parametrize(
