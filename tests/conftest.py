@@ -53,7 +53,6 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
             "log_every": 50,
         },
         "classifier": {"epochs": 3, "batch_size": 32},
-        "sample": {"steps": 8},
         "evaluate": {"samples": 104, "kid_subsets": 10},
         "publish": {"name": "tiny", "folder": str(tmp_path / "releases")},
     }

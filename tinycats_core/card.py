@@ -48,13 +48,10 @@ FILES = {
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",
 }
-SAMPLERS = {
-    "euler": "    x = x + (t_next - t) * field(x, t)",
-    "heun": """\
-    v = field(x, t)
-    if t_next < 1:  # the last step is Euler's
-        v = (v + field(x + (t_next - t) * v, t_next)) / 2
-    x = x + (t_next - t) * v""",
+SAMPLERS = {  # each gives `slope`; the last step, and the first one of ab2, are Euler's
+    "euler": "    slope = v",
+    "heun": "    slope = v if t_next == 1 else (v + field(x + step * v, t_next)) / 2",
+    "ab2": "    slope = v if t == 0 or t_next == 1 else v + step / (2 * step_before) * (v - v_before)",
 }
 SNIPPET = """\
 import json
@@ -67,7 +64,7 @@ release = "."  # the folder of the release
 denoiser = onnxruntime.InferenceSession(f"{{release}}/denoiser-fp32.onnx")
 about = denoiser.get_modelmeta().custom_metadata_map
 size, null, classes = int(about["image_size"]), int(about["null_class"]), json.loads(about["classes"])
-steps, guidance, (low, high), seed = {steps}, {guidance}, {interval}, {seed}
+steps, shift, guidance, (low, high), seed = {steps}, {shift}, {guidance}, {interval}, {seed}
 labels = np.arange(len(classes))  # one image of each class
 
 
@@ -86,9 +83,13 @@ def field(x, t):
 
 noise = [np.random.Generator(np.random.Philox(key=[seed, i])) for i in range(len(labels))]
 x = np.stack([generator.standard_normal((3, size, size), np.float32) for generator in noise])
-times = np.linspace(0, 1, steps + 1)
+equal = np.linspace(0, 1, steps + 1)
+times = equal / (equal + shift * (1 - equal))
 for t, t_next in zip(times[:-1], times[1:]):
-{step}
+    v, step = field(x, t), t_next - t
+{slope}
+    x = x + step * slope
+    v_before, step_before = v, step
 
 pixels = ((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 for name, image in zip(classes, pixels):
@@ -153,10 +154,11 @@ def _body(
     size, sample = data["image_size"], config["sample"]
     snippet = SNIPPET.format(
         steps=sample["steps"],
+        shift=sample["shift"],
         guidance=sample["guidance"],
         interval=tuple(sample["guidance_interval"]),
         seed=sample["seed"],
-        step=SAMPLERS[sample["sampler"]],
+        slope=SAMPLERS[sample["sampler"]],
     )
     verdict = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
     sections = [

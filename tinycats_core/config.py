@@ -153,8 +153,9 @@ class ClassifierConfig(Part):
 class SampleConfig(Part):
     """How images are drawn from the generator."""
 
-    sampler: Literal["euler", "heun"] = "heun"
-    steps: Positive = 50
+    sampler: Literal["euler", "heun", "ab2"] = "ab2"
+    steps: Positive = 8
+    shift: Annotated[float, Field(gt=0)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
     guidance: Annotated[float, Field(ge=0)] = 1.5  # 1 = none; v = v_null + guidance · (v_class − v_null)
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # of t, where guidance is applied
     batch_size: Positive = 64
@@ -290,7 +291,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "log_every": 40,
         },
         "classifier": {"backbone": "resnet18", "epochs": 3},
-        "sample": {"steps": 8},
         "evaluate": {"extractor": "breed", "samples": 520},
         "publish": {"name": "tinycats-smoke"},
     },

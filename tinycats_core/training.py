@@ -569,7 +569,7 @@ def _draw(run: Run, folder: Path) -> None:
         labels,
         model.config.image_size,
         model.config.num_classes,
-        SampleConfig(sampler="heun", steps=10, batch_size=min(64, run.micro_batch)),
+        SampleConfig(steps=10, batch_size=min(64, run.micro_batch)),
         run.device,
     )
     sheet = contact_sheet(images, labels, run.classes, per_class=4, scale=max(1, 64 // model.config.image_size))

@@ -14,7 +14,7 @@ from tinycats_core.records import Checkpoint, FidelityReport
 TINY = {
     "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_test_per_class": 2},
     "model": {"image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2},
-    "sample": {"sampler": "heun", "steps": 3},
+    "sample": {"steps": 3},
     "evaluate": {"extractor": "breed", "samples": 52},
 }
 FINISH = {  # the last row of the diary of a completed training

@@ -115,10 +115,10 @@ def test_the_files_that_the_card_names_are_there(built: Release):
     assert [file for file in named if not (built.folder / file).is_file()] == []
 
 
-@pytest.mark.parametrize("sampler", ["heun", "euler"])
+@pytest.mark.parametrize("sampler", ["ab2", "heun", "euler"])
 def test_the_code_of_the_card_draws_what_the_sampler_draws(built: Release, parts: dict[str, Any], sampler: str, tmp_path: Path):
     config = parts["config"]
-    settings = config.sample.model_copy(update={"sampler": sampler, "guidance_interval": (0.1, 0.9)})
+    settings = config.sample.model_copy(update={"sampler": sampler, "steps": 4, "shift": 0.6, "guidance_interval": (0.1, 0.9)})
     for file in ("data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"sample": settings.model_dump(mode="json")}))

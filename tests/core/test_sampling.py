@@ -1,5 +1,6 @@
 """Samplers against fields whose solution is known; seeds, guidance, labels."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from tinycats_core.sampling import (
     labels_like,
     load_samples,
     sample,
+    time_grid,
 )
 
 
@@ -26,22 +28,47 @@ def towards_grey(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torc
     return (target - x) / (1 - t).clamp_min(0.05).view(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_samples_land_on_the_data(sampler: Literal["euler", "heun"]):
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ab2"])
+@pytest.mark.parametrize("shift", [1.0, 0.5])
+def test_samples_land_on_the_data(sampler: Literal["euler", "heun", "ab2"], shift: float):
     labels = torch.tensor([0, 3, 5])
-    images = sample(towards_grey, labels, 8, 6, SampleConfig(sampler=sampler, steps=10, guidance=1))
+    images = sample(towards_grey, labels, 8, 6, SampleConfig(sampler=sampler, steps=10, shift=shift, guidance=1))
     expected = ((labels / 10 + 1) * 127.5).round().to(torch.uint8)
     assert images.shape == (3, 3, 8, 8)
     assert (images.int() - expected.view(-1, 1, 1, 1).int()).abs().max() <= 1
 
 
-def test_heun_converges_with_the_square_of_the_step():
-    def error(sampler: str, steps: int) -> float:
-        end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), steps, sampler)
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
+@pytest.mark.parametrize("shift", [1.0, 0.5])
+def test_samplers_converge_at_their_order(sampler: str, order: int, shift: float):
+    def error(steps: int) -> float:
+        end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), steps, sampler, shift)
         return abs(float(end) - math.exp(math.sin(1)))
 
-    assert error("euler", 20) / error("euler", 40) == pytest.approx(2, rel=0.1)
-    assert error("heun", 20) < error("euler", 20) / 10
+    assert error(80) / error(160) == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 8), ("ab2", 8), ("heun", 15)])
+def test_what_a_sampler_costs(sampler: str, evaluations: int):
+    times = []
+
+    def field(x: torch.Tensor, t: float) -> torch.Tensor:
+        times.append(t)
+        return -x
+
+    integrate(field, torch.ones(1), 8, sampler, 0.5)
+    assert len(times) == evaluations
+    assert max(times) < 1  # where nothing is left to divide by
+
+
+def test_the_time_grid_ends_at_the_image_and_may_crowd_there():
+    assert time_grid(4, 1.0) == [0, 0.25, 0.5, 0.75, 1]
+    crowded = time_grid(4, 0.5)
+    assert (crowded[0], crowded[-1]) == (0, 1)
+    steps = [b - a for a, b in itertools.pairwise(crowded)]
+    assert steps == sorted(steps, reverse=True)
+    noise = [1 - t for t in crowded]  # as SD3 writes it: of the noise level
+    assert noise == pytest.approx([0.5 * level / (1 + (0.5 - 1) * level) for level in (1, 0.75, 0.5, 0.25, 0)])
 
 
 def test_an_image_depends_on_its_index_and_the_seed_alone():
