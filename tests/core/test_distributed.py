@@ -11,46 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import MODEL, config
 
+from benchmarks.ranks import pid_of
 from tinycats_core import distributed
-from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.errors import TrainingError
 from tinycats_core.records import Dataset
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.training import read_log, train
 
-MODEL = ModelConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, num_classes=2)
 LONG = 1_000_000  # steps that no test waits for
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="the ranks are looked for in /proc"),
 ]
-
-
-def config(**changes: object) -> TrainConfig:
-    settings = {
-        "steps": 12,
-        "batch_size": 8,
-        "lr": 2e-3,
-        "warmup_steps": 2,
-        "checkpoint_every": 4,
-        "sample_every": 6,
-        "log_every": 3,
-    }
-    return TrainConfig.model_validate(settings | changes)
-
-
-def rank_pid(folder: Path, number: int) -> int:
-    """Return the process of a rank that trains in this folder."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-        except OSError:
-            continue  # it has ended
-        if str(folder / "ranks.json").encode() in command and f"\0RANK={number}\0".encode() in environment:
-            return int(process.name)
-    raise AssertionError(f"rank {number} does not run")
 
 
 def stop() -> None:
@@ -94,7 +69,7 @@ def test_a_killed_rank_ends_the_job_with_a_checkpoint_and_its_name(two_colours: 
 
     def kill() -> None:
         killed.append(time.monotonic())
-        os.kill(rank_pid(folder, number), signal.SIGKILL)
+        os.kill(pid_of(folder, number), signal.SIGKILL)
 
     with pytest.raises(TrainingError, match=rf"rank {number} of 2 was ended by SIGKILL.*goes on from step-\d+\.safetensors"):
         train(two_colours, MODEL, settings, folder, "cpu", once(20, kill), processes=2)
@@ -120,7 +95,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(two_colours: Dataset, tmp_path
 
 
 SCRIPT = """
-import json, sys
+import sys
 from pathlib import Path
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.records import Dataset

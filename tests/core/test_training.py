@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import MODEL, config
 
 from tinycats_core import run_folder, training
 from tinycats_core.checkpoint import load_generator, read_header, read_safetensors
-from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.data import load_split
 from tinycats_core.errors import CheckpointError, ComputeError, TrainingError
 from tinycats_core.records import Dataset
@@ -31,21 +31,6 @@ from tinycats_core.training import (
     read_log,
     train,
 )
-
-MODEL = ModelConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, num_classes=2)
-
-
-def config(**changes: object) -> TrainConfig:
-    settings = {
-        "steps": 12,
-        "batch_size": 8,
-        "lr": 2e-3,
-        "warmup_steps": 2,
-        "checkpoint_every": 4,
-        "sample_every": 6,
-        "log_every": 3,
-    }
-    return TrainConfig.model_validate(settings | changes)
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
