@@ -80,7 +80,7 @@ def evaluate(
     _check_sets(counts, config, made, labels, dataset)
     target = pick_device(device)
     breeds = _load_breeds(classifier, dataset, target) if classifier else None
-    eyes = _inception(target) if config.extractor == "inception" else _breed(classifier, target)
+    eyes = look_with(config, classifier, target)
     make_folder(folder)
 
     def features(images: Tensor, *source: str | int) -> dict[str, Tensor]:
@@ -152,6 +152,11 @@ def inception_weights() -> Path | None:
     """Return the path that TINYCATS_INCEPTION_WEIGHTS names, None where it is not set."""
     path = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
     return Path(path).expanduser() if path else None
+
+
+def look_with(config: EvaluateConfig, classifier: Checkpoint | None, device: torch.device) -> Eyes:
+    """Return the extractor that is configured. Raises EvaluationError."""
+    return _inception(device) if config.extractor == "inception" else _breed(classifier, device)
 
 
 @torch.inference_mode()
@@ -302,7 +307,7 @@ def _inception(device: torch.device) -> Eyes:
         notes.append("is_inception is not given: the last layer of the Inception weights is all zeros.")
     return Eyes(
         name="inception",
-        network=network.to(device),
+        network=network.to(device, memory_format=torch.channels_last),  # twice as fast on a CPU
         features="2048",
         logits="logits_unbiased" if has_head else None,
         sha256=sha256,
