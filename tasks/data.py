@@ -16,7 +16,8 @@ def prepare_data(config: DataConfig) -> Dataset:
     bar = show.progress("data-progress", "Decoding the images")
     dataset = data.prepare(config, home() / "data", on_progress=bar)
     bar(1.0, "done")
-    log().info("%d training and %d test images in %s", dataset.train_count, dataset.test_count, dataset.path.parent)
+    counts = dataset.train_count, dataset.val_count, dataset.test_count
+    log().info("%d training, %d validation and %d test images in %s", *counts, dataset.path.parent)
     return dataset
 
 

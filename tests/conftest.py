@@ -40,7 +40,7 @@ def prefect_server() -> Iterator[str]:
 def tiny(tmp_path: Path) -> dict[str, Any]:
     """Overrides that make a release of the smoke preset a matter of seconds, good enough for the gate, below tmp_path."""
     return {
-        "data": {"image_size": 16, "toy_train_per_class": 16, "toy_test_per_class": 8},
+        "data": {"image_size": 16, "toy_train_per_class": 16, "toy_val_per_class": 4, "toy_test_per_class": 8},
         "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
         "train": {
             "steps": 400,

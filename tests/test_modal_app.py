@@ -46,7 +46,7 @@ class Volume:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    config = DataConfig(source="toycats", image_size=16, toy_train_per_class=1, toy_test_per_class=1)
+    config = DataConfig(source="toycats", image_size=16, toy_train_per_class=1, toy_val_per_class=1, toy_test_per_class=1)
     return prepare(config, tmp_path_factory.mktemp("data"))
 
 

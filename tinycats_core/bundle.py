@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from tinycats_core import __version__, card
 from tinycats_core.config import ReleaseConfig
-from tinycats_core.data import read_manifest
+from tinycats_core.data import Split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, digest_of, write_json, write_text
 from tinycats_core.grids import contact_sheet
@@ -149,7 +149,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
     return {
         **dataset.model_dump(mode="json", exclude={"path"}),
         "split": manifest["split"],
-        "counts": {name: {split: counts[name, split] for split in ("train", "test")} for name in dataset.classes},
+        "counts": {name: {split: counts[name, split] for split in get_args(Split)} for name in dataset.classes},
         "findings": dict(Counter(finding["kind"] for finding in manifest["findings"])),
     }
 

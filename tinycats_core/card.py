@@ -203,7 +203,7 @@ def _body(
         "own metadata says how the network is built.",
         *_training(folder / "training_cost.json"),
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
-        f"{number(data['test_count'])} held out to measure with.",
+        f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
         + _table(

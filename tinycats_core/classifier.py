@@ -1,5 +1,6 @@
 """The breed classifier: a torchvision network that tells the classes. A product of its own, and the judge's eyes."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,10 @@ from tinycats_core.files import check_writable, digest_of, read_json, sha256_of,
 from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.training import pick_precision
 
-VERSION = 1  # of the recipe below: bump it when the same configuration gives other weights
+VERSION = 2  # of the recipe below: bump it when the same configuration gives other weights
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+logger = logging.getLogger("tinycats.classifier")
 
 
 class BreedClassifier(nn.Module):
@@ -73,16 +76,17 @@ def train_classifier(
 ) -> Checkpoint:
     """Train a classifier on the training split and report on the test split. A finished folder is returned as it is.
 
-    The epoch is chosen by a part held out of the training split; the test split is used once, for the report. The
-    folder gets `classifier.safetensors` and `report.json`: accuracy, precision, recall, F1 and support of each class,
+    The epoch is chosen on the validation split, without one it is the last; the test split is used once, for the report.
+    The folder gets `classifier.safetensors` and `report.json`: accuracy, precision, recall, F1 and support of each class,
     confusion matrix (a row a true class), and the accuracy of always naming the commonest training class.
 
     Args:
-        on_log: called after each epoch with epoch, epochs, loss, val_loss, val_accuracy, lr, images_per_s.
+        on_log: called after each epoch with epoch, epochs, loss, val_loss and val_accuracy (None without validation images), lr,
+            images_per_s.
 
     Raises:
         CheckpointError: the folder holds the classifier of another data set or configuration.
-        DataError: a class has no training images, or too few images to hold any out.
+        DataError: a class has no training images.
         TrainingError: the loss is not finite, or the pretrained weights cannot be downloaded.
     """
     check_writable(folder)
@@ -91,14 +95,20 @@ def train_classifier(
         return _finished(folder, key)
     target = pick_device(device)
     images, labels = load_split(dataset, "train")
-    kept, held = split_labels(labels, dataset.classes, config.val_fraction, config.seed)
+    for label, name in enumerate(dataset.classes):
+        if not (labels == label).any():
+            raise DataError(f"class {name!r} has 0 training images; a classifier needs 1. Add some, or drop it.")
+    val_images, val_labels = load_split(dataset, "val")
+    chosen_by = "the validation images" if len(val_labels) else "nothing: without validation images the last epoch is kept"
+    if not len(val_labels):
+        logger.warning("there are no validation images to choose the classifier's epoch by: the last one is kept")
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(config.seed)
         classifier = BreedClassifier(
             config.backbone, dataset.image_size, dataset.classes, _first_stride(dataset.image_size), config.pretrained
         )
         classifier.to(memory_format=torch.channels_last).to(target)
-        log, weights, best = _fit(classifier, images.to(target), labels.to(target), kept, held, config, on_log)
+        log, weights, best = _fit(classifier, images.to(target), labels.to(target), val_images, val_labels, config, on_log)
     classifier.load_state_dict(weights)
 
     test_images, test_labels = load_split(dataset, "test")
@@ -108,10 +118,11 @@ def train_classifier(
         "val_accuracy": best["val_accuracy"],
         "majority_accuracy": report["majority_accuracy"],
         "epoch": best["epoch"],
+        "epoch_chosen_by": chosen_by,
         "backbone": config.backbone,
     }
     path = folder / "classifier.safetensors"
-    step = best["epoch"] * math.ceil(len(kept) / config.batch_size)
+    step = best["epoch"] * math.ceil(len(labels) / config.batch_size)
     header = {
         "kind": "classifier",
         "backbone": config.backbone,
@@ -126,8 +137,8 @@ def train_classifier(
     conditions = {
         "config": config.model_dump(mode="json"),
         "dataset": dataset.content,
-        "train_images": len(kept),
-        "val_images": len(held),
+        "train_images": len(labels),
+        "val_images": len(val_labels),
         "test_images": len(test_labels),
     }
     made = {"key": key, "checkpoint": checkpoint.model_dump(mode="json", exclude={"path"})}
@@ -162,29 +173,6 @@ def predict(classifier: BreedClassifier, images: Tensor, batch_size: int = 256) 
 def accuracy(classifier: BreedClassifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
     """Return the share of images that the classifier puts into the class of their label."""
     return (predict(classifier, images, batch_size).argmax(1) == labels).double().mean().item()
-
-
-def split_labels(labels: Tensor, classes: Sequence[str], fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices to train on and those to hold out, the same share of each class, the same for the same seed.
-
-    Of a class with two images or more at least one is held out; of a single image none.
-
-    Raises:
-        DataError: a class has no images, or nothing can be held out.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kept, held = [], []
-    for label, name in enumerate(classes):
-        of_class = torch.nonzero(labels == label).flatten()
-        if not len(of_class):
-            raise DataError(f"class {name!r} has 0 training images; a classifier needs 1. Add some, or drop it.")
-        of_class = of_class[torch.randperm(len(of_class), generator=generator)]
-        out = min(max(round(len(of_class) * fraction), 1), len(of_class) - 1)
-        held.append(of_class[:out])
-        kept.append(of_class[out:])
-    if not sum(map(len, held)):
-        raise DataError("every class has 1 training image; at least 2 of some class are needed to choose the epoch by.")
-    return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -229,16 +217,16 @@ def _fit(
     classifier: BreedClassifier,
     images: Tensor,
     labels: Tensor,
-    kept: Tensor,
-    held: Tensor,
+    val_images: Tensor,
+    val_labels: Tensor,
     config: ClassifierConfig,
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
-    """Train all epochs. Returns the log, the weights of the best epoch (on the CPU) and its row of the log."""
+    """Train all epochs. Returns the log, the weights of the chosen epoch (on the CPU) and its row of the log."""
     device = images.device
-    class_weights = 1 / torch.bincount(labels[kept], minlength=len(classifier.classes)).float()
+    class_weights = 1 / torch.bincount(labels, minlength=len(classifier.classes)).float()
     class_weights = class_weights / class_weights.mean()
-    steps = math.ceil(len(kept) / config.batch_size)
+    steps = math.ceil(len(labels) / config.batch_size)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(steps * config.epochs, 2))
     autocast = pick_precision("auto", device)
@@ -250,7 +238,7 @@ def _fit(
         started, losses = time.perf_counter(), []
         generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
         classifier.train()
-        for batch in kept[torch.randperm(len(kept), generator=generator)].tensor_split(steps):  # none of a single image
+        for batch in torch.randperm(len(labels), generator=generator).tensor_split(steps):  # none of a single image
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 logits = classifier(augment(images[batch], generator))
             loss = F.cross_entropy(logits.float(), labels[batch], class_weights, label_smoothing=0.05)
@@ -260,17 +248,17 @@ def _fit(
             scaler.update()
             schedule.step()
             losses.append(loss.detach())
-        logits = predict(classifier, images[held])
+        logits = predict(classifier, val_images) if len(val_labels) else None
         row = {
             "epoch": epoch,
             "epochs": config.epochs,
             "loss": torch.stack(losses).mean().item(),
-            "val_loss": F.cross_entropy(logits, labels[held].cpu()).item(),
-            "val_accuracy": (logits.argmax(1) == labels[held].cpu()).double().mean().item(),
+            "val_loss": None if logits is None else F.cross_entropy(logits, val_labels).item(),
+            "val_accuracy": None if logits is None else (logits.argmax(1) == val_labels).double().mean().item(),
             "lr": schedule.get_last_lr()[0],
-            "images_per_s": len(kept) / (time.perf_counter() - started),
+            "images_per_s": len(labels) / (time.perf_counter() - started),
         }
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["val_loss"])):
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["val_loss"] or 0)):
             raise TrainingError(
                 f"the classifier's loss is {row['loss']} (validation: {row['val_loss']}) after epoch {epoch}; "
                 f"it must be finite. Lower classifier.lr, which is {config.lr}."
@@ -278,7 +266,7 @@ def _fit(
         log.append(row)
         if on_log:
             on_log(row)
-        if not best or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
+        if not best or logits is None or (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"]):
             best = row
             weights = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}
     return log, weights, best

@@ -46,8 +46,10 @@ class DataConfig(Part):
     folder: Path | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
     image_size: Annotated[int, Field(ge=8, le=1024)] = 128
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
     corrupt_files: Literal["fail", "skip"] = "fail"
     toy_train_per_class: Positive = 200
+    toy_val_per_class: Annotated[int, Field(ge=0)] = 20
     toy_test_per_class: Positive = 80
     seed: Seed = 0
 
@@ -146,7 +148,6 @@ class ClassifierConfig(Part):
     batch_size: Positive = 64
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the training images, for choosing the epoch
     seed: Seed = 0
 
 

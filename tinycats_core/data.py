@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,21 +34,25 @@ from tinycats_core.files import atomic_path, check_writable, digest_of, read_jso
 from tinycats_core.records import Dataset
 
 Progress = Callable[[float, str], None]  # fraction of the whole, what is being done
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 
-FORMAT = 1  # bumped when what prepare makes of the same input changes
+FORMAT = 2  # bumped when what prepare makes of the same input changes
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # What is tried on content. Pillow knows more formats, among them EPS, which runs a program.
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 MAX_IMBALANCE = 10  # largest class over smallest, in training images
 NEAR_BITS = 8  # of 64 in the difference hash
 NEAR_LEVELS = 8.0  # mean absolute difference of 16x16 thumbnails, of 255
-SPLITS = {"toycats": "two seeds", "folder": "by sha256 within each class", "oxford_pets": "official lists"}
+SPLITS = {
+    "toycats": "three seeds",
+    "folder": "by sha256 within each class",
+    "oxford_pets": "official lists; val by sha256 within each class of trainval",
+}
 NAMED = 5  # files named in one message
 
 
 class ValidationReport(BaseModel):
-    """What `validate` found: a row (class, train, test) for each class, and what deserves a look but stops nothing."""
+    """What `validate` found: a row (class, train, val, test) for each class, and what deserves a look but stops nothing."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +63,7 @@ class ValidationReport(BaseModel):
 class _Photo(NamedTuple):
     name: str
     label: str
-    split: Split | None  # None: the hashed split decides
+    split: Split | None  # the source's own; None: by sha256
     open: Callable[[], io.BufferedReader | io.BytesIO]
 
 
@@ -80,10 +85,10 @@ def fingerprint(config: DataConfig) -> str:
     """
     reads: dict[str, Any] = {"format": FORMAT, "source": config.source, "image_size": config.image_size}
     if config.source == "toycats":
-        counts = [config.toy_train_per_class, config.toy_test_per_class]
+        counts = [config.toy_train_per_class, config.toy_val_per_class, config.toy_test_per_class]
         reads |= {"version": toycats.VERSION, "counts": counts, "seed": config.seed}
     elif config.source == "oxford_pets":
-        reads |= {"archives": oxford_pets.ARCHIVES}
+        reads |= {"archives": oxford_pets.ARCHIVES, "val_fraction": config.val_fraction}
     else:
         root = _root(config)
         classes, listed = _listing(root)
@@ -91,7 +96,8 @@ def fingerprint(config: DataConfig) -> str:
         for _, path in listed:
             stat = path.stat() if path.exists() else path.lstat()  # a broken link
             files[path.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns]
-        reads |= {"classes": classes, "files": files, "test_fraction": config.test_fraction}
+        fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
+        reads |= {"classes": classes, "files": files, **fractions}
     return digest_of(reads)
 
 
@@ -101,6 +107,9 @@ def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = Non
     Images are turned upright (EXIF), laid over white where transparent, cut to the central square and resized with
     antialiasing. Files that cannot be used are left out and recorded as findings; `validate` judges them. The same
     input gives the same bytes. Downloads for oxford_pets lie in <folder>/oxford-iiit-pet.
+
+    Of each class the images with the lowest sha256 become `test` (data.test_fraction of them, unless the source names its
+    own) and the next `val` (data.val_fraction of the rest), at least one each; a class of two images has none in `val`.
 
     Raises:
         DataError: the source cannot be read or the result cannot be written.
@@ -122,8 +131,8 @@ def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> Validation
 
     Fails on: images that cannot be decoded or would be enlarged more than twice, which teaches blur (both only warned
     about with data.corrupt_files=skip; they are left out in any case), the same image in two classes, a class that has
-    no image to train on or none to test on, another number of classes. Warns on: exact copies, near copies on both
-    sides of the split, enlarged images, imbalance, images outside the class folders.
+    no image to train on or none to test on, another number of classes. Warns on: exact copies, held-out images that are
+    nearly copies of training images, enlarged images, imbalance, images outside the class folders.
 
     The archive of oxford_pets is fixed by its checksum and nobody can repair it: its known odd files, small images
     and contradictory labels are left out with a warning whatever data.corrupt_files says.
@@ -165,7 +174,7 @@ def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> Validation
             problems.append(f"{text}: {_named(conflicts)}. Keep each image in the class where it belongs.")
 
     counts = Counter((row["class"], row["split"]) for row in manifest["images"])
-    rows = tuple({"class": name, "train": counts[name, "train"], "test": counts[name, "test"]} for name in dataset.classes)
+    rows = tuple({"class": name, **{split: counts[name, split] for split in get_args(Split)}} for name in dataset.classes)
     if thin := [row for row in rows if not row["train"] or not row["test"]]:
         names = _shortened([f"{row['class']} {row['train']} and {row['test']}" for row in thin], NAMED)
         problems.append(
@@ -183,7 +192,7 @@ def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> Validation
     if copies := found.get("duplicate"):
         notes.append(f"{_count(copies, 'file')} an exact copy of another and left out: {_named(copies)}.")
     if near := found.get("near_duplicate"):
-        notes.append(f"{_count(near, 'test image')} nearly the same as a training image: {_named(near)}.")
+        notes.append(f"{_count(near, 'held-out image')} nearly the same as a training image: {_named(near)}.")
     if small := found.get("small"):
         size = dataset.image_size
         notes.append(f"{_count(small, 'image')} smaller than data.image_size {size} and enlarged: {_named(small)}.")
@@ -223,13 +232,17 @@ def read_manifest(dataset: Dataset) -> dict[str, Any]:
 
 
 def _toy_images(config: DataConfig, report: Progress) -> Iterator[_Decoded]:
-    # Two seeds: the test images must not be a continuation of the training images of any other data.seed.
+    # Three seeds: the held-out images must not be a continuation of the training images of any other data.seed. NumPy
+    # cuts a seed into words of 32 bits: with 2**32 the second word, 1, would be taken for the class, and images recur.
     plan: list[tuple[Split, int, int]] = [
         ("train", config.toy_train_per_class, config.seed),
+        ("val", config.toy_val_per_class, config.seed + 2**48),
         ("test", config.toy_test_per_class, config.seed + 2**31),
     ]
     for step, (split, per_class, seed) in enumerate(plan):
-        report(step / 2, f"drawing the toy cats of the {split} split")
+        if per_class == 0:
+            continue
+        report(step / len(plan), f"drawing the toy cats of the {split} split")
         images, labels = toycats.generate(per_class, config.image_size, seed)
         for index, (pixels, label) in enumerate(zip(images, labels, strict=True)):
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
@@ -345,9 +358,9 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
         ignored += skipped
     report(1.0, f"{len(images)} images decoded, {len(findings)} findings")
 
-    splits = _split(images, config.test_fraction)
+    splits = _split(images, config)
     if config.source != "toycats":
-        findings += _near_duplicates(splits["train"], splits["test"])
+        findings += _near_duplicates(splits["train"], splits["val"] + splits["test"])
     tensors: dict[str, Tensor] = {}
     for split, members in splits.items():
         shape = (len(members), 3, config.image_size, config.image_size)
@@ -361,8 +374,7 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
         "image_size": config.image_size,
         "split": SPLITS[config.source],
         "classes": classes,
-        "train_count": len(splits["train"]),
-        "test_count": len(splits["test"]),
+        **{f"{split}_count": len(members) for split, members in splits.items()},
         "ignored_files": ignored,
         "findings": sorted(findings, key=lambda finding: (finding["kind"], finding["file"], finding["detail"])),
         "images": [
@@ -480,24 +492,31 @@ def _unrepeated(images: Sequence[_Decoded]) -> tuple[list[_Decoded], list[dict[s
     return kept, findings
 
 
-def _split(images: Sequence[_Decoded], test_fraction: float) -> dict[Split, list[_Decoded]]:
+def _split(images: Sequence[_Decoded], config: DataConfig) -> dict[Split, list[_Decoded]]:
     """Split by the source's own rule, or within each class by sha256. Ordered by class and sha256, not by file name."""
-    splits: dict[Split, list[_Decoded]] = {"train": [], "test": []}
-    totals = Counter(image.label for image in images)
-    seen: Counter[str] = Counter()
-    for image in sorted(images, key=lambda image: (image.label, image.sha256)):
-        split = image.split
-        if split is None:
-            total = totals[image.label]
-            tests = min(max(1, round(test_fraction * total)), total - 1)
-            split = "test" if seen[image.label] < tests else "train"
-            seen[image.label] += 1
-        splits[split].append(image)
-    return splits
+    ordered = sorted(images, key=lambda image: (image.label, image.sha256))
+    train, val, test = ([image for image in ordered if image.split == split] for split in get_args(Split))
+    if config.source == "folder":
+        test, train = _divide(ordered, config.test_fraction)
+    if config.source != "toycats":
+        val, train = _divide(train, config.val_fraction)
+    return {"train": train, "val": val, "test": test}
+
+
+def _divide(ordered: Sequence[_Decoded], fraction: float) -> tuple[list[_Decoded], list[_Decoded]]:
+    """Take the first images of each class, at least one of two and never all, and return them and the rest."""
+    taken: list[_Decoded] = []
+    left: list[_Decoded] = []
+    for _, members in groupby(ordered, key=lambda image: image.label):
+        of_class = list(members)
+        count = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        taken += of_class[:count]
+        left += of_class[count:]
+    return taken, left
 
 
 def _near_duplicates(train: Sequence[_Decoded], test: Sequence[_Decoded]) -> list[dict[str, str]]:
-    """Find test images of which a training image, as it is or mirrored, is nearly a copy."""
+    """Find held-out images of which a training image, as it is or mirrored, is nearly a copy."""
     if not train or not test:
         return []
     train_hashes, train_thumbs = _signatures(train)
@@ -539,7 +558,7 @@ def _reuse(target: Path, digest: str) -> Dataset | None:
         manifest = read_json(target / "manifest.json")
         if manifest["fingerprint"] != digest:
             return None
-        fields = ("sha256", "source", "image_size", "classes", "train_count", "test_count")
+        fields = ("sha256", "source", "image_size", "classes", "train_count", "val_count", "test_count")
         dataset = Dataset(path=target / "images.safetensors", **{field: manifest[field] for field in fields})
     except (TinycatsError, OSError, KeyError, TypeError, ValueError):
         return None  # missing or damaged: it is made again

@@ -56,8 +56,9 @@ def _without_paths(value: Any) -> Any:
 
 
 class Dataset(Record):
-    """Decoded images in one safetensors file: `train_images`, `train_labels`, `test_images`, `test_labels`.
+    """Decoded images in one safetensors file: `train_images`, `train_labels`, and the same for `val` and `test`.
 
+    The networks learn from `train` alone; `val` chooses between them, and `test` judges what was chosen.
     Images are uint8 (N, 3, image_size, image_size) RGB, labels int64 (N,). Beside it lies
     `manifest.json`: source, counts, findings, and a row for each image (name, class, split, sha256 of the source file).
     """
@@ -66,6 +67,7 @@ class Dataset(Record):
     image_size: int
     classes: tuple[str, ...]
     train_count: int
+    val_count: int
     test_count: int
 
 

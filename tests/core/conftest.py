@@ -91,6 +91,8 @@ def two_colours(tmp_path: Path) -> Dataset:
         {
             "train_images": images,
             "train_labels": labels,
+            "val_images": images[:0].clone(),
+            "val_labels": labels[:0].clone(),
             "test_images": images[:4].clone(),
             "test_labels": labels[:4].clone(),
         },
@@ -103,5 +105,6 @@ def two_colours(tmp_path: Path) -> Dataset:
         image_size=8,
         classes=("dark", "bright"),
         train_count=20,
+        val_count=0,
         test_count=4,
     )

@@ -12,7 +12,7 @@ from tinycats_core.model import TinyDiT
 from tinycats_core.records import Checkpoint, FidelityReport
 
 TINY = {
-    "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_test_per_class": 2},
+    "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_val_per_class": 1, "toy_test_per_class": 2},
     "model": {"image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2},
     "sample": {"steps": 3},
     "evaluate": {"extractor": "breed", "samples": 52},

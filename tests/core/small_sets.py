@@ -23,11 +23,20 @@ def draw_cats(classes: tuple[str, ...], per_class: int, size: int, seed: int) ->
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def make_dataset(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: tuple[str, ...]) -> Dataset:
+def make_dataset(
+    folder: Path,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    classes: tuple[str, ...],
+    val: tuple[Tensor, Tensor] | None = None,
+) -> Dataset:
+    val = val or (train[0][:0], train[1][:0])
     path = folder / "images.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"train_images": train[0], "train_labels": train[1], "test_images": test[0], "test_labels": test[1]}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    tensors = {}
+    for split, (images, labels) in {"train": train, "val": val, "test": test}.items():
+        tensors |= {f"{split}_images": images.contiguous(), f"{split}_labels": labels.contiguous()}
+    save_file(tensors, path)
     write_json(folder / "manifest.json", {"sha256": sha256_of(path)})
     return Dataset(
         path=path,
@@ -36,6 +45,7 @@ def make_dataset(folder: Path, train: tuple[Tensor, Tensor], test: tuple[Tensor,
         image_size=train[0].shape[-1],
         classes=classes,
         train_count=len(train[0]),
+        val_count=len(val[0]),
         test_count=len(test[0]),
     )
 

@@ -68,7 +68,7 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
     assert benchmark["onnx"] == {model.precision: model.facts for model in parts["models"]}
     assert benchmark["machine"]["cpu"]
     data = json.loads((built.folder / "data.json").read_text())
-    assert data["counts"]["Bombay"] == {"train": 2, "test": 2}
+    assert data["counts"]["Bombay"] == {"train": 2, "val": 1, "test": 2}
     frame = pandas.read_csv(built.folder / "metrics.csv", index_col="metric")
     assert list(frame.columns) == ["candidate", "floor", "baseline", "onnx-int8"]
     assert frame.loc["kid_breed", "baseline"] == parts["baseline"].metrics["kid_breed"]

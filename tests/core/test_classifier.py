@@ -15,7 +15,6 @@ from tinycats_core.classifier import (
     load_classifier,
     predict,
     report_on,
-    split_labels,
     train_classifier,
 )
 from tinycats_core.config import ClassifierConfig
@@ -32,7 +31,7 @@ SHORT = ClassifierConfig(backbone="mobilenet_v3_small", epochs=1, batch_size=32)
 @pytest.fixture(scope="module")
 def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     train, test = draw_cats(CLASSES, 40, 40, seed=0), draw_cats(CLASSES, 20, 40, seed=1)
-    return make_dataset(tmp_path_factory.mktemp("cats"), train, test, CLASSES)
+    return make_dataset(tmp_path_factory.mktemp("cats"), train, test, CLASSES, draw_cats(CLASSES, 5, 40, seed=2))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +49,8 @@ def test_learns_and_reports_what_the_loaded_network_does(cats: Dataset, trained:
     assert report["majority_accuracy"] == 0.25
     found = report_on(predict(classifier, images).argmax(1), labels, load_split(cats, "train")[1], CLASSES)
     assert {key: report[key] for key in found} == found
+    assert [report["conditions"][f"{split}_images"] for split in ("train", "val", "test")] == [160, 20, 80]
+    assert report["epochs"][-1]["val_accuracy"] <= trained.facts["val_accuracy"]
     best = max(report["epochs"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert best["epoch"] == trained.facts["epoch"]
     assert best["val_accuracy"] == trained.facts["val_accuracy"]
@@ -138,20 +139,38 @@ def test_every_backbone_takes_images_as_they_are_stored(backbone: str) -> None:
         assert not torch.equal(features[0], features[1])
 
 
-def test_split_keeps_the_shares_of_the_classes() -> None:
-    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 2 + [3])[torch.randperm(73, generator=torch.Generator())]
-    kept, held = split_labels(labels, CLASSES, 0.2, seed=0)
-    assert torch.cat([kept, held]).sort().values.tolist() == list(range(73))
-    assert torch.bincount(labels[held], minlength=4).tolist() == [10, 4, 1, 0]
-    assert torch.equal(held, split_labels(labels, CLASSES, 0.2, seed=0)[1])
-    assert not torch.equal(held, split_labels(labels, CLASSES, 0.2, seed=1)[1])
+def test_the_validation_images_choose_the_epoch(cats: Dataset, tmp_path: Path) -> None:
+    train, val, test = ([tensor[::4] for tensor in load_split(cats, split)] for split in ("train", "val", "test"))
+    settings = SHORT.model_copy(update={"epochs": 3})
+
+    def trained_with(name: str, val: tuple[Tensor, Tensor] | None) -> tuple[Checkpoint, list[dict[str, Any]]]:
+        dataset = make_dataset(tmp_path / name, (train[0], train[1]), (test[0], test[1]), CLASSES, val)
+        made = train_classifier(dataset, settings, tmp_path / f"{name}-classifier", "cpu")
+        return made, read_json(made.path.with_name("report.json"))["epochs"]
+
+    first, rows = trained_with("right", (val[0], val[1]))
+    second, others = trained_with("wrong", (val[0], torch.zeros_like(val[1])))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in others]  # nothing is trained on them
+    assert [row["val_loss"] for row in rows] != [row["val_loss"] for row in others]
+    for made, found in ((first, rows), (second, others)):
+        assert made.facts["epoch"] == max(found, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"]
+        assert made.facts["epoch_chosen_by"] == "the validation images"
 
 
-def test_split_needs_images() -> None:
+def test_without_validation_images_the_last_epoch_is_kept(cats: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = ([tensor[::4] for tensor in load_split(cats, split)] for split in ("train", "test"))
+    dataset = make_dataset(tmp_path / "data", (train[0], train[1]), (test[0], test[1]), CLASSES)
+    made = train_classifier(dataset, SHORT.model_copy(update={"epochs": 2}), tmp_path / "classifier", "cpu")
+    assert (made.facts["epoch"], made.facts["val_accuracy"]) == (2, None)
+    assert "last epoch" in str(made.facts["epoch_chosen_by"])
+    assert "no validation images" in caplog.text
+
+
+def test_a_class_without_training_images_is_refused(cats: Dataset, tmp_path: Path) -> None:
+    images, labels = load_split(cats, "train")
+    lacking = make_dataset(tmp_path / "data", (images[labels != 1], labels[labels != 1]), load_split(cats, "test"), CLASSES)
     with pytest.raises(DataError, match="'Persian' has 0 training images"):
-        split_labels(torch.tensor([0, 0, 2, 3]), CLASSES, 0.2, seed=0)
-    with pytest.raises(DataError, match="at least 2"):
-        split_labels(torch.tensor([0, 1, 2, 3]), CLASSES, 0.2, seed=0)
+        train_classifier(lacking, SHORT, tmp_path / "classifier", "cpu")
 
 
 def test_report_by_hand() -> None:

@@ -59,7 +59,11 @@ def findings(dataset: Dataset, kind: str) -> list[tuple[str, str]]:
 
 
 def all_images(dataset: Dataset) -> torch.Tensor:
-    return torch.cat([data.load_split(dataset, "train")[0], data.load_split(dataset, "test")[0]])
+    return torch.cat([data.load_split(dataset, split)[0] for split in ("train", "val", "test")])
+
+
+def count(dataset: Dataset) -> int:
+    return dataset.train_count + dataset.val_count + dataset.test_count
 
 
 @pytest.fixture
@@ -71,7 +75,8 @@ def animals(tmp_path: Path) -> Path:
 
 
 def toy(**settings: Any) -> DataConfig:
-    return DataConfig(source="toycats", image_size=SIZE, toy_train_per_class=3, toy_test_per_class=2, **settings)
+    counts = {"toy_train_per_class": 3, "toy_val_per_class": 1, "toy_test_per_class": 2}
+    return DataConfig(source="toycats", image_size=SIZE, **{**counts, **settings})
 
 
 def test_toycats_become_a_data_set(tmp_path: Path):
@@ -81,11 +86,13 @@ def test_toycats_become_a_data_set(tmp_path: Path):
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64
     assert labels.bincount().tolist() == [3] * 13
+    assert data.load_split(dataset, "val")[1].bincount().tolist() == [1] * 13
     assert data.load_split(dataset, "test")[1].bincount().tolist() == [2] * 13
     assert dataset.classes == CLASSES
-    assert (dataset.train_count, dataset.test_count, dataset.image_size, dataset.source) == (39, 26, SIZE, "toycats")
+    assert (dataset.train_count, dataset.val_count, dataset.test_count) == (39, 13, 26)
+    assert (dataset.image_size, dataset.source) == (SIZE, "toycats")
     report = data.validate(dataset, toy(), 13)
-    assert report.rows[1] == {"class": "Bengal", "train": 3, "test": 2}
+    assert report.rows[1] == {"class": "Bengal", "train": 3, "val": 1, "test": 2}
     assert report.warnings == ()
 
 
@@ -100,9 +107,9 @@ def test_toycats_keep_their_labels_and_pixels(tmp_path: Path):
 def test_toycats_share_no_image_between_splits_and_seeds(tmp_path: Path):
     seen: set[str] = set()
     for seed in (0, 1):
-        rows = data.read_manifest(data.prepare(toy(seed=seed), tmp_path))["images"]
+        rows = data.read_manifest(data.prepare(toy(seed=seed, toy_val_per_class=4), tmp_path))["images"]
         hashes = {row["sha256"] for row in rows}
-        assert len(hashes) == 65
+        assert len(hashes) == 13 * (3 + 4 + 2)
         assert not hashes & seen
         seen |= hashes
 
@@ -126,9 +133,9 @@ def test_one_folder_a_class_is_sorted_by_name(animals: Path, tmp_path: Path):
     dataset = data.prepare(config_of(animals), tmp_path / "out")
     assert dataset.classes == ("ant", "bee", "cow")
     assert data.validate(dataset, config_of(animals), 3).rows == (
-        {"class": "ant", "train": 4, "test": 1},
-        {"class": "bee", "train": 5, "test": 1},
-        {"class": "cow", "train": 3, "test": 1},
+        {"class": "ant", "train": 3, "val": 1, "test": 1},
+        {"class": "bee", "train": 4, "val": 1, "test": 1},
+        {"class": "cow", "train": 2, "val": 1, "test": 1},
     )
 
 
@@ -139,7 +146,7 @@ def test_each_image_carries_the_label_of_its_folder(tmp_path: Path):
             shade = tuple(max(0, channel - index) for channel in colour)
             save(tmp_path / "in" / name / f"{index}.png", Image.new("RGB", (20, 20), shade))
     dataset = data.prepare(config_of(tmp_path / "in"), tmp_path / "out")
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         images, labels = data.load_split(dataset, split)
         assert torch.equal(images.float().mean((2, 3)).argmax(1), labels)
 
@@ -147,7 +154,7 @@ def test_each_image_carries_the_label_of_its_folder(tmp_path: Path):
 def test_manifest_rows_follow_the_tensors(animals: Path, tmp_path: Path):
     dataset = data.prepare(config_of(animals), tmp_path / "out")
     rows = data.read_manifest(dataset)["images"]
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         images, labels = data.load_split(dataset, split)
         members = [row for row in rows if row["split"] == split]
         assert [dataset.classes[label] for label in labels] == [row["class"] for row in members]
@@ -211,12 +218,37 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path):
 # --- the split --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "fraction", "tests"), [(2, 0.2, 1), (2, 0.99, 1), (3, 0.9, 2), (10, 0.3, 3)])
-def test_split_takes_the_rounded_share_and_leaves_one_of_each(tmp_path: Path, count: int, fraction: float, tests: int):
-    root = make_folder(tmp_path / "in", {"a": count, "b": 4})
-    config = config_of(root, test_fraction=fraction)
+@pytest.mark.parametrize(
+    ("fractions", "counts"),
+    [
+        ((0.2, 0.1), (1, 0, 1)),
+        ((0.99, 0.99), (1, 0, 1)),
+        ((0.2, 0.1), (1, 1, 1)),
+        ((0.9, 0.5), (1, 0, 2)),
+        ((0.3, 0.3), (5, 2, 3)),
+        ((0.3, 0.99), (1, 6, 3)),
+    ],
+)
+def test_split_takes_the_rounded_shares_and_leaves_one_to_train_on(
+    tmp_path: Path, fractions: tuple[float, float], counts: tuple[int, int, int]
+):
+    root = make_folder(tmp_path / "in", {"a": sum(counts), "b": 4})
+    config = config_of(root, test_fraction=fractions[0], val_fraction=fractions[1])
     row = data.validate(data.prepare(config, tmp_path / "out"), config, 2).rows[0]
-    assert row == {"class": "a", "train": count - tests, "test": tests}
+    assert (row["train"], row["val"], row["test"]) == counts
+
+
+def test_an_image_keeps_its_split_as_others_come(tmp_path: Path):
+    def splits() -> dict[str, str]:
+        config = config_of(tmp_path / "in", test_fraction=0.25, val_fraction=1 / 3)
+        rows = data.read_manifest(data.prepare(config, tmp_path / "out"))["images"]
+        return {row["sha256"]: row["split"] for row in rows}
+
+    make_folder(tmp_path / "in", {"a": 20, "b": 4})
+    before = splits()
+    save(tmp_path / "in" / "a" / "more.png", picture(5000))
+    after = splits()
+    assert sum(before[sha256] != after[sha256] for sha256 in before) <= 2  # those at the two borders
 
 
 def test_split_and_bytes_depend_on_content_not_on_names_or_times(animals: Path, tmp_path: Path):
@@ -352,7 +384,7 @@ def test_a_damaged_file_is_a_finding(animals: Path, tmp_path: Path, name: str):
     assert file == f"bee/{name}"
     assert detail
     assert reason in detail
-    assert dataset.train_count + dataset.test_count == 15
+    assert count(dataset) == 15
 
     with pytest.raises(DataError) as error:
         data.validate(dataset, config_of(animals), 3)
@@ -370,7 +402,7 @@ def test_a_broken_link_is_a_finding(animals: Path, tmp_path: Path):
 
 def test_a_pipe_does_not_block(animals: Path, tmp_path: Path):
     os.mkfifo(animals / "bee" / "pipe.jpg")
-    assert data.prepare(config_of(animals), tmp_path / "out").train_count == 12
+    assert count(data.prepare(config_of(animals), tmp_path / "out")) == 15
 
 
 def test_many_damaged_files_are_named_up_to_five(animals: Path, tmp_path: Path):
@@ -394,7 +426,7 @@ def test_enlarged_images_are_warned_about_and_tiny_ones_left_out(animals: Path, 
         "1 image is smaller than half of data.image_size 16 and left out",
         "2 images are smaller than data.image_size 16 and enlarged",
     ]
-    assert report.rows[0]["train"] + report.rows[0]["test"] == 7
+    assert sum(report.rows[0][split] for split in ("train", "val", "test")) == 7
 
 
 def test_exact_copies_are_kept_once(animals: Path, tmp_path: Path):
@@ -410,7 +442,7 @@ def test_exact_copies_are_kept_once(animals: Path, tmp_path: Path):
 def test_the_same_image_in_two_classes_fails_and_teaches_neither(animals: Path, tmp_path: Path):
     (animals / "cow" / "ant.png").write_bytes((animals / "ant" / "3.png").read_bytes())
     dataset = data.prepare(config_of(animals), tmp_path / "out")
-    assert dataset.train_count + dataset.test_count == 14
+    assert count(dataset) == 14
     for corrupt_files in ("fail", "skip"):
         with pytest.raises(DataError, match=r"ant/3\.png \(= cow/ant\.png\), cow/ant\.png \(= ant/3\.png\)\. Keep each"):
             data.validate(dataset, config_of(animals, corrupt_files=corrupt_files), 3)
@@ -425,7 +457,7 @@ def test_near_copies_across_the_split_are_warned_about(tmp_path: Path, mirrored:
     save(root / "a" / "altered.jpg", altered.resize((90, 75)), quality=60)
     dataset = data.prepare(config_of(root), tmp_path / "out")
     [warning] = data.validate(dataset, config_of(root), 2).warnings  # two images: one lies on each side
-    assert "1 test image is nearly the same as a training image: a/" in warning
+    assert "1 held-out image is nearly the same as a training image: a/" in warning
     assert "altered.jpg" in warning
     assert "original.png" in warning
 
@@ -467,7 +499,7 @@ def test_imbalance_is_warned_about(tmp_path: Path):
     root = make_folder(tmp_path / "in", {"many": 30, "few": 2})
     config = config_of(root)
     [warning] = data.validate(data.prepare(config, tmp_path / "out"), config, 2).warnings
-    assert "class 'many' has 24 training images, 'few' has 1: 24 times as many" in warning
+    assert "class 'many' has 22 training images, 'few' has 1: 22 times as many" in warning
 
 
 # --- the prepared files -----------------------------------------------------------------------------------------------
@@ -507,6 +539,9 @@ def test_fingerprint_changes_with_what_is_read_and_with_nothing_else(animals: Pa
     assert data.fingerprint(config_of(animals, corrupt_files="skip", seed=3)) == before
     assert data.fingerprint(config_of(animals, image_size=32)) != before
     assert data.fingerprint(config_of(animals, test_fraction=0.5)) != before
+    assert data.fingerprint(config_of(animals, val_fraction=0.5)) != before
+    assert data.fingerprint(DataConfig(val_fraction=0.5)) != data.fingerprint(DataConfig())
+    assert data.fingerprint(toy(toy_val_per_class=2)) != data.fingerprint(toy())
     save(animals / "ant" / "more.png", picture(60))
     added = data.fingerprint(config)
     assert added != before
@@ -606,7 +641,7 @@ def test_real_cats(tmp_path: Path):
     dataset = data.prepare(config, tmp_path)
     report = data.validate(dataset, config, 13)
     assert dataset.classes == CLASSES
-    assert (dataset.train_count, dataset.test_count) == (831, 208)
-    assert report.rows[-1] == {"class": "other", "train": 391, "test": 98}
+    assert (dataset.train_count, dataset.val_count, dataset.test_count) == (831 - 83, 83, 208)
+    assert report.rows[-1] == {"class": "other", "train": 352, "val": 39, "test": 98}
     assert "Abyssinian_122.jpg (like cat/Abyssinian/Abyssinian_172.jpg)" in report.warnings[0]  # the same photo, cleaned
     assert 90 < all_images(dataset).float().mean() < 150

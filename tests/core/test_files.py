@@ -70,7 +70,7 @@ def test_a_record_knows_when_its_file_is_gone_or_changed(tmp_path: Path):
 
 
 def test_a_record_is_the_same_thing_wherever_it_lies(tmp_path: Path):
-    facts = {"sha256": "0" * 64, "source": "toycats", "image_size": 8, "classes": ("a",), "train_count": 1}
+    facts = {"sha256": "0" * 64, "source": "toycats", "image_size": 8, "classes": ("a",), "train_count": 1, "val_count": 0}
     here = Dataset(path=tmp_path / "here", test_count=1, **facts)
     there = Dataset(path=tmp_path / "there", test_count=1, **facts)
     other = Dataset(path=tmp_path / "here", test_count=2, **facts)

@@ -129,7 +129,8 @@ def test_the_set_is_downloaded_and_split_as_its_lists_say(mirror: Mirror, tmp_pa
     dataset = data.prepare(CONFIG, tmp_path, lambda *step: steps.append(step))
     report = data.validate(dataset, CONFIG, 13)
     assert dataset.classes == CLASSES
-    assert [row["train"] for row in report.rows] == [2] * 12 + [4]
+    assert [row["train"] for row in report.rows] == [1] * 12 + [3]
+    assert [row["val"] for row in report.rows] == [1] * 13
     assert [row["test"] for row in report.rows] == [1] * 12 + [2]
     assert report.warnings == ()
     rows = {row["name"]: (row["class"], row["split"]) for row in data.read_manifest(dataset)["images"]}

@@ -16,7 +16,7 @@ from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, SampleC
 from tinycats_core.errors import DataError, EvaluationError
 from tinycats_core.records import Checkpoint, Dataset
 
-DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_test_per_class=2)
+DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_val_per_class=1, toy_test_per_class=2)
 MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2)
 TRAIN = TrainConfig(steps=2, batch_size=4, warmup_steps=1)
 
