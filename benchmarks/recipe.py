@@ -163,7 +163,10 @@ def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Measure the rows that were asked for and return all that are known, those of other calls among them."""
     rows = [row for row in ROWS if row.name in given.rows] if given.rows else ROWS
     if given.quick:
-        rows, given = [ROWS[0], ROWS[2]], argparse.Namespace(**vars(given) | {"seconds": 2, "seeds": 1, "count": 104, "photos": None})
+        rows, given = (
+            [ROWS[0], ROWS[2]],
+            argparse.Namespace(**vars(given) | {"seconds": 2, "seeds": 1, "count": 104, "photos": None}),
+        )
     job = prepare_job(given, scratch, "val")
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -281,7 +284,7 @@ class Judge:
         from tinycats_core.fidelity import extract
         import torch
 
-        path = self.task.scratch / f"{name}-{self.task.rows[0].name}-{self.task.seed}.safetensors" if name else None
+        path = self.task.scratch / f"{name}.safetensors" if name else None
         with fast_arithmetic(torch.device("cpu")):
             if path and path.is_file():
                 return read_safetensors(path, "features")[0]
