@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.flow_matching import velocity_from_data
-from tinycats_core.model import Attention, Block, TinyDiT, rms_normalise, time_features, unpatchify
+from tinycats_core.model import Attention, Block, TinyDiT, rms_normalise, sincos_positions, time_features, unpatchify
 from tinycats_core.training import draw_batch, make_optimizer, mix  # noqa: F401  rows name them
 
 
@@ -40,6 +40,9 @@ class Bottleneck(TinyDiT):
 
 class RotaryAttention(Attention):
     """Queries and keys are turned by row and column (RoPE, 2104.09864, on two axes)."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, width: int, heads: int, side: int):
         super().__init__(width, heads)
@@ -70,9 +73,10 @@ class Rotary(TinyDiT):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
+        side = config.image_size // config.patch_size
         for block in self.blocks:
-            block.attention = RotaryAttention(config.width, config.heads, config.image_size // config.patch_size)
-        self.positions.zero_()
+            block.attention = RotaryAttention(config.width, config.heads, side)
+        self.register_buffer("positions", torch.zeros_like(sincos_positions(side, config.width)))
         self._initialise()
 
 
@@ -81,7 +85,7 @@ class RotaryAndAdded(Rotary):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.positions.copy_(TinyDiT(config).positions)
+        self.register_buffer("positions", sincos_positions(config.image_size // config.patch_size, config.width))
 
 
 class ClassTokens(TinyDiT):
@@ -179,9 +183,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         rest = [p for p in net.parameters() if all(p is not other for other in hidden)]
         self.muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=True)
-        super().__init__([p for p in net.parameters()], {"lr": config.lr})
+        super().__init__(list(net.parameters()), {"lr": config.lr})
 
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+    def step(self, closure: Any = None) -> None:
         for optimizer in (self.muon, self.adamw):
             for group in optimizer.param_groups:
                 group["lr"] = self.param_groups[0]["lr"]

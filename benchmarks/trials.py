@@ -1,0 +1,193 @@
+"""How an experiment of `benchmarks.recipe` is carried out: train on one core, draw, judge."""
+
+import logging
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks import variants
+from benchmarks.rows import BASE, Row
+from tinycats_core import fidelity, sampling, training
+from tinycats_core.checkpoint import read_safetensors, write_safetensors
+from tinycats_core.config import DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.data import Split, load_split, prepare
+from tinycats_core.device import fast_arithmetic
+from tinycats_core.grids import contact_sheet
+from tinycats_core.memorization import copy_rate
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.training import Run, training_step
+
+CPU = torch.device("cpu")
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)  # of which the validation split chooses
+WARM_UP = 0.02  # of the steps
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does: train once, then draw and judge for each row that shares the training."""
+
+    rows: tuple[Row, ...]
+    seed: int
+    seconds: float
+    count: int
+    data: dict[str, Any]  # of DataConfig
+    scratch: Path
+    classifier: Path | None  # its record, for toy cats
+    pictures: Path
+
+
+def one_thread() -> None:
+    """Keep this process to one core."""
+    torch.set_num_threads(1)
+    logging.getLogger("tinycats").setLevel(logging.WARNING)
+
+
+def work(task: Task) -> list[dict[str, Any]]:
+    """Train once, and judge for each row on the validation split."""
+    judge = Judge.of(task)
+    run, seconds = train_row(task.rows[0], task, judge.dataset)
+    trained = {"seed": task.seed, **facts(run, seconds), "dataset": judge.dataset.content[:12]}
+    return [{"row": row.name, **trained, **judge.look(row, run, "val")} for row in task.rows]
+
+
+def play(task: Task) -> dict[str, Any]:
+    """Train once, choose average and guidance on the validation split, and look once at the test split."""
+    judge, (row,) = Judge.of(task), task.rows
+    started = time.perf_counter()
+    run, seconds = train_row(row, task, judge.dataset)
+    wall = time.perf_counter() - started
+    tried = [
+        replace(row, weights=str(decay), sample=row.sample | {"guidance": guidance}) for decay in run.emas for guidance in GUIDANCES
+    ]
+    sweep = [{"ema_decay": float(one.weights), **one.sample, **judge.look(one, run, "val")} for one in tried]
+    best = min(range(len(sweep)), key=lambda number: sweep[number]["kid"])
+    found = judge.look(tried[best], run, "test")
+    return {**found, **facts(run, seconds), "wall_seconds": round(wall), "chosen": sweep[best], "sweep": sweep}
+
+
+def facts(run: Run, seconds: float) -> dict[str, Any]:
+    """Return what a training took."""
+    return {
+        "steps": run.step,
+        "images": run.step * run.config.batch_size,
+        "seconds": round(seconds, 1),
+        "parameters": sum(weight.numel() for weight in run.net.parameters()),
+    }
+
+
+@dataclass
+class Judge:
+    """A data set, and the eyes that look at it."""
+
+    task: Task
+    dataset: Dataset
+    evaluate: EvaluateConfig
+    eyes: fidelity.Eyes
+
+    @classmethod
+    def of(cls, task: Task) -> "Judge":
+        dataset = prepare(DataConfig.model_validate(task.data), task.scratch / "data")
+        classifier = Checkpoint.model_validate_json(task.classifier.read_text()) if task.classifier else None
+        evaluate = EvaluateConfig(extractor="breed" if classifier else "inception")
+        return cls(task, dataset, evaluate, fidelity.look_with(evaluate, classifier, CPU))
+
+    def look(self, row: Row, run: Run, split: Split) -> dict[str, Any]:
+        """Return what is measured of a row's images against a split; those of the first seed are kept as a picture."""
+        train = load_split(self.dataset, "train")[0]
+        real, real_labels = load_split(self.dataset, split)
+        labels = sampling.labels_like(real_labels, self.task.count, len(self.dataset.classes))
+        made = draw_row(row, run, labels)
+        subset = min(fidelity.KID_SUBSET, min(len(made), len(real)) // 2)
+        metrics = fidelity.compare(self._features(made), self._features(real, split), self.eyes, self.evaluate, subset)
+        if self.task.seed == 0:
+            self.task.pictures.mkdir(parents=True, exist_ok=True)
+            sheet = contact_sheet(made, labels, self.dataset.classes, per_class=6, scale=2)
+            sheet.save(self.task.pictures / f"{data_name(self.task)}-{row.name}-{split}.png")
+        eyes = self.eyes.name
+        return {
+            "kid": metrics[f"kid_{eyes}"],
+            "kid_std": metrics[f"kid_{eyes}_std"],
+            "fid": metrics["fid_inception" if eyes == "inception" else f"fd_{eyes}"],
+            "precision": metrics["precision"],
+            "recall": metrics["recall"],
+            "copy_rate": copy_rate(made, train),
+            "copy_rate_real": copy_rate(real, train),
+            "counts": {"train": len(train), split: len(real), "generated": len(made)},
+        }
+
+    def _features(self, images: Tensor, split: Split | None = None) -> dict[str, Tensor]:
+        """Return the features of images; those of a split are kept in a file."""
+        path = self.task.scratch / f"{split}.safetensors"
+        if split and path.is_file():
+            return read_safetensors(path, "features")[0]
+        with fast_arithmetic(CPU):
+            found = fidelity.extract(self.eyes, images, 32)
+        if split:
+            write_safetensors(path, found, {"kind": "features"})
+        return found
+
+
+def data_name(task: Task) -> str:
+    """Return photos or toycats."""
+    return "toycats" if task.classifier else "photos"
+
+
+def train_row(row: Row, task: Task, dataset: Dataset) -> tuple[Run, float]:
+    """Train for so many seconds of processor time, after finding how many steps that is. Returns run and seconds."""
+    images, labels = load_split(dataset, "train")
+    model = ModelConfig.model_validate(BASE["model"] | row.model | {"num_classes": len(dataset.classes)})
+
+    def start(steps: int) -> Run:
+        settings = {"steps": steps, "warmup_steps": round(WARM_UP * steps), "seed": task.seed, "precision": "fp32"}
+        config = TrainConfig.model_validate(BASE["train"] | row.train | settings)
+        return Run.from_images(images, labels, dataset.classes, model, config, CPU)
+
+    with changed_as(row), fast_arithmetic(CPU):
+        trial = start(10_000)
+        for _ in range(5):
+            training_step(trial)
+        since = time.process_time()
+        while (spent := time.process_time() - since) < min(5, task.seconds / 4):
+            training_step(trial)
+        run = start(max(10, round(task.seconds * (trial.step - 5) / spent)))
+        since = time.process_time()
+        loss = torch.zeros(())
+        while run.step < run.config.steps:
+            loss, _ = training_step(run)
+    if not math.isfinite(float(loss)):
+        raise SystemExit(f"{row.name}, seed {task.seed}: the loss is {float(loss)}; this row cannot be trained")
+    return run, time.process_time() - since
+
+
+def draw_row(row: Row, run: Run, labels: Tensor) -> Tensor:
+    """Draw an image for each label from the weights that a row samples with."""
+    config = run.net.config
+    network = getattr(variants, row.network)(config)
+    averages = {"raw": run.weights, "ema": next(iter(run.emas.values()))} | {str(decay): ema for decay, ema in run.emas.items()}
+    network.load_state_dict(averages[row.weights])
+    noise = sampling.initial_noise
+    with patch.object(sampling, "initial_noise", lambda *given: row.noise * noise(*given)), fast_arithmetic(CPU):
+        settings = SampleConfig.model_validate(BASE["sample"] | row.sample)
+        return sampling.sample(network.eval(), labels, config.image_size, config.num_classes, settings)
+
+
+def changed_as(row: Row) -> ExitStack:
+    """Put a row's network, optimizer and batches in the place of the product's."""
+    draw = getattr(variants, row.draw)
+
+    def drawn(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x_1, x_0, t, labels = draw(*given)
+        return x_1, row.noise * x_0, t, labels
+
+    stack = ExitStack()
+    stack.enter_context(patch.object(training, "TinyDiT", getattr(variants, row.network)))
+    stack.enter_context(patch.object(training, "make_optimizer", getattr(variants, row.optimizer)))
+    stack.enter_context(patch.object(training, "draw_batch", drawn))
+    return stack
