@@ -80,14 +80,6 @@ class Rotary(TinyDiT):
         self._initialise()
 
 
-class RotaryAndAdded(Rotary):
-    """Rotary positions beside the added ones, as JiT has them."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__(config)
-        self.register_buffer("positions", sincos_positions(config.image_size // config.patch_size, config.width))
-
-
 class ClassTokens(TinyDiT):
     """The class also stands before the patches as tokens that blocks can look at (JiT, 2511.13720)."""
 
