@@ -4,8 +4,8 @@
     python -m benchmarks.recipe --photos FOLDER rope muon   # some
     python -m benchmarks.recipe --photos FOLDER --against ancestor
 
-A row is trained with several seeds on one core each, for as many steps as fit into `--seconds` of processor time, and
-judged on the validation split: KID with its interval, FID, recall, copy rate. Without --photos it is drawn toy cats. A row
+A row is trained with several seeds on one core each, for as many steps as take the time of `--steps` steps of the first
+row, and judged on the validation split: KID with its interval, FID, recall, copy rate. Without --photos it is drawn toy cats. A row
 that is measured again takes the old one's place in `benchmarks/results/recipe.json`, from which `docs/recipe.md` is made.
 
 `--against ancestor` trains the standing recipe and the one that this project began with, each for an hour on a core of its
@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = [row.name for row in ROWS]
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--photos", type=Path, help="a folder of photos: cat/<Breed>/* and other/*, or one folder a class")
-    parser.add_argument("--seconds", type=float, help="processor time of each training (default: 90; 3600 with --against)")
+    parser.add_argument("--steps", type=int, default=2000, help="of the base; other rows get the same time (default: 2000)")
+    parser.add_argument("--minutes", type=float, default=60, help="of each training with --against (default: 60)")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each row (default: 2)")
-    parser.add_argument("--count", type=int, default=416, help="images that are judged of each training (default: 416)")
+    parser.add_argument("--count", type=int, default=312, help="images that are judged of each training (default: 312)")
     parser.add_argument("--against", choices=["ancestor"], help="compare the standing recipe with it, an hour each")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes, one thread each (default: the cores)")
     parser.add_argument("--quick", action="store_true", help="a few steps of two rows on toy cats, under a minute")
@@ -57,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{', '.join(unknown)}: no such row; there are {', '.join(names)}")
     if given.photos and not given.photos.is_dir():
         parser.error(f"--photos {given.photos} is not a folder; give one with cat/<Breed>/* and other/*")
-    given.seconds = given.seconds or (3600 if given.against else 90)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         figures = against_ancestor(given, Path(scratch)) if given.against else table(given, Path(scratch))
@@ -77,7 +77,7 @@ def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rows = [row for row in ROWS if row.name in given.rows] if given.rows else ROWS
     if given.quick:
         rows = [ROWS[0], ROWS[2]]
-        given = argparse.Namespace(**vars(given) | {"seconds": 2, "seeds": 1, "count": 104, "photos": None})
+        given = argparse.Namespace(**vars(given) | {"steps": 40, "seeds": 1, "count": 104, "photos": None})
     job = prepare_job(given, scratch)
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -101,12 +101,14 @@ def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 def against_ancestor(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Train the standing recipe and the ancestor's for the same time, each on a core, and judge both on the test split."""
-    from benchmarks.trials import play
+    from benchmarks.trials import base_step, play
 
     if given.quick:
-        given = argparse.Namespace(**vars(given) | {"seconds": 2, "count": 104, "photos": None})
+        given = argparse.Namespace(**vars(given) | {"minutes": 0.03, "steps": 20, "count": 104, "photos": None})
     job = prepare_job(given, scratch)
     names = ("recipe", "ancestor")
+    step = statistics.fmean(in_parallel(base_step, [job, job], given.jobs))
+    job = replace(job, steps=round(60 * given.minutes / step))
     rows = [replace(row, train=row.train | {"ema_decays": AVERAGES}) for name in names for row in ROWS if row.name == name]
     recipe, ancestor = in_parallel(play, [replace(job, rows=(row,)) for row in rows], given.jobs)
     rate, images = recipe["copy_rate_real"], recipe["counts"]["test"]
@@ -142,7 +144,7 @@ def prepare_job(given: argparse.Namespace, scratch: Path) -> Any:
         trained = train_classifier(dataset, resolve("smoke").classifier, scratch / "classifier", "cpu")
         classifier = scratch / "classifier.json"
         classifier.write_text(trained.model_dump_json())
-    return Task((), 0, given.seconds, given.count, data.model_dump(), scratch, classifier, PICTURES)
+    return Task((), 0, given.steps, given.count, data.model_dump(), scratch, classifier, PICTURES)
 
 
 def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> Iterator[Any]:
@@ -195,7 +197,7 @@ def summary(row: Row, runs: list[dict[str, Any]], given: argparse.Namespace) -> 
         **mean,
         "kid_interval": 1.96 * math.sqrt((own + between) / len(runs)),
         "copy_rate_real": runs[0]["copy_rate_real"],
-        "command": f"python -m benchmarks.recipe {where}--seconds {given.seconds:g} --seeds {given.seeds} {row.name}",
+        "command": f"python -m benchmarks.recipe {where}--steps {given.steps} --seeds {given.seeds} {row.name}",
         "machine": machine(),
         "versions": versions(),
         "runs": runs,

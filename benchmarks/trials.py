@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ class Task:
 
     rows: tuple[Row, ...]
     seed: int
-    seconds: float
+    steps: int  # of the base; other rows take as many as take the same time
     count: int
     data: dict[str, Any]  # of DataConfig
     scratch: Path
@@ -140,30 +141,47 @@ def data_name(task: Task) -> str:
 
 
 def train_row(row: Row, task: Task, dataset: Dataset) -> tuple[Run, float]:
-    """Train for so many seconds of processor time, after finding how many steps that is. Returns run and seconds."""
-    images, labels = load_split(dataset, "train")
-    model = ModelConfig.model_validate(BASE["model"] | row.model | {"num_classes": len(dataset.classes)})
-
-    def start(steps: int) -> Run:
-        settings = {"steps": steps, "warmup_steps": round(WARM_UP * steps), "seed": task.seed, "precision": "fp32"}
-        config = TrainConfig.model_validate(BASE["train"] | row.train | settings)
-        return Run.from_images(images, labels, dataset.classes, model, config, CPU)
-
+    """Train for as many steps as take the time of `task.steps` steps of the base. Returns run and processor time in s."""
+    own, base = step_times(row, task, dataset)
+    run = start(row, max(10, round(task.steps * base / own)), task.seed, dataset)
+    since, loss = time.process_time(), torch.zeros(())
     with changed_as(row), fast_arithmetic(CPU):
-        trial = start(10_000)
-        for _ in range(5):
-            training_step(trial)
-        since = time.process_time()
-        while (spent := time.process_time() - since) < min(5, task.seconds / 4):
-            training_step(trial)
-        run = start(max(10, round(task.seconds * (trial.step - 5) / spent)))
-        since = time.process_time()
-        loss = torch.zeros(())
         while run.step < run.config.steps:
             loss, _ = training_step(run)
     if not math.isfinite(float(loss)):
         raise SystemExit(f"{row.name}, seed {task.seed}: the loss is {float(loss)}; this row cannot be trained")
     return run, time.process_time() - since
+
+
+def step_times(row: Row, task: Task, dataset: Dataset) -> tuple[float, float]:
+    """Return the processor time of a step of a row and of the base, in s: medians over turns, so that both see the same load."""
+    rows = (row, Row("base", ""))
+    runs = [start(one, 10_000, task.seed, dataset) for one in rows]
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(2 + min(30, task.steps // 4)):
+        for one, run, found in zip(rows, runs, times, strict=True):
+            with changed_as(one), fast_arithmetic(CPU):
+                since = time.process_time()
+                for _ in range(3):
+                    training_step(run)
+                if turn > 1:  # the first ones warm up
+                    found.append((time.process_time() - since) / 3)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def base_step(task: Task) -> float:
+    """Return the processor time of a step of the base, in s."""
+    return step_times(Row("base", ""), task, Judge.of(task).dataset)[1]
+
+
+def start(row: Row, steps: int, seed: int, dataset: Dataset) -> Run:
+    """Return a row's training at its beginning."""
+    images, labels = load_split(dataset, "train")
+    model = ModelConfig.model_validate(BASE["model"] | row.model | {"num_classes": len(dataset.classes)})
+    settings = {"steps": steps, "warmup_steps": round(WARM_UP * steps), "seed": seed, "precision": "fp32"}
+    config = TrainConfig.model_validate(BASE["train"] | row.train | settings)
+    with changed_as(row):
+        return Run.from_images(images, labels, dataset.classes, model, config, CPU)
 
 
 def draw_row(row: Row, run: Run, labels: Tensor) -> Tensor:

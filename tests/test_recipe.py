@@ -83,7 +83,7 @@ def test_the_network_is_told_of_every_change(images: tuple[Tensor, Tensor]):
 def test_the_interval_holds_both_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = {"fid": 1.0, "precision": 0.5, "recall": 0.5, "copy_rate": 0.0, "copy_rate_real": 0.0, "steps": 1000}
     runs = [{"kid": kid, "kid_std": 0.03, **measured} for kid in (0.1, 0.18)]
-    given = argparse.Namespace(photos=None, seconds=90.0, seeds=2)
+    given = argparse.Namespace(photos=None, steps=2400, seeds=2)
     row = recipe.summary(ROWS[0], runs, given)
     assert row["kid"] == pytest.approx(0.14)
     assert row["kid_interval"] == pytest.approx(1.96 * ((0.03**2 + 0.0032) / 2) ** 0.5)
