@@ -43,7 +43,7 @@ def choose(
         on_row: called after each pair with how many are measured, and of how many.
 
     Raises:
-        CheckpointError: an average is missing or damaged.
+        TinycatsError: an average is gone or has changed.
         EvaluationError: the extractor is not to be had, or a metric is not finite.
     """
     averages = [checkpoint.model_copy(update={"averages": ()}), *checkpoint.averages]
@@ -66,10 +66,17 @@ def choose(
         rows[best]["chosen"] = True
     chosen, setting = pairs[best]
     facts = {"rule": rule, "rows": rows, "note": note}
+    conditions = {
+        "extractor": config.extractor,
+        "classifier_sha256": classifier.sha256 if classifier else None,
+        "kid_subset_size": fidelity.kid_subset(options.sweep_images, dataset.val_count),
+        "noise_seed": options.seed + SEED_APART,
+    }
     written = {
         "split": "val",
         "validation_images": dataset.val_count,
         "images": options.sweep_images if rows else 0,
+        "conditions": conditions if rows else {},
         "ema_decay": chosen.facts.get("ema_decay"),
         "sample": setting.model_dump(mode="json"),
         **facts,
@@ -91,7 +98,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Return a row for each pair."""
     judge = fidelity.Judge.appoint(dataset, config, classifier, folder, device)
-    real, known = judge.reference("val"), load_split(dataset, "train")[0]
+    real, known = judge.reference("val"), load_split(dataset, "train")[0].to(judge.device)
     labels = labels_like(load_split(dataset, "val")[1], count, len(dataset.classes))
     subset = fidelity.kid_subset(count, dataset.val_count)
     rows = []
@@ -108,7 +115,7 @@ def _measure(
                 "guidance": setting.guidance,
                 "guidance_interval": list(setting.guidance_interval),
                 **metrics,
-                "copy_rate": copy_rate(images, known) if len(known) > 1 else None,
+                "copy_rate": copy_rate(images.to(judge.device), known) if len(known) > 1 else None,
                 "chosen": False,
             }
         )
