@@ -1,4 +1,4 @@
-"""How good the smoke preset is: breed accuracy, Fréchet distance and copy rate of what its shipped EMA draws.
+"""How good the smoke preset is: breed accuracy, Fréchet distance and copy rate of what its chosen EMA draws.
 
 python -m benchmarks.smoke_quality
 """
@@ -43,6 +43,7 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     from tinycats_core.data import load_split, prepare
     from tinycats_core.fidelity import evaluate
     from tinycats_core.memorization import copy_rate
+    from tinycats_core.sweep import choose
     from tinycats_core.training import train
 
     short = {"steps": 250, "warmup_steps": 20} if quick else {}
@@ -50,12 +51,13 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     dataset = prepare(config.data, scratch / "data")
     classifier = train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
     made = train(dataset, config.model, config.train, scratch / f"training-{seed}", "cpu")
-    network, _ = load_generator(made.path)
+    choice = choose(made, dataset, config.sample, config.evaluate, classifier, scratch / "evaluations", "cpu")
+    network, _ = load_generator(choice.checkpoint.path)
     test, labels = load_split(dataset, "test")
     wanted = sampling.labels_like(labels, config.evaluate.samples, len(dataset.classes))
     size, classes = config.model.image_size, len(dataset.classes)
     path = scratch / f"samples-{seed}.safetensors"
-    samples = sampling.generate(network, wanted, size, classes, config.sample, path, {"runtime": "pytorch"})
+    samples = sampling.generate(network, wanted, size, classes, choice.sample, path, {"runtime": "pytorch"})
     found = evaluate(samples, dataset, config.evaluate, classifier, scratch / "evaluations", "cpu")
     known = load_split(dataset, "train")[0]
     return {
@@ -67,6 +69,8 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
         "recall": found.metrics["recall"],
         "copy_rate": copy_rate(sampling.load_samples(samples)[0], known),
         "copy_rate_real": copy_rate(test, known),
+        "ema_decay": choice.checkpoint.facts["ema_decay"],
+        "guidance": choice.sample.guidance,
         "steps": made.step,
         "seed": seed,
     }

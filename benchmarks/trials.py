@@ -16,10 +16,10 @@ from torch import Tensor
 from benchmarks import variants
 from benchmarks.rows import BASE, Row
 from tinycats_core import fidelity, sampling, training
-from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.config import DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.data import Split, load_split, prepare
 from tinycats_core.device import fast_arithmetic
+from tinycats_core.fidelity import Judge
 from tinycats_core.grids import contact_sheet
 from tinycats_core.memorization import copy_rate
 from tinycats_core.records import Checkpoint, Dataset
@@ -52,24 +52,24 @@ def one_thread() -> None:
 
 def work(task: Task) -> list[dict[str, Any]]:
     """Train once, and judge for each row on the validation split."""
-    judge = Judge.of(task)
+    judge = appoint(task)
     run, seconds = train_row(task.rows[0], task, judge.dataset)
     trained = {"seed": task.seed, **facts(run, seconds), "dataset": judge.dataset.content[:12]}
-    return [{"row": row.name, **trained, **judge.look(row, run, "val")} for row in task.rows]
+    return [{"row": row.name, **trained, **look(judge, task, row, run, "val")} for row in task.rows]
 
 
 def play(task: Task) -> dict[str, Any]:
     """Train once, choose average and guidance on the validation split, and look once at the test split."""
-    judge, (row,) = Judge.of(task), task.rows
+    judge, (row,) = appoint(task), task.rows
     started = time.perf_counter()
     run, seconds = train_row(row, task, judge.dataset)
     wall = time.perf_counter() - started
     tried = [
         replace(row, weights=str(decay), sample=row.sample | {"guidance": guidance}) for decay in run.emas for guidance in GUIDANCES
     ]
-    sweep = [{"ema_decay": float(one.weights), **one.sample, **judge.look(one, run, "val")} for one in tried]
+    sweep = [{"ema_decay": float(one.weights), **one.sample, **look(judge, task, one, run, "val")} for one in tried]
     best = min(range(len(sweep)), key=lambda number: sweep[number]["kid"])
-    found = judge.look(tried[best], run, "test")
+    found = look(judge, task, tried[best], run, "test")
     return {**found, **facts(run, seconds), "wall_seconds": round(wall), "chosen": sweep[best], "sweep": sweep}
 
 
@@ -83,56 +83,39 @@ def facts(run: Run, seconds: float) -> dict[str, Any]:
     }
 
 
-@dataclass
-class Judge:
-    """A data set, and the eyes that look at it."""
+def appoint(task: Task) -> Judge:
+    """Return the judge of a task's data set."""
+    dataset = prepare(DataConfig.model_validate(task.data), task.scratch / "data")
+    classifier = Checkpoint.model_validate_json(task.classifier.read_text()) if task.classifier else None
+    config = EvaluateConfig(extractor="breed" if classifier else "inception")
+    return Judge.appoint(dataset, config, classifier, task.scratch / "evaluations", "cpu")
 
-    task: Task
-    dataset: Dataset
-    evaluate: EvaluateConfig
-    eyes: fidelity.Eyes
 
-    @classmethod
-    def of(cls, task: Task) -> "Judge":
-        dataset = prepare(DataConfig.model_validate(task.data), task.scratch / "data")
-        classifier = Checkpoint.model_validate_json(task.classifier.read_text()) if task.classifier else None
-        evaluate = EvaluateConfig(extractor="breed" if classifier else "inception")
-        return cls(task, dataset, evaluate, fidelity.look_with(evaluate, classifier, CPU))
-
-    def look(self, row: Row, run: Run, split: Split) -> dict[str, Any]:
-        """Return what is measured of a row's images against a split; those of the first seed are kept as a picture."""
-        train = load_split(self.dataset, "train")[0]
-        real, real_labels = load_split(self.dataset, split)
-        labels = sampling.labels_like(real_labels, self.task.count, len(self.dataset.classes))
-        made = draw_row(row, run, labels)
-        subset = min(fidelity.KID_SUBSET, min(len(made), len(real)) // 2)
-        metrics = fidelity.compare(self._features(made), self._features(real, split), self.eyes, self.evaluate, subset)
-        if self.task.seed == 0:
-            self.task.pictures.mkdir(parents=True, exist_ok=True)
-            sheet = contact_sheet(made, labels, self.dataset.classes, per_class=6, scale=2)
-            sheet.save(self.task.pictures / f"{data_name(self.task)}-{row.name}-{split}.png")
-        eyes = self.eyes.name
-        return {
-            "kid": metrics[f"kid_{eyes}"],
-            "kid_std": metrics[f"kid_{eyes}_std"],
-            "fid": metrics["fid_inception" if eyes == "inception" else f"fd_{eyes}"],
-            "precision": metrics["precision"],
-            "recall": metrics["recall"],
-            "copy_rate": copy_rate(made, train),
-            "copy_rate_real": copy_rate(real, train),
-            "counts": {"train": len(train), split: len(real), "generated": len(made)},
-        }
-
-    def _features(self, images: Tensor, split: Split | None = None) -> dict[str, Tensor]:
-        """Return the features of images; those of a split are kept in a file."""
-        path = self.task.scratch / f"{split}.safetensors"
-        if split and path.is_file():
-            return read_safetensors(path, "features")[0]
-        with fast_arithmetic(CPU):
-            found = fidelity.extract(self.eyes, images, 32)
-        if split:
-            write_safetensors(path, found, {"kind": "features"})
-        return found
+def look(judge: Judge, task: Task, row: Row, run: Run, split: Split) -> dict[str, Any]:
+    """Return what is measured of a row's images against a split; those of the first seed are kept as a picture."""
+    dataset = judge.dataset
+    train = load_split(dataset, "train")[0]
+    real, real_labels = load_split(dataset, split)
+    labels = sampling.labels_like(real_labels, task.count, len(dataset.classes))
+    made = draw_row(row, run, labels)
+    with fast_arithmetic(CPU):
+        seen, known = judge.see(made), judge.reference(split)
+    metrics = fidelity.compare(seen, known, judge.eyes, judge.config, fidelity.kid_subset(len(made), len(real)))
+    if task.seed == 0:
+        task.pictures.mkdir(parents=True, exist_ok=True)
+        sheet = contact_sheet(made, labels, dataset.classes, per_class=6, scale=2)
+        sheet.save(task.pictures / f"{data_name(task)}-{row.name}-{split}.png")
+    eyes = judge.eyes.name
+    return {
+        "kid": metrics[f"kid_{eyes}"],
+        "kid_std": metrics[f"kid_{eyes}_std"],
+        "fid": metrics["fid_inception" if eyes == "inception" else f"fd_{eyes}"],
+        "precision": metrics["precision"],
+        "recall": metrics["recall"],
+        "copy_rate": copy_rate(made, train),
+        "copy_rate_real": copy_rate(real, train),
+        "counts": {"train": len(train), split: len(real), "generated": len(made)},
+    }
 
 
 def data_name(task: Task) -> str:
@@ -171,7 +154,7 @@ def step_times(row: Row, task: Task, dataset: Dataset) -> tuple[float, float]:
 
 def base_step(task: Task) -> float:
     """Return the processor time of a step of the base, in s."""
-    return step_times(Row("base", ""), task, Judge.of(task).dataset)[1]
+    return step_times(Row("base", ""), task, appoint(task).dataset)[1]
 
 
 def start(row: Row, steps: int, seed: int, dataset: Dataset) -> Run:

@@ -82,9 +82,10 @@ def train_generator(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": "the deployed code does not know these settings; run `modal deploy deployments/modal_app.py`"}
     finally:
         outputs_volume.commit()
-    files = [checkpoint.path, folder / "log.jsonl", folder / "diary.jsonl", *sorted((folder / "samples").glob("*.png"))]
+    weights = [checkpoint.path, *(average.path for average in checkpoint.averages)]
+    files = [*weights, folder / "log.jsonl", folder / "diary.jsonl", *sorted((folder / "samples").glob("*.png"))]
     return {
-        "checkpoint": checkpoint.model_dump(mode="json", exclude={"path"}),
+        "checkpoint": checkpoint.model_dump(mode="json"),
         "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},
     }
 

@@ -13,8 +13,8 @@ from tasks.preflight import check_inputs
 from tasks.publishing import open_release
 from tasks.sampling import generate_samples
 from tinycats_core import shipped
-from tinycats_core.config import ReleaseConfig, parse_overrides
-from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, SampleSet
+from tinycats_core.config import ReleaseConfig, SampleConfig, parse_overrides
+from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release, SampleSet
 
 
 class Evaluation(NamedTuple):
@@ -25,16 +25,26 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: Checkpoint | OnnxModel, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None, occasion: str = "release"
+    model: Checkpoint | OnnxModel,
+    sample: SampleConfig,
+    dataset: Dataset,
+    config: ReleaseConfig,
+    classifier: Checkpoint | None,
+    occasion: str = "release",
 ) -> Evaluation:
     """Draw images from a model and measure them against the held-out ones: once for each occasion."""
-    samples = generate_samples(model, dataset, config.sample, config.evaluate.samples, config.compute, occasion)
+    samples = generate_samples(model, dataset, sample, config.evaluate.samples, config.compute, occasion)
     return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
+
+
+def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None) -> Evaluation:
+    """Measure a release as a candidate is, from its own weights and with its own guidance: what to be better than."""
+    return evaluate(shipped.generator(release), shipped.sample(release, config.sample), dataset, config, classifier)
 
 
 @flow(name="evaluate-model")
 def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> FidelityReport:
-    """Measure a release anew, from its own weights, with its own configuration and judge.
+    """Measure a release anew, from its own weights, with its own configuration, guidance and judge.
 
     Args:
         release: a release folder, or hub:owner/name.
@@ -42,9 +52,10 @@ def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> Fid
     """
     opened = open_release(release)
     config = shipped.config(opened, overrides)
+    sample = config.sample.single()
     check_inputs(config)
     dataset = prepare_data(config.data)
-    report = evaluate(shipped.generator(opened), dataset, config, shipped.classifier(opened)).report
+    report = evaluate(shipped.generator(opened), sample, dataset, config, shipped.classifier(opened)).report
     return present(report, f"{opened.name} {opened.version}")
 
 

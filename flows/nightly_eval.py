@@ -29,9 +29,11 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
     """
     opened = open_release(release)
     config = shipped.config(opened, overrides)
+    sample = config.sample.single()
     check_inputs(config)
     dataset = shipped.require_same_data(opened, prepare_data(config.data))
-    report = evaluate(shipped.onnx(opened), dataset, config, shipped.classifier(opened), f"nightly {opened.version}").report
+    occasion = f"nightly {opened.version}"
+    report = evaluate(shipped.onnx(opened), sample, dataset, config, shipped.classifier(opened), occasion).report
     present(report, f"{opened.name} {opened.version}")
     return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate))
 

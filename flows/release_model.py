@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluate_model import evaluate
+from flows.evaluate_model import evaluate, evaluate_published
 from flows.shell import add_settings, run, settings
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
@@ -21,8 +21,8 @@ from tasks.publishing import (
     summarize,
     wait_for_approval,
 )
+from tasks.sweep import choose_sampling
 from tasks.training import train_classifier, train_generator
-from tinycats_core import shipped
 from tinycats_core.records import Release
 
 
@@ -44,17 +44,18 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
         return summarize(published, "already published")
 
     classifier = train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
-    baseline = evaluate(shipped.generator(published), dataset, config, classifier).report if published else None
-    checkpoint = train_generator(dataset, config.model, config.train, config.compute)
-    samples, report = evaluate(checkpoint, dataset, config, classifier)
+    baseline = evaluate_published(published, dataset, config, classifier).report if published else None
+    trained = train_generator(dataset, config.model, config.train, config.compute)
+    choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
+    samples, report = evaluate(choice.checkpoint, choice.sample, dataset, config, classifier)
     decision = require_promoted(decide(report, baseline, published, config.evaluate))
 
-    fp32 = check_onnx(checkpoint, export_onnx(checkpoint, config.export), config.export)
-    int8 = check_onnx(checkpoint, quantize(fp32), config.export) if config.export.int8 else None
-    onnx_report = evaluate(int8 or fp32, dataset, config, classifier).report
+    fp32 = check_onnx(choice.checkpoint, export_onnx(choice.checkpoint, config.export), config.export)
+    int8 = check_onnx(choice.checkpoint, quantize(fp32), config.export) if config.export.int8 else None
+    onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
     models = [model for model in (fp32, int8) if model]
-    release = build_bundle(config, dataset, checkpoint, samples, report, decision, models, classifier, baseline, [onnx_report])
+    release = build_bundle(config, dataset, choice, samples, report, decision, models, classifier, baseline, [onnx_report])
     wait_for_approval(config.publish, release)
     return summarize(read_back(publish(release, config.publish), config.publish), "published")
 

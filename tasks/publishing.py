@@ -14,7 +14,7 @@ from tinycats_core import bundle, hub, manifest, registry
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
-from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Release, SampleSet
+from tinycats_core.records import Checkpoint, Choice, Dataset, Decision, FidelityReport, OnnxModel, Release, SampleSet
 
 APPROVAL_SECONDS = 7 * 24 * 3600
 
@@ -56,7 +56,7 @@ def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dat
 def build_bundle(
     config: ReleaseConfig,
     dataset: Dataset,
-    checkpoint: Checkpoint,
+    choice: Choice,
     samples: SampleSet,
     report: FidelityReport,
     decision: Decision,
@@ -70,7 +70,7 @@ def build_bundle(
         config.publish.folder,
         config,
         dataset,
-        checkpoint,
+        choice,
         samples,
         report,
         decision,

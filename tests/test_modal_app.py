@@ -18,12 +18,12 @@ from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, TrainCo
 from tinycats_core.data import prepare
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import sha256_of
-from tinycats_core.records import Dataset
+from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.training import read_log, train
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-TRAIN = TrainConfig(steps=4, batch_size=4, warmup_steps=1, checkpoint_every=1, sample_every=4, log_every=1)
+TRAIN = TrainConfig(steps=4, batch_size=4, warmup_steps=1, checkpoint_every=1, sample_every=4, log_every=1, ema_decays=(0.9, 0.5))
 
 pytestmark = pytest.mark.filterwarnings("ignore:The train_generator function is executing locally")
 
@@ -90,8 +90,9 @@ def test_preempted_body_goes_on_and_ends_as_if_it_had_not_been(
 
     result = modal_app.train_generator.local(request_)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
-    assert result["checkpoint"] == here.model_dump(mode="json", exclude={"path"})
-    assert set(result["files"]) == {"ema.safetensors", "log.jsonl", "diary.jsonl", "samples/step-00000004.png"}
+    assert Checkpoint.model_validate(result["checkpoint"]).in_folder(tmp_path / "here") == here
+    weights = {"ema.safetensors", "ema-0.5.safetensors"}
+    assert set(result["files"]) == weights | {"log.jsonl", "diary.jsonl", "samples/step-00000004.png"}
     assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
     assert [row["step"] for row in read_log(run)] == [1, 2, 3, 4]
     assert outputs.commits >= (2 + 1) + (2 + 1)  # at the rows and at the end of both attempts

@@ -23,7 +23,7 @@ from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, digest_of, write_json, write_text
 from tinycats_core.grids import contact_sheet
 from tinycats_core.manifest import inspect, read_release, seal, verify
-from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, SampleSet
+from tinycats_core.records import Checkpoint, Choice, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, SampleSet
 from tinycats_core.registry import open_registry
 from tinycats_core.sampling import load_samples
 
@@ -49,7 +49,7 @@ def build(
     registry: Path,
     config: ReleaseConfig,
     dataset: Dataset,
-    checkpoint: Checkpoint,
+    choice: Choice,
     samples: SampleSet,
     report: FidelityReport,
     decision: Decision,
@@ -70,11 +70,12 @@ def build(
         TinycatsError: a parent is gone or has changed.
         RegistryError: the registry cannot be used or written.
     """
-    name = config.publish.name
+    name, checkpoint = config.publish.name, choice.checkpoint
     open_registry(registry)
     made_of: dict[str, Record | None] = {
         "dataset": dataset,
         "checkpoint": checkpoint,
+        "choice": choice,
         "samples": samples,
         "report": report,
         "decision": decision,
@@ -98,6 +99,7 @@ def build(
         with atomic_path(target, replace=False) as folder:
             (folder / "samples").mkdir(parents=True)
             shutil.copyfile(checkpoint.path, folder / "model.safetensors")
+            shutil.copyfile(choice.path, folder / "sweep.json")
             for model in models:
                 shutil.copyfile(model.path, folder / f"denoiser-{model.precision}.onnx")
             if classifier is not None:

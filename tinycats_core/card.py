@@ -40,6 +40,7 @@ FILES = {
     "metrics.csv": "the same as a table",
     "benchmark.json": "size, parity and latency of the ONNX files, and the machine that they were measured on",
     "decision.json": "the gate's terms",
+    "sweep.json": "the averages and guidances that were tried on the validation images, and which of them this release is",
     "config.json": "the whole configuration",
     "data.json": "images of each class and split, and what was found wrong with them",
     "training_log.jsonl": "loss, learning rate and speed over the training",
@@ -100,8 +101,8 @@ def model_card(folder: Path, name: str, version: str) -> str:
     """Return the README.md of a release from the JSON files that already lie in its folder."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    config, data, metrics, benchmark, decision = (
-        read_json(folder / f"{part}.json") for part in ("config", "data", "metrics", "benchmark", "decision")
+    sweep, data, metrics, benchmark, decision = (
+        read_json(folder / f"{part}.json") for part in ("sweep", "data", "metrics", "benchmark", "decision")
     )
     candidate = metrics["candidate"]
     kind, pretty = DATASETS[data["source"]]
@@ -127,7 +128,7 @@ def model_card(folder: Path, name: str, version: str) -> str:
             if value is not None
         ],
     )
-    return f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, config, data, metrics, benchmark, decision)}\n"
+    return f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, sweep, data, metrics, benchmark, decision)}\n"
 
 
 def number(value: Any) -> str:
@@ -143,7 +144,7 @@ def _body(
     folder: Path,
     name: str,
     version: str,
-    config: Mapping[str, Any],
+    sweep: Mapping[str, Any],
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
     benchmark: Mapping[str, Any],
@@ -151,7 +152,7 @@ def _body(
 ) -> str:
     candidate = metrics["candidate"]
     parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
-    size, sample = data["image_size"], config["sample"]
+    size, sample = data["image_size"], sweep["sample"]
     snippet = SNIPPET.format(
         steps=sample["steps"],
         shift=sample["shift"],
@@ -183,6 +184,7 @@ def _body(
                 for term in decision["terms"]
             ],
         ),
+        *_choice(sweep),
         "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
         "all classes. The latency is the median of one network call on the processor below, beside PyTorch's in the same run.",
         _table(
@@ -204,7 +206,7 @@ def _body(
         *_training(folder / "training_cost.json"),
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark, sweep)),
         "## Where the numbers are\n\n"
         + _table(
             ["file", "holds"],
@@ -213,6 +215,31 @@ def _body(
         "`python -m tinycats_core.bundle verify .` checks every file against `release.json`.",
     ]
     return "\n\n".join(sections)
+
+
+def _choice(sweep: Mapping[str, Any]) -> list[str]:
+    """Return the section on which average and which guidance were chosen, and by what."""
+    low, high = sweep["sample"]["guidance_interval"]
+    chosen = (
+        f"## Choice\n\nThese are the EMA weights of decay {number(sweep['ema_decay'])}, drawn with guidance "
+        f"{number(sweep['sample']['guidance'])} for t from {number(low)} to {number(high)}. The rule: {sweep['rule']}."
+    )
+    if not sweep["rows"]:
+        return [chosen + (f" Note: {sweep['note']}" if sweep["note"] else "")]
+    return [
+        f"{chosen} Of each pair {number(sweep['images'])} images were drawn and held against {number(sweep['validation_images'])} "
+        "validation images. The test images had no say.",
+        _table(
+            sweep["rows"][0],
+            [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],
+        ),
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
 
 
 def _training(path: Path) -> list[str]:
@@ -258,11 +285,17 @@ def _meaning(metric: str) -> str:
     return METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
 
 
-def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+def _limits(
+    data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any], sweep: Mapping[str, Any]
+) -> list[str]:
+    copies = next((row["copy_rate"] for row in sweep["rows"] if row["chosen"]), None)
     limits = [
         f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
         "it understands no text.",
-        "Whether it repeats training images has not been measured here.",
+        "Whether it repeats training images has not been measured here."
+        if copies is None
+        else f"Of the images drawn for the choice above, a share of {number(copies)} lies three times nearer to one training image "
+        "than to any other, pixel by pixel. Other ways of repeating training images have not been looked for.",
     ]
     if "int8" in benchmark["onnx"]:
         limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
@@ -282,10 +315,11 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
         if isinstance(item, Mapping):
             rows += _flat(item, f"{prefix}{key}.")
         else:
-            rows.append([f"{prefix}{key}", ", ".join(map(number, item)) if isinstance(item, list) else number(item)])
+            rows.append([f"{prefix}{key}", _cell(item)])
     return rows
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    columns = list(head)
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

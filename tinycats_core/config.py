@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import digest_of
@@ -151,23 +160,78 @@ class ClassifierConfig(Part):
     seed: Seed = 0
 
 
-class SampleConfig(Part):
-    """How images are drawn from the generator."""
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"sample.guidance_interval is {list(interval)}; the first must not exceed the second")
+    return interval
+
+
+def _numbers(value: Any) -> Any:
+    """Return a number that stands alone as a list of one."""
+    return (value,) if isinstance(value, int | float) else value
+
+
+def _pairs(value: Any) -> Any:
+    """Return a pair of numbers that stands alone as a list of one."""
+    return (value,) if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple) else value
+
+
+Guidance = Annotated[float, Field(ge=0)]  # 1 = none; v = v_null + guidance · (v_class − v_null)
+Interval = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of t, where guidance is applied
+
+
+class SamplerPart(Part):
+    """How images are drawn, but for the guidance."""
 
     sampler: Literal["euler", "heun", "ab2"] = "ab2"
     steps: Positive = 8
     shift: Annotated[float, Field(gt=0)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
-    guidance: Annotated[float, Field(ge=0)] = 1.5  # 1 = none; v = v_null + guidance · (v_class − v_null)
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # of t, where guidance is applied
     batch_size: Positive = 64
     seed: Seed = 1
 
+
+class SampleConfig(SamplerPart):
+    """How images are drawn from the generator."""
+
+    guidance: Guidance = 1.5
+    guidance_interval: Interval = (0.0, 1.0)
+
+
+class SampleOptions(SamplerPart):
+    """How images may be drawn: of the guidances and intervals, one of each is chosen on the validation images."""
+
+    guidance: Annotated[tuple[Guidance, ...], BeforeValidator(_numbers), Field(min_length=1)] = (1.5, 1.0, 2.0, 3.0)
+    guidance_interval: Annotated[tuple[Interval, ...], BeforeValidator(_pairs), Field(min_length=1)] = ((0.0, 1.0),)
+    sweep_images: Annotated[int, Field(ge=16)] = 1_000  # drawn for each choice
+
     @model_validator(mode="after")
-    def _interval_is_one(self) -> Self:
-        low, high = self.guidance_interval
-        if low > high:
-            raise ValueError(f"sample.guidance_interval is [{low}, {high}]; the first must not exceed the second")
+    def _none_is_named_twice(self) -> Self:
+        for name in ("guidance", "guidance_interval"):
+            values = self.model_dump(mode="json")[name]
+            if any(values.count(value) > 1 for value in values):
+                raise ValueError(f"sample.{name} is {values}, which names one twice")
         return self
+
+    def at(self, guidance: float, guidance_interval: tuple[float, float]) -> SampleConfig:
+        """Return these settings with one guidance and one interval, whether they are among the options or not."""
+        shared = self.model_dump(include=set(SamplerPart.model_fields))
+        return SampleConfig(**shared, guidance=guidance, guidance_interval=guidance_interval)
+
+    def candidates(self) -> tuple[SampleConfig, ...]:
+        """Return every choice of guidance and interval, in order. A guidance of 1 has no interval and is listed once."""
+        pairs = [(guidance, interval) for guidance in self.guidance for interval in self.guidance_interval]
+        return tuple(self.at(*pair) for pair in pairs if pair[0] != 1 or pair[1] == self.guidance_interval[0])
+
+    def single(self) -> SampleConfig:
+        """Return the only candidate. Raises ConfigError where there are several."""
+        first, *others = self.candidates()
+        if others:
+            values = self.model_dump(mode="json")
+            raise ConfigError(
+                f"sample.guidance is {values['guidance']} and sample.guidance_interval is {values['guidance_interval']}; "
+                "nothing is chosen here, so give one of each."
+            )
+        return first
 
 
 class EvaluateConfig(Part):
@@ -235,7 +299,7 @@ class ReleaseConfig(Part):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     classifier: ClassifierConfig = ClassifierConfig()
-    sample: SampleConfig = SampleConfig()
+    sample: SampleOptions = SampleOptions()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     publish: PublishConfig = Field(default_factory=PublishConfig)  # made when asked for: its folder is relative to here
@@ -260,6 +324,11 @@ class ReleaseConfig(Part):
         if self.compute.where == "modal" and self.train.resume_from is not None:
             raise ValueError(
                 "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
+            )
+        if self.sample.sweep_images <= self.evaluate.neighbours:
+            raise ValueError(
+                f"sample.sweep_images is {self.sample.sweep_images}; it must be more than evaluate.neighbours, "
+                f"which is {self.evaluate.neighbours}"
             )
         if self.evaluate.samples < self.model.num_classes * 2:
             raise ValueError(
@@ -292,6 +361,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "log_every": 40,
         },
         "classifier": {"backbone": "resnet18", "epochs": 3},
+        "sample": {"guidance": [1.5, 1.0, 2.0], "sweep_images": 260},
         "evaluate": {"extractor": "breed", "samples": 520},
         "publish": {"name": "tinycats-smoke"},
     },

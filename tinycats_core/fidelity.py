@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.classifier import BreedClassifier, load_classifier, predict
-from tinycats_core.config import EvaluateConfig, SampleConfig
-from tinycats_core.data import load_split
+from tinycats_core.config import EvaluateConfig, SamplerPart
+from tinycats_core.data import Split, load_split
 from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
@@ -29,8 +29,10 @@ KID_SUBSET = 1_000
 IS_SPLITS = 10
 OFFICIAL_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
-SAMPLER_SETTINGS = tuple(name for name in SampleConfig.model_fields if name != "batch_size")
-NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid")  # conditions in which two reports may differ
+SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
+GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
+# Conditions in which two reports may differ.
+NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", *GUIDANCE_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,45 @@ class Eyes:
     sha256: str
     resize: str
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Eyes for one data set. What they have seen of its real images is kept in `folder/features`, and read by all."""
+
+    eyes: Eyes
+    breeds: BreedClassifier | None
+    dataset: Dataset
+    config: EvaluateConfig
+    folder: Path
+    device: torch.device
+
+    @classmethod
+    def appoint(
+        cls, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, folder: Path, device: str = "auto"
+    ) -> "Judge":
+        """Return a judge. Raises EvaluationError where the extractor is not to be had or does not fit the data set."""
+        target = pick_device(device)
+        breeds = _load_breeds(classifier, dataset, target) if classifier else None
+        eyes = _inception(target) if config.extractor == "inception" else _breed(classifier, target)
+        return cls(eyes, breeds, dataset, config, make_folder(folder), target)
+
+    def see(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the features of uint8 images (N, 3, S, S) by layer."""
+        return extract(self.eyes, images, self.config.batch_size)
+
+    def see_known(self, images: Tensor, *source: str | int) -> dict[str, Tensor]:
+        """Return the features of images that the data set and `source` tell, from the folder if they are there."""
+        eyes = self.eyes
+        key = digest_of([eyes.sha256, eyes.features, eyes.logits, self.device.type, self.dataset.sha256, *source])
+        path = self.folder / "features" / f"{key[:16]}.safetensors"
+        if not path.is_file():
+            write_safetensors(path, self.see(images), {"kind": "features"})
+        return read_safetensors(path, "features")[0]
+
+    def reference(self, split: Split) -> dict[str, Tensor]:
+        """Return the features of all images of a split."""
+        return self.see_known(load_split(self.dataset, split)[0], split)
 
 
 def evaluate(
@@ -63,7 +104,8 @@ def evaluate(
 
     `conditions` says under what all this was measured. `conditions["trivial_kid"]` is the KID of generators that have
     learnt nothing: noise, noise in the colours of the data, and the mean training image every time.
-    `conditions["conditions_hash"]` is equal for reports that may be compared.
+    `conditions["conditions_hash"]` is equal for reports that may be compared; guidance and its interval are not in it,
+    because they belong to a release as its weights do.
 
     Evaluations can share a folder: each writes a report of its own name, and all read the real images' features, which
     are kept in `folder/features`.
@@ -78,29 +120,16 @@ def evaluate(
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
     counts = {"generated": len(made), "reference": len(test), "floor": len(chosen)}
     _check_sets(counts, config, made, labels, dataset)
-    target = pick_device(device)
-    breeds = _load_breeds(classifier, dataset, target) if classifier else None
-    eyes = look_with(config, classifier, target)
-    make_folder(folder)
-
-    def features(images: Tensor, *source: str | int) -> dict[str, Tensor]:
-        """Return the features of real images or noise, from the folder if they are there."""
-        key = digest_of([eyes.sha256, eyes.features, eyes.logits, target.type, *source])
-        path = folder / "features" / f"{key[:16]}.safetensors"
-        if not path.is_file():
-            write_safetensors(path, extract(eyes, images, config.batch_size), {"kind": "features"})
-        return read_safetensors(path, "features")[0]
-
-    seed = config.seed
-    seen = extract(eyes, made, config.batch_size)
-    real = features(test, dataset.sha256, "test")
-    real_train = features(train[chosen], dataset.sha256, "train", seed, len(chosen))
+    judge = Judge.appoint(dataset, config, classifier, folder, device)
+    eyes, breeds, seed = judge.eyes, judge.breeds, config.seed
+    seen, real = judge.see(made), judge.reference("test")
+    real_train = judge.see_known(train[chosen], "train", seed, len(chosen))
     trivial = {
-        name: features(images, dataset.sha256, name, seed)[eyes.features].expand(NOISE_IMAGES, -1)
+        name: judge.see_known(images, name, seed)[eyes.features].expand(NOISE_IMAGES, -1)
         for name, images in _trivial_images(train, seed).items()
     }
 
-    subset = min(KID_SUBSET, min(counts.values()) // 2)
+    subset = kid_subset(*counts.values())
     metrics = compare(seen, real, eyes, config, subset)
     floor = compare(real_train, real, eyes, config, subset)
     real_scatter = _scatter(real[eyes.features], test_labels)
@@ -113,11 +142,11 @@ def evaluate(
         named_real = real["logits"] if sees else predict(breeds, test, config.batch_size)
         metrics["breed_accuracy"] = (named.argmax(1) == labels).double().mean().item()
         floor["breed_accuracy"] = (named_real.argmax(1) == test_labels).double().mean().item()
-    _require_finite(metrics, "the generated images")
-    _require_finite(floor, "the real training images")
+    require_finite(metrics, "the generated images")
+    require_finite(floor, "the real training images")
     kid_size = min(subset, NOISE_IMAGES // 2)
     trivial_kid = {name: _kid(drawn, real[eyes.features], config, kid_size)[0] for name, drawn in trivial.items()}
-    _require_finite(trivial_kid, "noise and mean")
+    require_finite(trivial_kid, "noise and mean")
 
     conditions = {
         **counts,
@@ -139,8 +168,10 @@ def evaluate(
         "sampler": {name: samples.settings[name] for name in SAMPLER_SETTINGS if name in samples.settings},
     }
     conditions["conditions_hash"] = digest_of(conditions)
-    conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in (*SAMPLER_SETTINGS, "runtime")}
-    conditions["device"] = target.type
+    conditions |= {name: samples.settings[name] for name in GUIDANCE_SETTINGS if name in samples.settings}
+    said = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")
+    conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in said}
+    conditions["device"] = judge.device.type
     conditions["trivial_kid"] = trivial_kid
     notes = (*eyes.notes, *_notes_on_size(counts, real[eyes.features].shape[1]))
     path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
@@ -148,15 +179,20 @@ def evaluate(
     return FidelityReport(path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, conditions=conditions, notes=notes)
 
 
+def images_needed(config: EvaluateConfig) -> int:
+    """Return how many images a set must have at least."""
+    return max(MIN_IMAGES, config.neighbours + 1)
+
+
+def kid_subset(*counts: int) -> int:
+    """Return how many images a subset of KID has, for sets of these sizes."""
+    return min(KID_SUBSET, min(counts) // 2)
+
+
 def inception_weights() -> Path | None:
     """Return the path that TINYCATS_INCEPTION_WEIGHTS names, None where it is not set."""
     path = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
     return Path(path).expanduser() if path else None
-
-
-def look_with(config: EvaluateConfig, classifier: Checkpoint | None, device: torch.device) -> Eyes:
-    """Return the extractor that is configured. Raises EvaluationError."""
-    return _inception(device) if config.extractor == "inception" else _breed(classifier, device)
 
 
 @torch.inference_mode()
@@ -349,7 +385,7 @@ def _load_breeds(classifier: Checkpoint, dataset: Dataset, device: torch.device)
 
 
 def _check_sets(counts: Mapping[str, int], config: EvaluateConfig, made: Tensor, labels: Tensor, dataset: Dataset) -> None:
-    needed = max(MIN_IMAGES, config.neighbours + 1)
+    needed = images_needed(config)
     names = {"generated": "generated", "reference": "test", "floor": "training"}
     for name, count in counts.items():
         if count < needed:
@@ -413,7 +449,8 @@ def _distinct(images: Tensor) -> float:
     return len({image.numpy().tobytes() for image in images}) / len(images)
 
 
-def _require_finite(metrics: Mapping[str, float | None], of: str) -> None:
+def require_finite(metrics: Mapping[str, float | None], of: str) -> None:
+    """Raise EvaluationError for a metric that is neither finite nor left out."""
     for name, value in metrics.items():
         if value is not None and not math.isfinite(value):
             raise EvaluationError(f"{name} of {of} is {value}; it must be finite. Look at the images and the extractor's weights.")

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from tinycats_core.config import SampleConfig
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import digest_of, sha256_of
 
@@ -74,12 +75,51 @@ class Dataset(Record):
 class Checkpoint(Record):
     """Weights in safetensors with their configuration in the file's metadata.
 
-    For the generator: the EMA weights that are shipped. For the classifier: the best epoch's weights.
+    For the generator: EMA weights. For the classifier: the chosen epoch's weights.
     """
 
     kind: str  # "generator" | "classifier"
     step: int
     facts: dict[str, float | int | str | None] = {}
+    averages: tuple["Checkpoint", ...] = ()  # of the same training, over other lengths
+
+    def verify(self) -> Self:
+        """Return the record if its file and those of its averages are there and unchanged. Raises TinycatsError."""
+        for average in self.averages:
+            average.verify()
+        return super().verify()
+
+    def is_intact(self) -> bool:
+        """Return whether `verify` would pass."""
+        return super().is_intact() and all(average.is_intact() for average in self.averages)
+
+    def in_folder(self, folder: Path) -> "Checkpoint":
+        """Return the record of the same files in another folder."""
+        averages = tuple(average.in_folder(folder) for average in self.averages)
+        return self.model_copy(update={"path": folder / self.path.name, "averages": averages})
+
+
+class Choice(Record):
+    """Which average is shipped and with which guidance it is drawn from, as a JSON file at `path`.
+
+    `rows` holds what was measured of each pair on the validation images; none where there was nothing to choose, or
+    nothing to choose by, which is what `note` says.
+    """
+
+    checkpoint: Checkpoint
+    sample: SampleConfig
+    rule: str
+    rows: tuple[dict[str, Any], ...] = ()
+    note: str | None = None
+
+    def verify(self) -> Self:
+        """Return the record if its file and the chosen weights are there and unchanged. Raises TinycatsError."""
+        self.checkpoint.verify()
+        return super().verify()
+
+    def is_intact(self) -> bool:
+        """Return whether `verify` would pass."""
+        return super().is_intact() and self.checkpoint.is_intact()
 
 
 class SampleSet(Record):

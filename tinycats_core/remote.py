@@ -161,8 +161,8 @@ def train_on_modal(
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
     command attaches to the same call. An interrupt or any other error here cancels the call; a later run goes on from
-    the last checkpoint on the outputs volume. The folder gets `ema.safetensors`, `log.jsonl`, `diary.jsonl`
-    and `samples/`.
+    the last checkpoint on the outputs volume. The folder gets `ema.safetensors` and the other averages, `log.jsonl`,
+    `diary.jsonl` and `samples/`.
 
     Args:
         on_log: called with each row of the remote log, in order.
@@ -202,7 +202,7 @@ def train_on_modal(
     result = _follow(client, call["call_id"], run, compute, state, on_log)
     for name, sha256 in result["files"].items():
         _download(client, f"{run_folder(run)}/{name}", folder / name, sha256)
-    checkpoint = Checkpoint.model_validate(result["checkpoint"] | {"path": folder / "ema.safetensors"})
+    checkpoint = Checkpoint.model_validate(result["checkpoint"]).in_folder(folder)
     write_json(state, call | {"checkpoint": checkpoint.model_dump(mode="json")})
     return checkpoint
 

@@ -6,15 +6,21 @@ from typing import Any
 
 from tinycats_core import config as configuration
 from tinycats_core.checkpoint import read_header
-from tinycats_core.config import ReleaseConfig
+from tinycats_core.config import ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import EvaluationError
+from tinycats_core.fidelity import GUIDANCE_SETTINGS
 from tinycats_core.files import read_json
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release
 
 
 def config(release: Release, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
-    """Return the configuration that a release was made with, with overrides on top. Raises ConfigError."""
-    return configuration.load(read_json(release.folder / "config.json"), overrides or {})
+    """Return a release's configuration, with the guidance that was chosen for it and overrides on top. Raises ConfigError."""
+    return configuration.load(read_json(release.folder / "config.json"), {"sample": _guidance(release)}, overrides or {})
+
+
+def sample(release: Release, options: SampleOptions) -> SampleConfig:
+    """Return a candidate's way to draw, with the guidance and interval of a release: they belong to it as its weights do."""
+    return options.at(**_guidance(release))
 
 
 def generator(release: Release) -> Checkpoint:
@@ -54,6 +60,13 @@ def require_same_data(release: Release, dataset: Dataset) -> Dataset:
             "numbers can only be compared on the same images."
         )
     return dataset
+
+
+def _guidance(release: Release) -> dict[str, Any]:
+    """Return what was chosen for a release; one from before there was a choice has it in its configuration."""
+    path = release.folder / "sweep.json"
+    settings = read_json(path if path.is_file() else release.folder / "config.json")["sample"]
+    return {name: settings[name] for name in GUIDANCE_SETTINGS}
 
 
 def _checkpoint(release: Release, name: str, kind: str) -> Checkpoint:

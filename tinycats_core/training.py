@@ -36,7 +36,6 @@ from tinycats_core.signals import stop_signals
 
 logger = logging.getLogger("tinycats.training")
 
-SHIPPED = "ema.safetensors"
 COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -52,9 +51,10 @@ def train(
 ) -> Checkpoint:
     """Train a generator, or go on where the folder's last checkpoint stands, and return its EMA weights.
 
-    The folder gets `ema.safetensors` (what is shipped), `ema-<decay>.safetensors` (the other averages), `log.jsonl` (a
-    line a log interval), `diary.jsonl` (each start, stop and incident), `checkpoints/` (the last five) and `samples/` (a
-    grid from the EMA every `sample_every` steps). A finished folder is returned as it is; one of fewer steps goes on.
+    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others, the record's
+    `averages`), `log.jsonl` (a line a log interval), `diary.jsonl` (each start, stop and incident), `checkpoints/` (the
+    last five) and `samples/` (a grid from the EMA every `sample_every` steps). A finished folder is returned as it is; one
+    of fewer steps goes on.
 
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
@@ -72,14 +72,15 @@ def train(
         "train": train.model_dump(mode="json"),
         "dataset": dataset.content,
     }
-    run_folder, shipped = RunFolder(folder), folder / SHIPPED
-    if shipped.is_file() and read_header(shipped, "generator")["step"] == train.steps:
-        read_safetensors(shipped, "generator")  # a damaged file is an error, not a result
+    run_folder, finished = RunFolder(folder), average_paths(folder, train).values()
+    if all(path.is_file() and read_header(path, "generator")["step"] == train.steps for path in finished):
+        for path in finished:
+            read_safetensors(path, "generator")  # a damaged file is an error, not a result
         run_folder.claim(identity)
-        return _record(shipped)
+        return _record(*finished)
     if processes > 1:
         distributed.start(dataset, model, train, folder, device, processes, on_log)
-        return _record(shipped)
+        return _record(*finished)
     with run_folder.hold() if distributed.rank() == 0 else nullcontext(), fast_arithmetic(pick_device(device)):
         return _train_here(dataset, model, train, run_folder, identity, pick_device(device), on_log)
 
@@ -114,7 +115,7 @@ def _train_here(
             raise TrainingError(f"stopped at step {run.step} of {train.steps}; run the same command to go on")
         if leads:
             with _writing(run, folder):
-                save_shipped(run, folder.path)
+                save_averages(run, folder.path)
     except BaseException as error:
         if leads and not noted:
             folder.note("stop", run.step, cause=str(error) or type(error).__name__, **_spent(run, first, since))
@@ -122,7 +123,7 @@ def _train_here(
     if leads:
         folder.close(run.step, train.batch_size, run.step - first, time.perf_counter() - since, run.facts())
     distributed.largest(0)
-    return _record(folder.path / SHIPPED)
+    return _record(*average_paths(folder.path, train).values())
 
 
 @dataclass
@@ -475,13 +476,17 @@ def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Pa
     return folder.keep(run.step, tensors, header)
 
 
-def save_shipped(run: Run, folder: Path) -> Checkpoint:
-    """Write the EMA weights: of the first decay as the file that is sampled, exported and published, others beside it."""
-    for decay, ema in reversed(run.emas.items()):
-        path = folder / (SHIPPED if decay == run.config.ema_decays[0] else f"ema-{decay}.safetensors")
+def average_paths(folder: Path, config: TrainConfig) -> dict[float, Path]:
+    """Return where the EMA weights of each decay lie in a training's folder."""
+    first, *others = config.ema_decays
+    return {first: folder / "ema.safetensors", **{decay: folder / f"ema-{decay}.safetensors" for decay in others}}
+
+
+def save_averages(run: Run, folder: Path) -> None:
+    """Write the EMA weights of each decay."""
+    for decay, path in average_paths(folder, run.config).items():
         facts = {"ema_decay": decay, "images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
-        saved = save_generator(path, ema, run.net.config, run.classes, run.step, facts)
-    return saved
+        save_generator(path, run.emas[decay], run.net.config, run.classes, run.step, facts)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -489,9 +494,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return RunFolder(folder).log()
 
 
-def _record(path: Path) -> Checkpoint:
-    header = read_header(path, "generator")
-    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=header["step"], facts=header["facts"])
+def _record(path: Path, *others: Path) -> Checkpoint:
+    header, averages = read_header(path, "generator"), tuple(map(_record, others))
+    facts = {"step": header["step"], "facts": header["facts"], "averages": averages}
+    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", **facts)
 
 
 def _count_skipped(run: Run, folder: RunFolder) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from release_parts import FINISH, TINY, make_checkpoint, make_report
+from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_report
 from safetensors.torch import save_file
 
 from tinycats_core import costs, data, export, sampling
@@ -61,14 +61,15 @@ def parts(
     network, _ = load_generator(checkpoint.path)
     labels = sampling.labels_like(data.load_split(dataset, "test")[1], 52, len(CLASSES))
     settings = {"model": checkpoint.sha256, "runtime": "pytorch"}
+    choice = make_choice(folder / "sweep-0123.json", checkpoint, config.sample.single())
     decision = folder / "decision.json"
     terms = ({"name": "kid_not_worse", "value": 0.0345, "bar": 0.0456, "passed": True, "why": "lower than before"},)
     write_json(decision, {"promoted": True})
     return {
         "config": config,
         "dataset": dataset,
-        "checkpoint": checkpoint,
-        "samples": sampling.generate(network, labels, 16, 13, config.sample, folder / "samples.safetensors", settings),
+        "choice": choice,
+        "samples": sampling.generate(network, labels, 16, 13, choice.sample, folder / "samples.safetensors", settings),
         "report": make_report(folder / "report.json", "pytorch", 0.0345, weights=f"read from {folder}/weights.pth"),
         "decision": Decision(path=decision, sha256=sha256_of(decision), promoted=True, terms=terms, baseline="0123456789ab"),
         "models": [export.check(checkpoint, model, config.export, folder) for model in (fp32, int8)],

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from tinycats_core.checkpoint import save_generator
-from tinycats_core.config import CLASSES, load
+from tinycats_core.config import CLASSES, SampleConfig, load
 from tinycats_core.files import sha256_of, write_json
 from tinycats_core.model import TinyDiT
-from tinycats_core.records import Checkpoint, FidelityReport
+from tinycats_core.records import Checkpoint, Choice, FidelityReport
 
 TINY = {
     "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_val_per_class": 1, "toy_test_per_class": 2},
     "model": {"image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2},
-    "sample": {"steps": 3},
+    "sample": {"steps": 3, "guidance": 1.5},
     "evaluate": {"extractor": "breed", "samples": 52},
 }
 FINISH = {  # the last row of the diary of a completed training
@@ -40,6 +40,22 @@ def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Checkpoint:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return save_generator(path, network.state_dict(), config, CLASSES, step=7, facts={"ema_decay": 0.9})
+
+
+def make_choice(path: Path, checkpoint: Checkpoint, sample: SampleConfig) -> Choice:
+    row = {
+        "ema_decay": 0.9,
+        "guidance": 1.5,
+        "guidance_interval": [0.0, 1.0],
+        "kid_breed": 0.0444,
+        "is_breed": None,
+        "copy_rate": 0.01,
+    }
+    other = row | {"guidance": 2.5, "kid_breed": 0.0555, "copy_rate": 0.02, "chosen": False}
+    facts = {"rule": "the lowest kid_breed", "rows": [other, row | {"chosen": True}], "note": None}
+    settings = {"ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
+    write_json(path, {**settings, **facts})
+    return Choice(path=path, sha256=sha256_of(path), checkpoint=checkpoint, sample=sample, **facts)
 
 
 def make_report(path: Path, runtime: str, kid: float, **conditions: Any) -> FidelityReport:

@@ -37,12 +37,12 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     assert files == sheets | {
         *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
-        *("training_diary.jsonl", "training_cost.json", "README.md", "release.json"),
+        *("training_diary.jsonl", "training_cost.json", "sweep.json", "README.md", "release.json"),
     }
     manifest = bundle.verify(built.folder)
     assert set(manifest["files"]) == files - {"release.json"}
     assert (manifest["name"], manifest["version"]) == (built.name, built.version) == ("tinycats", built.folder.name)
-    assert manifest["parents"]["checkpoint"]["sha256"] == parts["checkpoint"].sha256
+    assert manifest["parents"]["checkpoint"]["sha256"] == parts["choice"].checkpoint.sha256
     assert manifest["parents"]["classifier"] is None
     assert manifest["key"] == bundle.release_key(parts["config"], parts["dataset"])
     assert not built.published
@@ -51,12 +51,13 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
 
 
 def test_the_weights_are_the_trained_ones_to_the_bit(built: Release, parts: dict[str, Any]):
-    assert (built.folder / "model.safetensors").read_bytes() == parts["checkpoint"].path.read_bytes()
+    assert (built.folder / "model.safetensors").read_bytes() == parts["choice"].checkpoint.path.read_bytes()
     _, header = load_generator(built.folder / "model.safetensors")
     assert header.classes == parts["dataset"].classes
 
 
 def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
+    assert (built.folder / "sweep.json").read_bytes() == parts["choice"].path.read_bytes()
     metrics = json.loads((built.folder / "metrics.json").read_text())
     assert metrics["candidate"]["metrics"] == parts["report"].metrics
     assert metrics["candidate"]["floor"] == parts["report"].floor
@@ -76,7 +77,7 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
 
 
 def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: dict[str, Any]):
-    source = parts["checkpoint"].path
+    source = parts["choice"].checkpoint.path
     assert (built.folder / "training_cost.json").read_bytes() == source.with_name("cost.json").read_bytes()
     stop, finish = map(json.loads, (built.folder / "training_diary.jsonl").read_text().splitlines())
     assert stop["cause"] == "checkpoints cannot be written"  # without the folder where it was
@@ -84,8 +85,9 @@ def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: di
 
 
 def test_a_training_without_a_diary_is_released_without_its_cost(parts: dict[str, Any], tmp_path: Path):
-    alone = shutil.copyfile(parts["checkpoint"].path, tmp_path / "ema.safetensors")
-    release = bundle.build(tmp_path / "registry", **{**parts, "checkpoint": parts["checkpoint"].model_copy(update={"path": alone})})
+    alone = shutil.copyfile(parts["choice"].checkpoint.path, tmp_path / "ema.safetensors")
+    choice = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": alone})})
+    release = bundle.build(tmp_path / "registry", **{**parts, "choice": choice})
     assert [path.name for path in release.folder.glob("training_*")] == []
     assert "## Training\n" not in (release.folder / "README.md").read_text()
 
@@ -101,7 +103,8 @@ def test_the_sheets_show_the_samples(built: Release):
 
 
 def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict[str, Any]):
-    places = {os.fsencode(place) for place in (ROOT, Path.home(), parts["checkpoint"].path.parents[2], built.folder.parents[1])}
+    trained = parts["choice"].checkpoint.path.parents[2]
+    places = {os.fsencode(place) for place in (ROOT, Path.home(), trained, built.folder.parents[1])}
     text = b"".join(path.read_bytes() for path in built.folder.rglob("*") if path.is_file())
     assert [place for place in places if place != b"/" and place in text] == []
     assert b"read from weights.pth" in text
@@ -161,10 +164,10 @@ def test_two_builders_at_once_end_with_one_intact_release(parts: dict[str, Any],
 
 def test_a_parent_that_changed_is_refused_and_nothing_is_left(parts: dict[str, Any], tmp_path: Path):
     copy = tmp_path / "ema.safetensors"
-    copy.write_bytes(parts["checkpoint"].path.read_bytes()[:-1])
-    spoilt = parts["checkpoint"].model_copy(update={"path": copy})
+    copy.write_bytes(parts["choice"].checkpoint.path.read_bytes()[:-1])
+    spoilt = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": copy})})
     with pytest.raises(TinycatsError, match="ema.safetensors has changed"):
-        bundle.build(tmp_path / "registry", **{**parts, "checkpoint": spoilt})
+        bundle.build(tmp_path / "registry", **{**parts, "choice": spoilt})
     assert [path.name for path in (tmp_path / "registry").iterdir()] == ["registry.json"]
 
 
@@ -246,7 +249,7 @@ def test_what_a_download_from_the_hub_leaves_beside_a_release_is_no_problem(rele
 def test_the_command_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     version = json.loads((release / "release.json").read_text())["version"]
     assert bundle.main(["verify", str(release)]) == 0
-    assert capsys.readouterr() == (f"tinycats {version}: 28 files, all as they were made\n", "")
+    assert capsys.readouterr() == (f"tinycats {version}: 29 files, all as they were made\n", "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
     assert bundle.main(["verify", str(release)]) == 1

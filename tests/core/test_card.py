@@ -36,7 +36,7 @@ def tables(text: str) -> list[list[str]]:
 
 
 def test_every_number_of_every_table_stands_in_the_files_of_the_release(built: Release):
-    files = ("metrics.json", "benchmark.json", "decision.json")
+    files = ("metrics.json", "benchmark.json", "decision.json", "sweep.json")
     known = set().union(*(numbers_of(json.loads((built.folder / file).read_text())) for file in files))
     cells = [cell for row in tables((built.folder / "README.md").read_text()) for cell in row[1:]]
     shown = [cell for cell in cells if re.fullmatch(r"-?[\d,.]+(e[+-]\d+)?", cell)]
@@ -56,7 +56,7 @@ def test_every_number_of_the_training_stands_in_its_record(built: Release):
 
 
 def test_a_training_without_dollars_says_why(built: Release, tmp_path: Path):
-    for file in ("config", "data", "metrics", "benchmark", "decision"):
+    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     cost = json.loads((built.folder / "training_cost.json").read_text())
     local = {"gpu": None, "gpus": None, "device": "cpu", "price": None, "dollars": None, "charge": costs.HERE}
@@ -77,8 +77,24 @@ def test_each_metric_stands_beside_the_floor_and_the_others(built: Release, part
     assert rows["kid_not_worse"][2] == "yes"
 
 
+def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Path):
+    text = (built.folder / "README.md").read_text()
+    section = text.split("## Choice\n\n")[1].split("\n## ")[0]
+    assert "decay 0.9, drawn with guidance 1.5 for t from 0 to 1. The rule: the lowest kid_breed." in section
+    assert "26 images were drawn and held against 13 validation images" in section
+    assert [(row[1], row[3], row[-1]) for row in tables(section)[1:]] == [("2.5", "0.0555", "no"), ("1.5", "0.0444", "yes")]
+    assert "a share of 0.01 lies three times nearer" in text
+    for file in ("data", "metrics", "benchmark", "decision"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    sweep = json.loads((built.folder / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep | {"rows": [], "rule": "the first", "note": "there are too few."}))
+    alone = card.model_card(tmp_path, "tinycats", "abc")
+    assert "The rule: the first. Note: there are too few." in alone
+    assert "has not been measured" in alone
+
+
 def test_other_measurements_give_another_card(built: Release, tmp_path: Path):
-    for file in ("config", "data", "metrics", "benchmark", "decision"):
+    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text().replace("0.0345", "0.9876"))
     text = card.model_card(tmp_path, "tinycats", "abc")
     assert "0.9876" in text
@@ -98,7 +114,7 @@ def test_the_header_is_read_by_the_library(built: Release, parts: dict[str, Any]
     [("oxford_pets", "cc-by-sa-4.0", "Parkhi"), ("folder", "other", "your own photos"), ("toycats", "mit", "No photo was used")],
 )
 def test_the_licence_follows_the_data(built: Release, source: str, licence: str, text: str, tmp_path: Path):
-    for file in ("config", "data", "metrics", "benchmark", "decision"):
+    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     data = json.loads((tmp_path / "data.json").read_text())
     (tmp_path / "data.json").write_text(json.dumps(data | {"source": source}))
@@ -117,11 +133,12 @@ def test_the_files_that_the_card_names_are_there(built: Release):
 
 @pytest.mark.parametrize("sampler", ["ab2", "heun", "euler"])
 def test_the_code_of_the_card_draws_what_the_sampler_draws(built: Release, parts: dict[str, Any], sampler: str, tmp_path: Path):
-    config = parts["config"]
-    settings = config.sample.model_copy(update={"sampler": sampler, "steps": 4, "shift": 0.6, "guidance_interval": (0.1, 0.9)})
+    chosen = {"sampler": sampler, "steps": 4, "shift": 0.6, "guidance": 2.5, "guidance_interval": (0.1, 0.9)}
+    settings = parts["choice"].sample.model_copy(update=chosen)
     for file in ("data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({"sample": settings.model_dump(mode="json")}))
+    sweep = json.loads((built.folder / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep | {"sample": settings.model_dump(mode="json")}))
     (code,) = re.findall(r"```python\n(.*?)```", card.model_card(tmp_path, "tinycats", "abc"), re.DOTALL)
     (tmp_path / "denoiser-fp32.onnx").write_bytes((built.folder / "denoiser-fp32.onnx").read_bytes())
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
@@ -133,5 +150,5 @@ def test_the_code_of_the_card_draws_what_the_sampler_draws(built: Release, parts
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(TinycatsError, match=r"config.json does not exist"):
+    with pytest.raises(TinycatsError, match=r"sweep.json does not exist"):
         card.model_card(tmp_path, "tinycats", "abc")

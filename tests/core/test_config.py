@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinycats_core.config import PRESETS, ReleaseConfig, parse_overrides, resolve
+from tinycats_core.config import PRESETS, ReleaseConfig, SampleConfig, parse_overrides, resolve
 from tinycats_core.errors import ConfigError
 
 
@@ -82,9 +82,19 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"compute": {"processes": 3}}, ["train.batch_size is 16, not divisible by compute.processes 3"]),
         ("standard", {"train": {"resume_from": "here"}}, ["train.resume_from is a path on this machine", "'local'"]),
         ("smoke", {"model": {"num_classes": 12}}, ["model.num_classes is 12", "13 classes"]),
-        ("smoke", {"sample": {"guidance": -1}}, ["sample.guidance is -1"]),
-        ("smoke", {"sample": {"guidance_interval": [0, 2]}}, ["sample.guidance_interval.1 is 2"]),
+        ("smoke", {"sample": {"guidance": -1}}, ["sample.guidance.0 is -1"]),
+        ("smoke", {"sample": {"guidance": []}}, ["sample.guidance is []", "at least 1"]),
+        ("smoke", {"sample": {"guidance": [1, 2, 1.0]}}, ["sample.guidance is [1.0, 2.0, 1.0], which names one twice"]),
+        ("smoke", {"sample": {"guidance": "much"}}, ["sample.guidance is 'much'"]),
+        ("smoke", {"sample": {"guidance_interval": []}}, ["sample.guidance_interval is []", "at least 1"]),
+        ("smoke", {"sample": {"guidance_interval": [0, 2]}}, ["sample.guidance_interval.0.1 is 2"]),
         ("smoke", {"sample": {"guidance_interval": [0.8, 0.2]}}, ["[0.8, 0.2]"]),
+        ("smoke", {"sample": {"guidance_interval": [[0, 1], [0.8, 0.2]]}}, ["[0.8, 0.2]"]),
+        ("smoke", {"sample": {"guidance_interval": [[0, 1], [0, 1]]}}, ["[[0.0, 1.0], [0.0, 1.0]], which names one twice"]),
+        ("smoke", {"sample": {"sweep_images": 15}}, ["sample.sweep_images is 15", "16"]),
+        ("smoke", {"sample": {"sweep_images": 20}, "evaluate": {"neighbours": 20}}, ["sample.sweep_images is 20", "neighbours"]),
+        ("smoke", {"data": {"val_fraction": 1}}, ["data.val_fraction is 1", "less than 1"]),
+        ("smoke", {"classifier": {"val_fraction": 0.1}}, ["classifier.val_fraction is not a setting"]),
         ("smoke", {"data": {"source": "folder"}}, ["data.folder is missing"]),
         ("smoke", {"data": {"folder": "photos"}}, ["data.source is 'toycats'", "'folder'"]),
         ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),
@@ -102,6 +112,23 @@ def test_impossible_values_name_field_value_and_what_is_allowed(preset: str, ove
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_one_guidance_or_interval_means_a_list_of_one():
+    sample = resolve("smoke", {"sample": {"guidance": 2, "guidance_interval": [0.1, 0.9]}}).sample
+    assert (sample.guidance, sample.guidance_interval) == ((2.0,), ((0.1, 0.9),))
+    assert sample.single() == SampleConfig(guidance=2, guidance_interval=(0.1, 0.9))
+
+
+def test_candidates_are_every_pair_but_guidance_one_has_no_interval():
+    given = {"steps": 5, "seed": 3, "guidance": [1, 2, 0.5], "guidance_interval": [[0, 1], [0.1, 0.6]]}
+    sample = resolve("smoke", {"sample": given}).sample
+    pairs = [(candidate.guidance, candidate.guidance_interval) for candidate in sample.candidates()]
+    assert pairs == [(1, (0, 1)), (2, (0, 1)), (2, (0.1, 0.6)), (0.5, (0, 1)), (0.5, (0.1, 0.6))]
+    assert {(candidate.steps, candidate.seed, candidate.sampler) for candidate in sample.candidates()} == {(5, 3, "ab2")}
+    assert sample.at(7, (0.2, 0.3)) == SampleConfig(steps=5, seed=3, guidance=7, guidance_interval=(0.2, 0.3))
+    with pytest.raises(ConfigError, match=r"sample.guidance is \[1.0, 2.0, 0.5\].* give one of each"):
+        sample.single()
 
 
 def test_overrides_on_a_command_line_are_json_objects():

@@ -462,6 +462,15 @@ def test_near_copies_across_the_split_are_warned_about(tmp_path: Path, mirrored:
     assert "original.png" in warning
 
 
+def test_near_copies_among_the_validation_images_are_warned_about_too(tmp_path: Path):
+    root = make_folder(tmp_path / "in", {"a": 0, "b": 12})
+    for width in (120, 110, 100):  # three images: one lies in each split
+        save(root / "a" / f"{width}.png", picture(5, 120, 100).resize((width, width * 5 // 6)))
+    dataset = data.prepare(config_of(root), tmp_path / "out")
+    [warning] = data.validate(dataset, config_of(root), 2).warnings
+    assert "2 held-out images are nearly the same as a training image: a/" in warning
+
+
 def test_different_images_are_not_near_copies(tmp_path: Path):
     root = make_folder(tmp_path / "in", {"a": 60, "b": 60})
     assert findings(data.prepare(config_of(root), tmp_path / "out"), "near_duplicate") == []

@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(folder: Path) -> SampleSet:
-    return make_samples(folder / "drawn.safetensors", *draw_cats(CLASSES, 10, 33, seed=2))
+    settings = {"guidance": 1.5, "guidance_interval": [0.0, 1.0]}
+    return make_samples(folder / "drawn.safetensors", *draw_cats(CLASSES, 10, 33, seed=2), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,7 @@ def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: Sam
     assert (conditions["kid_subset_size"], conditions["neighbours"], conditions["runtime"]) == (15, 3, "pytorch")
     assert conditions["sampler"] == {"sampler": "heun", "steps": 20, "seed": 1}
     assert conditions["drawn_by"] == {"model": "0" * 64}
+    assert (conditions["guidance"], conditions["guidance_interval"]) == (1.5, [0.0, 1.0])
     assert conditions["trivial_kid"].keys() == {"noise", "coloured_noise", "mean_image"}
     assert conditions["torch_fidelity"].startswith("0.4")
     assert any("2,048" in note for note in report.notes)
@@ -167,6 +169,7 @@ def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Datas
 
     same = report.conditions["conditions_hash"]
     assert conditions_hash(model="1" * 64) == same
+    assert conditions_hash(guidance=3.0, guidance_interval=[0.2, 0.8]) == same  # they belong to a release as its weights do
     assert conditions_hash(steps=10) != same
     assert conditions_hash(runtime="onnx-int8") != same
     assert conditions_hash(count=29) != same

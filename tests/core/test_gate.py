@@ -221,6 +221,15 @@ def test_numbers_under_other_conditions_are_not_compared(tmp_path: Path, decide:
     assert "not_worse" not in [term["name"] for term in decision.terms]
 
 
+def test_releases_of_another_guidance_are_compared(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    reports = [make_report(tmp_path / "a.json"), make_report(tmp_path / "b.json")]
+    guided = [
+        report.model_copy(update={"conditions": {**report.conditions, "guidance": guidance, "guidance_interval": [0.0, guidance]}})
+        for report, guidance in zip(reports, (0.5, 1.0), strict=True)
+    ]
+    assert decide(*guided).promoted
+
+
 def test_configured_bars(tmp_path: Path, decide: Callable[..., Decision]) -> None:
     report = make_report(tmp_path / "a.json", breed_accuracy=0.5)
     assert decide(report, max_kid=0.1, min_recall=0.3, min_breed_accuracy=0.5).promoted

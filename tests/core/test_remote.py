@@ -33,7 +33,7 @@ from tinycats_core.training import read_log, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=1, checkpoint_every=2, sample_every=6, log_every=1)
+TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=1, checkpoint_every=2, sample_every=6, log_every=1, ema_decays=(0.9, 0.5))
 COMPUTE = ComputeConfig(where="modal", device="cpu", poll_seconds=0.2)
 
 # Run in a process of its own for each call: the real body, with volumes that are stale until reload and private until
@@ -196,8 +196,9 @@ def test_result_is_that_of_training_here(finished: tuple[Path, Checkpoint, list[
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
     assert sorted(path.name for path in there.iterdir()) == [
-        *("diary.jsonl", "ema.safetensors", "log.jsonl", "modal_call.json", "samples")
+        *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "modal_call.json", "samples")
     ]
+    assert [average.path for average in checkpoint.averages] == [there / "ema-0.5.safetensors"]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
 

@@ -19,7 +19,7 @@ from small_runs import MODEL, config
 from tinycats_core import run_folder, training
 from tinycats_core.checkpoint import load_generator, read_header, read_safetensors
 from tinycats_core.data import load_split
-from tinycats_core.errors import CheckpointError, ComputeError, TrainingError
+from tinycats_core.errors import CheckpointError, ComputeError, TinycatsError, TrainingError
 from tinycats_core.records import Dataset
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.training import (
@@ -296,6 +296,23 @@ def test_every_average_is_kept_and_the_first_one_is_shipped(two_colours: Dataset
     other, _ = read_safetensors(tmp_path / "run" / "ema-0.5.safetensors", "generator")
     weights, _ = read_safetensors(alone.path, "generator")
     assert all(torch.equal(weights[key], other[key]) for key in weights)  # one does not change another
+
+
+def test_a_lost_average_is_made_again_and_a_damaged_one_is_no_result(two_colours: Dataset, tmp_path: Path):
+    settings = config(ema_decays=(0.9, 0.5))
+    made = train(two_colours, MODEL, settings, tmp_path / "run")
+    (average,) = made.averages
+    assert (average.facts["ema_decay"], average.path.name) == (0.5, "ema-0.5.safetensors")
+    assert train(two_colours, MODEL, settings, tmp_path / "run", on_log=lambda row: pytest.fail("trained again")) == made
+    average.path.unlink()
+    assert not made.is_intact()
+    with pytest.raises(TinycatsError, match="ema-0.5.safetensors is gone"):
+        made.verify()
+    assert train(two_colours, MODEL, settings, tmp_path / "run") == made.verify()
+    average.path.write_bytes(average.path.read_bytes()[:-1] + b"?")
+    assert not made.is_intact()
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(two_colours, MODEL, settings, tmp_path / "run")
 
 
 def test_a_finished_run_can_be_lengthened_and_says_what_that_does(

@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.release_model import main, release_model
 from tinycats_core import manifest
+from tinycats_core.checkpoint import read_header
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 from tinycats_core.files import home
 from tinycats_core.records import Release
@@ -55,8 +56,16 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "denoiser-fp32.onnx",
         "denoiser-int8.onnx",
         "metrics.json",
+        "sweep.json",
         "README.md",
     } <= files.keys()
+    sweep = json.loads((release.folder / "sweep.json").read_text())
+    assert [(row["ema_decay"], row["guidance"]) for row in sweep["rows"]] == [(0.98, 1), (0.98, 1.5), (0.9, 1), (0.9, 1.5)]
+    assert read_header(release.folder / "model.safetensors", "generator")["facts"]["ema_decay"] == sweep["ema_decay"]
+    measured = json.loads((release.folder / "metrics.json").read_text())
+    drawn = [measured["candidate"]["conditions"], measured["onnx"]["onnx-int8"]["conditions"]]
+    assert [conditions["guidance"] for conditions in drawn] == [sweep["sample"]["guidance"]] * 2
+    assert {conditions["split"] for conditions in drawn} == {"test"}
     printed = capsys.readouterr().out
     assert str(release.folder) in printed
     assert "promoted" in printed
@@ -89,6 +98,9 @@ def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_
         ("classifier/*/classifier.safetensors", "changed", "train_classifier"),
         ("training/*/ema.safetensors", "gone", "train_generator"),
         ("training/*/ema.safetensors", "changed", "train_generator"),
+        ("training/*/ema-0.9.safetensors", "gone", "train_generator"),
+        ("training/*/ema-0.9.safetensors", "changed", "train_generator"),
+        ("evaluations/sweep-*.json", "gone", "choose_sampling"),
         ("samples/*/samples.safetensors", "gone", "generate_samples"),
         ("evaluations/fidelity-*.json", "gone", "measure"),
         ("export/*/denoiser-fp32.onnx", "gone", "export_onnx"),
@@ -126,15 +138,21 @@ def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: di
         of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         artifacts = client.read_artifacts(artifact_filter=of_this_run)
         (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-    assert "decision" in {artifact.key for artifact in artifacts}
+    assert {"decision", "sweep"} <= {artifact.key for artifact in artifacts}
     assert run.state_name == "Failed"
 
 
 def test_a_candidate_is_judged_beside_the_published_one(tiny: dict[str, Any], released: Release) -> None:
-    second = release_model("smoke", merged(tiny, sample={"seed": 7}))
+    second = release_model("smoke", merged(tiny, sample={"seed": 7, "guidance": 1.25, "guidance_interval": [0.1, 1]}))
     assert second.version != released.version
     decision = json.loads((second.folder / "decision.json").read_text())
     assert decision["baseline"] == released.version
+    measured = json.loads((second.folder / "metrics.json").read_text())
+    own = json.loads((released.folder / "sweep.json").read_text())["sample"]
+    before, now = (measured[name]["conditions"] for name in ("baseline", "candidate"))
+    assert (before["guidance"], before["guidance_interval"]) == (own["guidance"], own["guidance_interval"])
+    assert (now["guidance"], now["guidance_interval"]) == (1.25, [0.1, 1])
+    assert before["sampler"] == now["sampler"] == {"sampler": "ab2", "steps": 8, "shift": 0.5, "seed": 7}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from flows.nightly_eval import nightly_eval
 from flows.release_model import release_model
 from flows.train_classifier import train_classifier
 from tinycats_core import manifest, shipped
-from tinycats_core.errors import EvaluationError, RegistryError, ReleaseRejected, TinycatsError
+from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
 from tinycats_core.files import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -42,6 +42,30 @@ def test_the_records_of_a_release_are_those_of_its_files(latest: Path) -> None:
     measured = read_json(latest / "metrics.json")["onnx"]["onnx-int8"]
     assert shipped.onnx_report(release).metrics == measured["metrics"]
     assert shipped.config(release, {"train": {"seed": 5}}).train.seed == 5
+    chosen = read_json(latest / "sweep.json")["sample"]
+    assert shipped.config(release).sample.single().model_dump(mode="json") == chosen
+    assert shipped.config(release, {"sample": {"guidance": 2}}).sample.single().guidance == 2
+    assert read_json(latest / "config.json")["sample"]["guidance"] == [1.0, 1.5]  # as it was asked for
+
+
+def test_a_release_from_before_there_was_a_choice_has_its_guidance_in_its_configuration(latest: Path) -> None:
+    folder = latest.resolve()
+    options = shipped.config(manifest.read_release(latest)).sample
+    settings = read_json(folder / "config.json")
+    settings["sample"] |= {"guidance": 1.75, "guidance_interval": [0.2, 1]}
+    (folder / "sweep.json").unlink()
+    resealed(latest, "config.json", settings)
+    assert shipped.sample(manifest.read_release(latest), options) == options.at(1.75, (0.2, 1))
+
+
+def test_several_guidances_for_a_finished_release_are_refused_before_any_stage(
+    latest: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    for flow in (evaluate_model, nightly_eval):
+        with caplog.at_level(logging.INFO), pytest.raises(ConfigError, match="give one of each"):
+            flow(str(latest), {"sample": {"guidance": [1, 2]}})
+    assert "done in" not in caplog.text
 
 
 def test_the_nightly_evaluation_measures_anew_but_once(latest: Path, capsys: pytest.CaptureFixture[str]) -> None:

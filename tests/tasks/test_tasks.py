@@ -10,9 +10,19 @@ import pytest
 from tasks.data import prepare_data, validate_data
 from tasks.preflight import check_ready
 from tasks.sampling import generate_samples
+from tasks.sweep import choose_sampling
 from tasks.training import train_generator
 from tinycats_core import remote, training
-from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, SampleConfig, TrainConfig, resolve
+from tinycats_core.config import (
+    ComputeConfig,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    SampleConfig,
+    SampleOptions,
+    TrainConfig,
+    resolve,
+)
 from tinycats_core.errors import DataError, EvaluationError
 from tinycats_core.records import Checkpoint, Dataset
 
@@ -39,6 +49,16 @@ def test_the_functions_need_no_prefect(dataset: Dataset) -> None:
     samples = generate_samples.fn(checkpoint, dataset, SampleConfig(steps=1), 26, ComputeConfig())
     assert samples.verify().count == 26
     assert samples.settings["model"] == checkpoint.sha256
+
+
+def test_a_choice_is_made_without_prefect_and_warns_of_what_it_lacks(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
+    arguments = dataset, SampleOptions(steps=1), EvaluateConfig(extractor="breed"), None, ComputeConfig()
+    with caplog.at_level(logging.INFO):
+        choice = choose_sampling.fn(checkpoint, *arguments)
+    assert (choice.checkpoint, choice.sample.guidance) == (checkpoint, 1.0)
+    assert "there are 13 validation images; at least 16 are needed" in caplog.text
+    assert "EMA 0.9999, guidance 1.0 in [0.0, 1.0]: the first average and the first setting" in caplog.text
 
 
 def test_what_training_took_is_recorded_and_said(

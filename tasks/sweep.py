@@ -1,0 +1,40 @@
+"""The sweep stage: choose what is shipped of what was trained, and how it is drawn from."""
+
+import pandas as pd
+
+from tasks import show
+from tasks.stage import log, stage
+from tinycats_core import sweep
+from tinycats_core.config import ComputeConfig, EvaluateConfig, SampleOptions
+from tinycats_core.files import home
+from tinycats_core.records import Checkpoint, Choice, Dataset
+
+
+@stage(version=1)
+def choose_sampling(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    options: SampleOptions,
+    config: EvaluateConfig,
+    classifier: Checkpoint | None,
+    compute: ComputeConfig,
+) -> Choice:
+    """Choose the average, the guidance and its interval on the validation images."""
+    bar = show.progress("sweep-progress", "Measuring averages and guidances on the validation images")
+    choice = sweep.choose(
+        checkpoint,
+        dataset,
+        options,
+        config,
+        classifier,
+        home() / "evaluations",
+        compute.device,
+        on_row=lambda done, total: bar(done / total, f"{done} of {total}"),
+    )
+    frame = pd.DataFrame([{**row, "guidance_interval": str(row["guidance_interval"])} for row in choice.rows])
+    show.table("sweep", frame, f"Averages and guidances on the validation images; taken: {choice.rule}")
+    if choice.note:
+        log().warning(choice.note)
+    decay, sample = choice.checkpoint.facts.get("ema_decay"), choice.sample
+    log().info("EMA %s, guidance %s in %s: %s", decay, sample.guidance, list(sample.guidance_interval), choice.rule)
+    return choice
