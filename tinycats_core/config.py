@@ -38,6 +38,12 @@ CLASSES = (*BREEDS, "other")
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
+
+
+def _numbers(value: Any) -> Any:
+    """Return a number that stands alone as a list of one."""
+    return (value,) if isinstance(value, int | float) else value
 
 
 class Part(BaseModel):
@@ -114,7 +120,7 @@ class TrainConfig(Part):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decays: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.9999,)  # the first is shipped
+    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(_numbers), Field(min_length=1)] = (0.9999,)  # one of them is shipped
     label_dropout: Fraction = 0.1
     flip: bool = True
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -164,11 +170,6 @@ def _rising(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError(f"sample.guidance_interval is {list(interval)}; the first must not exceed the second")
     return interval
-
-
-def _numbers(value: Any) -> Any:
-    """Return a number that stands alone as a list of one."""
-    return (value,) if isinstance(value, int | float) else value
 
 
 def _pairs(value: Any) -> Any:

@@ -298,6 +298,14 @@ def test_every_average_is_kept_and_the_first_one_is_shipped(two_colours: Dataset
     assert all(torch.equal(weights[key], other[key]) for key in weights)  # one does not change another
 
 
+def test_an_average_of_no_steps_is_the_last_weights(two_colours: Dataset):
+    images, labels = load_split(two_colours, "train")
+    run = training.Run.from_images(images, labels, ("dark", "bright"), MODEL, config(ema_decays=0.0), torch.device("cpu"))
+    for _ in range(3):
+        training.training_step(run)
+    assert all(torch.equal(run.emas[0.0][name], weight) for name, weight in run.weights.items())
+
+
 def test_a_lost_average_is_made_again_and_a_damaged_one_is_no_result(two_colours: Dataset, tmp_path: Path):
     settings = config(ema_decays=(0.9, 0.5))
     made = train(two_colours, MODEL, settings, tmp_path / "run")
