@@ -159,7 +159,8 @@ def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> Iter
 def side_by_side(name: str, pictures: list[str], quick: bool) -> None:
     """Put grids beside each other into one picture of the documentation."""
     sheets = [Image.open(PICTURES / f"{picture}.png") for picture in pictures]
-    wide = Image.new("RGB", (sum(sheet.width for sheet in sheets) + 16 * (len(sheets) - 1), max(sheet.height for sheet in sheets)))
+    width, height = sum(sheet.width for sheet in sheets) + 16 * (len(sheets) - 1), max(sheet.height for sheet in sheets)
+    wide = Image.new("RGB", (width, height), "white")
     left = 0
     for sheet in sheets:
         wide.paste(sheet, (left, 0))
