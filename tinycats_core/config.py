@@ -120,7 +120,7 @@ class TrainConfig(Part):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(_numbers), Field(min_length=1)] = (0.9999,)  # one of them is shipped
+    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(_numbers), Field(min_length=1)] = (0.9999, 0.999)  # one of them is shipped
     label_dropout: Fraction = 0.1
     flip: bool = True
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -356,7 +356,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 50,
-            "ema_decays": [0.999],
+            "ema_decays": [0.999, 0.998],
             "checkpoint_every": 1000,
             "sample_every": 2000,
             "log_every": 40,

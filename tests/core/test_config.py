@@ -27,7 +27,7 @@ def test_presets_carry_the_plan(preset: str, steps: int, lr: float, warmup: int,
         (0.9, 0.95),
         1e-4,
         1.0,
-        (0.9999,),
+        (0.9999, 0.999),
     )
     assert (model.patch_size, model.width, model.depth, model.heads, model.num_classes) == (16, 384, 12, 6, 13)
     assert model.image_size == config.data.image_size == size

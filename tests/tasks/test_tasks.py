@@ -56,9 +56,9 @@ def test_a_choice_is_made_without_prefect_and_warns_of_what_it_lacks(dataset: Da
     arguments = dataset, SampleOptions(steps=1), EvaluateConfig(extractor="breed"), None, ComputeConfig()
     with caplog.at_level(logging.INFO):
         choice = choose_sampling.fn(checkpoint, *arguments)
-    assert (choice.checkpoint, choice.sample.guidance) == (checkpoint, 1.0)
+    assert (choice.checkpoint.sha256, choice.sample.guidance) == (checkpoint.sha256, 1.5)
     assert "there are 13 validation images; at least 16 are needed" in caplog.text
-    assert "EMA 0.9999, guidance 1.0 in [0.0, 1.0]: the first average and the first setting" in caplog.text
+    assert "EMA 0.9999, guidance 1.5 in [0.0, 1.0]: the first average and the first setting" in caplog.text
 
 
 def test_what_training_took_is_recorded_and_said(
