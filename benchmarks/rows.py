@@ -71,7 +71,7 @@ ROWS = [
     Row("balanced", "classes drawn equally often", draw="balanced"),
     Row("crops", "random crops of 7/8 of the side and more", draw="cropped"),
     Row("full", "turns, zooms, shifts, light and contrast, told to the network", network="Augmented", draw="changed"),
-    Row("recipe", "what the presets use"),
+    Row("recipe", "what photos at 32 px are trained with: the first row, with patches of 4", model={"patch_size": 4}),
     Row(
         "ancestor",
         "v from patches twice as wide as the network (8 and 96), uniform t, 1e-4",
