@@ -94,7 +94,7 @@ def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 row = next(row for row in rows if row.name == name)
                 made = summary(row, runs[name], given)
                 print(json.dumps(made), flush=True)
-                known = [old for old in known if (old["row"], old["data"]) != (made["row"], made["data"])] + [made]
+                known = [old for old in known if any(old[key] != made[key] for key in ("row", "data", "steps"))] + [made]
                 if not given.quick:
                     write_rows(known)  # now, so that a run that is stopped loses no row
     return {"rows": in_order(known)}
@@ -196,6 +196,7 @@ def summary(row: Row, runs: list[dict[str, Any]], given: argparse.Namespace) -> 
         "row": row.name,
         "what": row.what,
         "data": data,
+        "steps": given.steps,  # of the first row: the time that this one was given
         **mean,
         "kid_interval": 1.96 * math.sqrt((own + between) / len(runs)),
         "copy_rate_real": runs[0]["copy_rate_real"],
@@ -218,9 +219,10 @@ def write_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows as they stand in ROWS, those of photos first."""
+    """Return rows as they stand in ROWS, those of photos first, and of these the short ones."""
     places = {row.name: place for place, row in enumerate(ROWS)}
-    return sorted((row for row in rows if row["row"] in places), key=lambda row: (row["data"], places[row["row"]]))
+    known = [row for row in rows if row["row"] in places]
+    return sorted(known, key=lambda row: (row["data"], row["steps"], places[row["row"]]))
 
 
 if __name__ == "__main__":
