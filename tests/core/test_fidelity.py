@@ -93,9 +93,8 @@ def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: Samp
     mine = report.metrics
     assert mine["fd_breed"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert mine["kid_breed"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    assert mine["kid_breed_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-4)  # m = n/2
     assert mine["is_breed"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
-    assert (mine["precision"], mine["recall"]) == (theirs["precision"], theirs["recall"])
+    assert (mine["precision"], mine["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
 
 
 def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Checkpoint) -> None:
@@ -124,6 +123,8 @@ def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Checkpoi
     samples = make_samples(folder / "train.safetensors", images, labels)
     report = fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu")
     report.metrics.pop("breed_accuracy")
+    assert report.metrics.pop("copy_rate") == 1
+    assert report.metrics.pop("authenticity") == 0
     for name, value in report.metrics.items():
         # The floor is the same set in another order: subsets for KID and splits for IS fall differently.
         tolerance = 0.3 if name.startswith(("kid", "is")) else 1e-3
@@ -174,20 +175,6 @@ def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Datas
     assert conditions_hash(runtime="onnx-int8") != same
     assert conditions_hash(count=29) != same
     assert conditions_hash(config=CONFIG.model_copy(update={"neighbours": 4})) != same
-
-
-def test_standard_error_of_kid_is_what_repeated_sets_show() -> None:
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(60):
-        made, real = torch.randn(80, 8, generator=generator) + 0.5, torch.randn(80, 8, generator=generator)
-        found.append(fidelity._kid(made, real, EvaluateConfig(kid_subsets=60), 40))
-    values, errors = torch.tensor(found).T
-    assert 0.75 < (errors.mean() / values.std()).item() < 1.35
-    made, real = torch.randn(80, 8, generator=generator) + 0.5, torch.randn(80, 8, generator=generator)
-    smaller = fidelity._kid(made, real, EvaluateConfig(kid_subsets=400), 20)[1]
-    larger = fidelity._kid(made, real, EvaluateConfig(kid_subsets=400), 40)[1]
-    assert smaller == pytest.approx(larger, rel=0.35)  # the subset's size does not decide the error
 
 
 def test_sets_that_cannot_be_compared(cats: Dataset, eyes: Checkpoint, drawn: SampleSet, tmp_path: Path) -> None:
