@@ -16,6 +16,7 @@ TRIVIAL_SHARE = 0.75  # of the KID of the best of the generators that have learn
 SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least lie above that of real images
 MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
 MIN_DISTINCT = 0.5  # share of images that are no copy of another
+MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
 MIN_COVERAGE = 0.2  # of the real images' neighbourhoods, by the share that real training images cover
 BREED_MARGIN = COVERAGE_MARGIN = 0.05  # by which each may fall against the published one, or by CHANCE_ERRORS if that is more
 CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
@@ -80,6 +81,9 @@ def _built_in(report: FidelityReport) -> list[Term]:
         _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
         _at_least("covered", report, "coverage", MIN_COVERAGE * (report.floor["coverage"] or 0), "of what training images cover"),
         _no_copies(report),
+        _at_least(
+            "authentic", report, "authenticity", MIN_AUTHENTIC * (report.floor["authenticity"] or 0), "of what test images have"
+        ),
         *_obeys(report),
     ]
 
