@@ -18,7 +18,7 @@ MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the rea
 MIN_DISTINCT = 0.5  # share of images that are no copy of another
 MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
 MIN_COVERAGE = 0.2  # of the real images' neighbourhoods, by the share that real training images cover
-BREED_MARGIN = COVERAGE_MARGIN = 0.05  # by which each may fall against the published one, or by CHANCE_ERRORS if that is more
+KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall against the published ones; CHANCE_ERRORS if that is more
 CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
 
 Term = dict[str, Any]
@@ -145,13 +145,9 @@ def _against(candidate: FidelityReport, published: FidelityReport, tolerance: fl
     error = math.hypot(candidate.metrics[f"{kid}_drawn_std"] or 0, old[f"{kid}_drawn_std"] or 0)
     bar = (old[kid] or 0) + tolerance * error
     terms = [_at_most("not_worse", candidate, kid, bar, f"published, plus {tolerance:g} standard errors of {error:.2g}")]
-    kept = [
-        ("coverage_kept", "coverage", COVERAGE_MARGIN, "reference"),
-        ("breeds_kept", "breed_accuracy", BREED_MARGIN, "generated"),
-    ]
-    for name, metric, margin, images in kept:
+    for name, metric, images in (("coverage_kept", "coverage", "reference"), ("breeds_kept", "breed_accuracy", "generated")):
         if (share := old.get(metric)) is not None:
-            margin = max(margin, CHANCE_ERRORS * _error_of_difference(share, mine[images], mine[images]))
+            margin = max(KEPT_MARGIN, CHANCE_ERRORS * _error_of_difference(share, mine[images], mine[images]))
             terms.append(_at_least(name, candidate, metric, share - margin, f"published, less {margin:.2g}"))
     return [comparable, *terms]
 
