@@ -20,7 +20,7 @@ from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
 
 CLASSES = ("Bombay", "Persian", "other")
 CONFIG = EvaluateConfig(extractor="breed", samples=30, kid_subsets=20)
-INCEPTION = Path(__file__).parents[3] / "shared" / "weights" / "inception-fid-nofc.pth"
+INCEPTION = fidelity.inception_weights() or Path(__file__).parents[3] / "shared" / "weights" / "inception-fid-nofc.pth"
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +250,35 @@ def test_inception_that_is_not_to_be_had(cats: Dataset, drawn: SampleSet, tmp_pa
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.mark.parametrize("weights", ["random", "real"])
+def test_fast_extraction_changes_no_figure(weights: str, cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels last and fast arithmetic give the features of torch-fidelity as it comes."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Theirs
+
+    path = INCEPTION if weights == "real" else tmp_path / "random.pth"
+    if weights == "real" and not path.is_file():
+        pytest.skip("needs Inception weights in TINYCATS_INCEPTION_WEIGHTS, or beside the repository")
+    if weights == "random":
+        torch.manual_seed(0)
+        torch.save({}, path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Theirs, "load_state_dict", lambda self, _: None)
+            blank = Theirs("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+        for parameter in blank.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.kaiming_normal_(parameter)  # torch's own would let the images fade from layer to layer
+        torch.save(blank.state_dict(), path)
+    monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(path))
+    images = load_split(cats, "test")[0][::3]
+    found = fidelity.extract(fidelity._inception(torch.device("cpu")), images, 8)["2048"]
+    (wanted,) = Theirs("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))(images)
+    assert wanted.std(0).mean() > 1e-3  # the images differ in what is seen
+    assert ((found - wanted).norm() / wanted.norm()).item() < 1e-5
+    assert ((found - wanted).norm() / (wanted - wanted.mean(0)).norm()).item() < 1e-4
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not INCEPTION.is_file(), reason="needs Inception weights beside the repository")
+@pytest.mark.skipif(not INCEPTION.is_file(), reason="needs Inception weights")
 def test_inception_without_its_last_layer_gives_no_score(cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(INCEPTION))
     monkeypatch.setattr(fidelity, "NOISE_IMAGES", 8)
