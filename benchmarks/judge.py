@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 POOL = 8  # images of the pool for each image of a release
 WORSE = 8  # times fewer training steps
 SAME = 1e-4  # relative difference to torch-fidelity
+QUICK = {"data": {"toy_train_per_class": 60, "toy_test_per_class": 20}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
     from tinycats_core.config import DataConfig, EvaluateConfig, resolve
     from tinycats_core.data import load_split, prepare
 
-    smoke = resolve("smoke", {"classifier": {"epochs": 1}} if quick else {})
+    smoke = resolve("smoke", QUICK if quick else {})
     config, classifier = smoke.evaluate, None
     if photos:
         # Half of the photos are passed off as generated: the two sets are as large as they can be.
@@ -119,10 +120,10 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         save_cpu_ram=True,
         verbose=False,
     )
-    seen = [judge.see(images) for images in (made, real)]
-    ours = fidelity.compare(*seen, eyes, config, subset)
+    seen, known = judge.see(made), judge.see(real)
+    ours = fidelity.compare(seen, known, eyes, config, subset)
     fid, kid = (ours["fid_inception" if photos else "fd_breed"], ours[f"kid_{eyes.name}"])
-    plain = _plain_frechet(*(features[eyes.features] for features in seen))
+    plain = _plain_frechet(seen[eyes.features], known[eyes.features])
     agreed = {
         "fid_rel_diff": _relative(fid, theirs["frechet_inception_distance"]),
         "fid_plain_rel_diff": _relative(fid, plain),
@@ -133,7 +134,7 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
     return {
         **agreed,
         "extract_speedup": _speedup(judge, made, extractor),
-        **_cost(dataset, config, classifier, made, labels, scratch, 1 if photos else 3),
+        **_cost(dataset, config, classifier, made, labels, scratch, 1 if photos or quick else 3),
         "extractor": eyes.name,
         "images": count,
         "image_size": dataset.image_size,
@@ -154,7 +155,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     from tinycats_core.sampling import labels_like, sample
     from tinycats_core.training import train
 
-    config = resolve("smoke", {"train": {"steps": 320}, "classifier": {"epochs": 1}} if quick else {})
+    config = resolve("smoke", {**QUICK, "train": {"steps": 640}} if quick else {})
     dataset = prepare(config.data, scratch / "data")
     others = config.data.model_copy(update={"seed": config.data.seed + 1})
     unseen, unseen_labels = load_split(prepare(others, scratch / "data"), "train")
@@ -199,15 +200,17 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
         reasons.update(same)
         print({"resample": number + 1, "same": same, "worse": other}, flush=True)
 
-    of_class = [known[known_labels == label] for label in range(classes)]
-    fresh = [unseen[unseen_labels == label] for label in range(classes)]
     counts = torch.bincount(labels, minlength=classes).tolist()
-    sets = [torch.cat([images[:wanted] for images, wanted in zip(split, counts, strict=True)]) for split in (of_class, fresh)]
-    honest = measure(sets[1])
+
+    def firsts(images: "Tensor", of: "Tensor") -> "Tensor":
+        return torch.cat([images[of == label][:wanted] for label, wanted in enumerate(counts)])
+
+    alike, fresh = firsts(known, known_labels), firsts(unseen, unseen_labels)
+    honest = measure(fresh)
     canaries = [(draw, term, None) for draw, term in FIRST] + [(draw, term, honest) for draw, term in REPLACING]
     refused = {}
     for draw, term, published in canaries:
-        terms = failed(measure(draw(*sets, labels)), published)
+        terms = failed(measure(draw(alike, fresh, labels)), published)
         refused[f"{draw.__name__}{' beside honest images' if published else ''}"] = terms
         print({"canary": draw.__name__, "term": term, "failed": terms}, flush=True)
     return {
@@ -262,7 +265,7 @@ def _cost(
     scratch: Path,
     rounds: int,
 ) -> dict[str, Any]:
-    """Return the time of a whole evaluation, where nothing has been looked at yet, by that of looking at the same images."""
+    """Return the time of a whole evaluation, where nothing has been looked at yet, by that of looking at as many images."""
     from tinycats_core import fidelity
     from tinycats_core.data import load_split
     from tinycats_core.fidelity import NOISE_IMAGES
@@ -270,8 +273,8 @@ def _cost(
     samples = _samples(scratch / "samples" / "cost.safetensors", made, labels, 8)
     ratios, bare = [], 0.0
     for number in range(rounds):
-        judge = fidelity.Judge.appoint(dataset, config, classifier, scratch / f"cost-{number}", "cpu")
         started = time.perf_counter()
+        judge = fidelity.Judge.appoint(dataset, config, classifier, scratch / f"cost-{number}", "cpu")
         for images in (
             made,
             load_split(dataset, "test")[0],

@@ -69,11 +69,11 @@ class Kernel(NamedTuple):
     drawn_std: float
 
 
-def kernel_distance(made: Tensor, real: Tensor, subsets: int, subset_size: int, seed: int) -> Kernel:
+def kernel_distance(made: Tensor, real: Tensor, subsets: int, subset_size: int, seed: int, resamples: int = RESAMPLES) -> Kernel:
     """Return the squared maximum mean discrepancy of features (N, D) and (M, D) under the cubic kernel (KID; 1801.01401).
 
     The value is the mean over random subsets, the same ones that torch-fidelity takes. Its errors and the percentile
-    interval come from RESAMPLES resamples of both sets, `drawn_std` from resampling the generated images alone: two models
+    interval come from `resamples` resamples of both sets, `drawn_std` from resampling the generated images alone: two models
     that are held against the same real images differ by chance no more than that. An image that is drawn twice makes no
     pair with itself, which would add to the distance.
     """
@@ -82,8 +82,8 @@ def kernel_distance(made: Tensor, real: Tensor, subsets: int, subset_size: int, 
     mine, theirs = (
         torch.stack([torch.from_numpy(np.bincount(one, minlength=len(features))) for one in drawn]).float()
         for features, drawn in (
-            (made, [one for one, _ in chosen] + [rng.randint(len(made), size=len(made)) for _ in range(RESAMPLES)]),
-            (real, [one for _, one in chosen] + [rng.randint(len(real), size=len(real)) for _ in range(RESAMPLES)]),
+            (made, [one for one, _ in chosen] + [rng.randint(len(made), size=len(made)) for _ in range(resamples)]),
+            (real, [one for _, one in chosen] + [rng.randint(len(real), size=len(real)) for _ in range(resamples)]),
         )
     )
     made, real = made.float(), real.float()
