@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="real photos, a folder a class, for Inception to look at")
     parser.add_argument("--size", type=int, default=128, help="pixels of the photos (default: 128)")
     parser.add_argument("--resamples", type=int, default=200, help="releases of each kind that are judged (default: 200)")
-    parser.add_argument("--quick", action="store_true", help="short trainings, few images and resamples, about a minute")
+    parser.add_argument("--quick", action="store_true", help="short trainings, few images and resamples, about two minutes")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.ERROR)
 
@@ -155,7 +155,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     from tinycats_core.sampling import labels_like, sample
     from tinycats_core.training import train
 
-    config = resolve("smoke", {**QUICK, "train": {"steps": 640}} if quick else {})
+    config = resolve("smoke", {**QUICK, "train": {"steps": 1000}} if quick else {})
     dataset = prepare(config.data, scratch / "data")
     others = config.data.model_copy(update={"seed": config.data.seed + 1})
     unseen, unseen_labels = load_split(prepare(others, scratch / "data"), "train")
@@ -211,7 +211,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     refused = {}
     for draw, term, published in canaries:
         terms = failed(measure(draw(alike, fresh, labels)), published)
-        refused[f"{draw.__name__}{' beside honest images' if published else ''}"] = terms
+        refused[f"{draw.__name__}{' beside honest images' if published else ''}: {term}"] = terms
         print({"canary": draw.__name__, "term": term, "failed": terms}, flush=True)
     return {
         "false_rejections": verdicts["false"] / resamples,

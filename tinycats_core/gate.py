@@ -17,7 +17,7 @@ SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least
 MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
 MIN_DISTINCT = 0.5  # share of images that are no copy of another
 MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
-MIN_COVERAGE = 0.2  # of the real images' neighbourhoods, by the share that real training images cover
+MIN_COVERAGE = 0.05  # of the real images' neighbourhoods, by the share that real training images cover
 KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall against the published ones; CHANCE_ERRORS if that is more
 CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
 

@@ -225,7 +225,7 @@ def test_coverage_must_be_kept(tmp_path: Path, decide: Callable[..., Decision]) 
     published = make_report(tmp_path / "published.json", many, coverage=0.5)
     assert decide(make_report(tmp_path / "a.json", many, coverage=0.46), published).promoted
     assert failed(decide(make_report(tmp_path / "b.json", many, coverage=0.44), published)) == ["coverage_kept"]
-    assert failed(decide(make_report(tmp_path / "c.json", coverage=0.17))) == ["covered"]  # a fifth of 0.9 is 0.18
+    assert failed(decide(make_report(tmp_path / "c.json", coverage=0.044))) == ["covered"]  # a twentieth of 0.9 is 0.045
 
 
 def test_copies_are_refused_beyond_what_chance_explains(tmp_path: Path, decide: Callable[..., Decision]) -> None:
