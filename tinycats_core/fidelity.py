@@ -30,7 +30,7 @@ from tinycats_core.distances import (
 )
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
-from tinycats_core.memorization import authenticity, copy_rate
+from tinycats_core.memorization import authenticity, copy_rate, spacing
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
 from tinycats_core.sampling import load_samples
 
@@ -158,8 +158,12 @@ def evaluate(
     with fast_arithmetic(judge.device):
         metrics = compare(seen, real, eyes, config, subset)
         floor = compare(real_train, real, eyes, config, subset)
-        metrics |= _memorised(made, seen, train, known, judge)
-        floor |= _memorised(test, real, train, known, judge)
+        pixels, layer = train.to(judge.device), eyes.features
+        features = known[layer].to(judge.device)
+        apart = spacing(features)
+        for found, images, theirs in ((metrics, made, seen), (floor, test, real)):
+            found["copy_rate"] = copy_rate(images.to(judge.device), pixels)
+            found["authenticity"] = authenticity(theirs[layer].to(judge.device), features, apart)
     real_scatter = _scatter(real[eyes.features], test_labels)
     metrics["spread"] = _scatter(seen[eyes.features], labels) / real_scatter if real_scatter else None
     floor["spread"] = _scatter(real_train[eyes.features], train_labels[chosen]) / real_scatter if real_scatter else None
@@ -460,17 +464,6 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
 
 def _kid(made: Tensor, real: Tensor, config: EvaluateConfig, subset: int, resamples: int = RESAMPLES) -> Kernel:
     return kernel_distance(made, real, config.kid_subsets, subset, config.seed, resamples)
-
-
-def _memorised(
-    images: Tensor, seen: Mapping[str, Tensor], train: Tensor, known: Mapping[str, Tensor], judge: Judge
-) -> dict[str, float | None]:
-    """Return what says whether images are training images again."""
-    layer, device = judge.eyes.features, judge.device
-    return {
-        "copy_rate": copy_rate(images.to(device), train.to(device)),
-        "authenticity": authenticity(seen[layer].to(device), known[layer].to(device)),
-    }
 
 
 def _scatter(features: Tensor, labels: Tensor) -> float:

@@ -30,15 +30,20 @@ def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
     return copies / len(images)
 
 
-def authenticity(features: Tensor, known: Tensor, batch_size: int = 2_048) -> float:
+def spacing(known: Tensor, batch_size: int = 2_048) -> Tensor:
+    """Return how far each training image's features (M, D), M at least 2, lie from those of the nearest other one."""
+    return torch.cat([torch.cdist(batch, known).topk(2, largest=False).values[:, 1] for batch in known.split(batch_size)])
+
+
+def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int = 2_048) -> float:
     """Return the share of images that are farther from their nearest training image than that one is from another one.
 
     Alaa et al. (2102.08921, section 4.3). Read it beside the value of real images that are not in the training set.
 
     Args:
-        features, known: of the images (N, D) and of the training images (M, D), M at least 2.
+        features, known: of the images (N, D) and of the training images (M, D).
+        apart: the `spacing` of `known`.
     """
-    apart = torch.cat([torch.cdist(batch, known).topk(2, largest=False).values[:, 1] for batch in known.split(batch_size)])
     nearest = [torch.cdist(batch, known).min(1) for batch in features.split(batch_size)]
     return torch.cat([found.values > apart[found.indices] for found in nearest]).double().mean().item()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tinycats_core.memorization import authenticity, copy_rate
+from tinycats_core.memorization import authenticity, copy_rate, spacing
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_copies_of_large_images_are_found_in_their_thumbnails() -> None:
 def test_authentic_images_are_no_closer_than_neighbours() -> None:
     known = torch.tensor([[0.0], [10.0], [12.0]])  # the nearest others are 10, 2 and 2 away
     made = torch.tensor([[-9.0], [-11.0], [9.0], [7.0], [14.5], [12.0]])
-    assert authenticity(made[:1], known) == 0  # 9 from a training image that is itself 10 from the next
-    assert authenticity(made[1:2], known) == 1
-    assert authenticity(made, known) == pytest.approx(3 / 6)
-    assert authenticity(made, known, batch_size=2) == authenticity(made, known)
+    assert authenticity(made[:1], known, spacing(known)) == 0  # 9 from a training image that is itself 10 from the next
+    assert authenticity(made[1:2], known, spacing(known)) == 1
+    assert authenticity(made, known, spacing(known)) == pytest.approx(3 / 6)
+    assert authenticity(made, known, spacing(known, batch_size=2), batch_size=2) == authenticity(made, known, spacing(known))
 
 
 def test_copies_are_not_authentic() -> None:
     generator = torch.Generator().manual_seed(0)
     known, unseen = torch.randn(100, 8, generator=generator), torch.randn(100, 8, generator=generator)
-    assert authenticity(known + 0.01 * torch.randn(known.shape, generator=generator), known) == 0
-    assert authenticity(unseen, known) > 0.4
+    assert authenticity(known + 0.01 * torch.randn(known.shape, generator=generator), known, spacing(known)) == 0
+    assert authenticity(unseen, known, spacing(known)) > 0.4
