@@ -69,20 +69,37 @@ class Kernel(NamedTuple):
     drawn_std: float
 
 
-def kernel_distance(made: Tensor, real: Tensor, subsets: int, subset_size: int, seed: int, resamples: int = RESAMPLES) -> Kernel:
+def kernel_distance(
+    made: Tensor,
+    real: Tensor,
+    subsets: int,
+    subset_size: int,
+    seed: int,
+    labels: Tensor | None = None,
+    resamples: int = RESAMPLES,
+) -> Kernel:
     """Return the squared maximum mean discrepancy of features (N, D) and (M, D) under the cubic kernel (KID; 1801.01401).
 
     The value is the mean over random subsets, the same ones that torch-fidelity takes. Its errors and the percentile
     interval come from `resamples` resamples of both sets, `drawn_std` from resampling the generated images alone: two models
     that are held against the same real images differ by chance no more than that. An image that is drawn twice makes no
     pair with itself, which would add to the distance.
+
+    Args:
+        labels: (N,) of the generated images, which are resampled within their classes then: a generator is asked for as many
+            of each class every time, and without it the shares of the classes would be most of the error.
     """
+    of_class = [range(len(made))] if labels is None else [torch.nonzero(labels == label)[:, 0].numpy() for label in labels.unique()]
     rng = np.random.RandomState(seed)
     chosen = [(rng.choice(len(made), subset_size, False), rng.choice(len(real), subset_size, False)) for _ in range(subsets)]
     mine, theirs = (
         torch.stack([torch.from_numpy(np.bincount(one, minlength=len(features))) for one in drawn]).float()
         for features, drawn in (
-            (made, [one for one, _ in chosen] + [rng.randint(len(made), size=len(made)) for _ in range(resamples)]),
+            (
+                made,
+                [one for one, _ in chosen]
+                + [np.concatenate([rng.choice(of, len(of)) for of in of_class]) for _ in range(resamples)],
+            ),
             (real, [one for _, one in chosen] + [rng.randint(len(real), size=len(real)) for _ in range(resamples)]),
         )
     )

@@ -20,7 +20,6 @@ from tinycats_core.data import Split, load_split
 from tinycats_core.device import fast_arithmetic, pick_device
 from tinycats_core.distances import (
     RESAMPLES,
-    Kernel,
     Moments,
     frechet,
     frechet_at_infinity,
@@ -156,7 +155,7 @@ def evaluate(
 
     subset, patch = kid_subset(*counts.values()), samples.settings.get("patch_size")
     with fast_arithmetic(judge.device):
-        metrics = compare(seen, real, eyes, config, subset)
+        metrics = compare(seen, real, eyes, config, subset, labels)
         floor = compare(real_train, real, eyes, config, subset)
         pixels, layer = train.to(judge.device), eyes.features
         features = known[layer].to(judge.device)
@@ -181,7 +180,10 @@ def evaluate(
     require_finite(metrics, "the generated images")
     require_finite(floor, "the real training images")
     kid_size = min(subset, NOISE_IMAGES // 2)
-    trivial_kid = {name: _kid(drawn, real[eyes.features], config, kid_size, resamples=2).value for name, drawn in trivial.items()}
+    trivial_kid = {
+        name: kernel_distance(drawn, real[eyes.features], config.kid_subsets, kid_size, seed, resamples=2).value
+        for name, drawn in trivial.items()
+    }
     require_finite(trivial_kid, "noise and mean")
 
     conditions = {
@@ -257,15 +259,23 @@ def extract(eyes: Eyes, images: Tensor, batch_size: int) -> dict[str, Tensor]:
 
 
 def compare(
-    made: Mapping[str, Tensor], real: Mapping[str, Tensor], eyes: Eyes, config: EvaluateConfig, kid_subset: int
+    made: Mapping[str, Tensor],
+    real: Mapping[str, Tensor],
+    eyes: Eyes,
+    config: EvaluateConfig,
+    kid_subset: int,
+    labels: Tensor | None = None,
 ) -> dict[str, float | None]:
-    """Return the metrics of the features of one set against those of real images, by the names that `evaluate` gives them."""
+    """Return the metrics of the features of one set against those of real images, by the names that `evaluate` gives them.
+
+    `labels` are the classes that the images were asked for, None for a set whose classes are as chance would have them.
+    """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     mine, theirs = made[eyes.features], real[eyes.features]
     distance = "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}"
     moments = Moments.of(theirs)
-    kid = _kid(mine, theirs, config, kid_subset)
+    kid = kernel_distance(mine, theirs, config.kid_subsets, kid_subset, config.seed, labels)
     near = neighbourhoods(mine, theirs, sorted({config.neighbours, WIDE}))
     score = None
     if eyes.logits:
@@ -460,10 +470,6 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
         "mean_image": pixels.mean(0, keepdim=True),
     }
     return {name: images.round().clamp(0, 255).to(torch.uint8) for name, images in drawn.items()}
-
-
-def _kid(made: Tensor, real: Tensor, config: EvaluateConfig, subset: int, resamples: int = RESAMPLES) -> Kernel:
-    return kernel_distance(made, real, config.kid_subsets, subset, config.seed, resamples)
 
 
 def _scatter(features: Tensor, labels: Tensor) -> float:

@@ -107,7 +107,7 @@ def _measure(
         settings = setting.model_copy(update={"seed": setting.seed + SEED_APART})
         with fast_arithmetic(judge.device):
             images = sample(network, labels, dataset.image_size, len(dataset.classes), settings, judge.device)
-        metrics = fidelity.compare(judge.see(images), real, judge.eyes, config, subset)
+        metrics = fidelity.compare(judge.see(images), real, judge.eyes, config, subset, labels)
         fidelity.require_finite(metrics, f"EMA {average.facts.get('ema_decay')} at guidance {setting.guidance}")
         rows.append(
             {

@@ -88,6 +88,18 @@ def test_errors_of_the_kernel_distance_are_what_repeated_sets_show() -> None:
     assert all(found.drawn_std < found.std for found in both)
 
 
+def test_error_over_other_images_of_a_generator_with_classes() -> None:
+    """Classes far apart, as many of each every time: only what differs within them is chance."""
+    labels = torch.arange(3).repeat_interleave(50)
+    centres = 0.6 * torch.eye(3, 16)[labels]
+    real = normal(150, 16, 1) + centres
+    drawn = [kernel_distance(normal(150, 16, 2 + i, 0.1) + centres, real, 20, 75, 0, labels) for i in range(60)]
+    scatter = np.array([found.value for found in drawn]).std()
+    assert 0.75 < np.mean([found.drawn_std for found in drawn]) / scatter < 1.35
+    blind = kernel_distance(normal(150, 16, 2, 0.1) + centres, real, 20, 75, 0)
+    assert blind.drawn_std > drawn[0].drawn_std
+
+
 def test_neighbourhoods_are_those_of_torch_fidelity_and_of_plain_loops() -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
