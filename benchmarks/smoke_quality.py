@@ -42,7 +42,6 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     from tinycats_core.config import resolve
     from tinycats_core.data import load_split, prepare
     from tinycats_core.fidelity import evaluate
-    from tinycats_core.memorization import copy_rate
     from tinycats_core.sweep import choose
     from tinycats_core.training import train
 
@@ -53,13 +52,12 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     made = train(dataset, config.model, config.train, scratch / f"training-{seed}", "cpu")
     choice = choose(made, dataset, config.sample, config.evaluate, classifier, scratch / "evaluations", "cpu")
     network, _ = load_generator(choice.checkpoint.path)
-    test, labels = load_split(dataset, "test")
+    labels = load_split(dataset, "test")[1]
     wanted = sampling.labels_like(labels, config.evaluate.samples, len(dataset.classes))
     size, classes = config.model.image_size, len(dataset.classes)
     path = scratch / f"samples-{seed}.safetensors"
     samples = sampling.generate(network, wanted, size, classes, choice.sample, path, {"runtime": "pytorch"})
     found = evaluate(samples, dataset, config.evaluate, classifier, scratch / "evaluations", "cpu")
-    known = load_split(dataset, "train")[0]
     return {
         "breed_accuracy": found.metrics["breed_accuracy"],
         "fd_breed": found.metrics["fd_breed"],
@@ -67,8 +65,8 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
         "kid_breed": found.metrics["kid_breed"],
         "kid_breed_std": found.metrics["kid_breed_std"],
         "recall": found.metrics["recall"],
-        "copy_rate": copy_rate(sampling.load_samples(samples)[0], known),
-        "copy_rate_real": copy_rate(test, known),
+        "copy_rate": found.metrics["copy_rate"],
+        "copy_rate_real": found.floor["copy_rate"],
         "ema_decay": choice.checkpoint.facts["ema_decay"],
         "guidance": choice.sample.guidance,
         "steps": made.step,

@@ -16,7 +16,7 @@ def judge_needs_classifier(config: ReleaseConfig) -> bool:
     return config.evaluate.extractor == "breed" or config.evaluate.min_breed_accuracy is not None
 
 
-@stage(version=1)
+@stage(version=2)
 def measure(
     samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, compute: ComputeConfig
 ) -> FidelityReport:

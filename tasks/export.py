@@ -20,7 +20,7 @@ def quantize(model: OnnxModel) -> OnnxModel:
     return export.quantize(model, home() / "export" / key_of(model))
 
 
-@stage(version=1)
+@stage(version=2)
 def check_onnx(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size, speed."""
     checked = export.check(checkpoint, model, config, home() / "export" / key_of(checkpoint, model, config))

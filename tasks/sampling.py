@@ -10,7 +10,7 @@ from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Dataset, OnnxModel, SampleSet
 
 
-@stage(version=1)
+@stage(version=2)
 def generate_samples(
     model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
@@ -20,9 +20,11 @@ def generate_samples(
     model.verify()
     if isinstance(model, OnnxModel):
         velocity, device, runtime = export.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
+        patch_size = model.facts.get("patch_size")
     else:
         device, runtime = pick_device(compute.device), "pytorch"
         velocity, header = checkpoint.load_generator(model.path, device)
+        patch_size = header.model.patch_size
         if (header.model.image_size, header.classes) != (dataset.image_size, dataset.classes):
             raise EvaluationError(
                 f"{model.path} draws {len(header.classes)} classes at {header.model.image_size} px, but the data set "
@@ -30,7 +32,7 @@ def generate_samples(
                 "publish.name."
             )
     log().info("drawing %d images with %s, %s, %d steps", count, runtime, config.sampler, config.steps)
-    settings = {"model": model.sha256, "runtime": runtime, "occasion": occasion}
+    settings = {"model": model.sha256, "runtime": runtime, "occasion": occasion, "patch_size": patch_size}
     samples = sampling.generate(velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device)
     images, _ = sampling.load_samples(samples)
     sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))

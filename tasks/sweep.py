@@ -10,7 +10,7 @@ from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Choice, Dataset
 
 
-@stage(version=1)
+@stage(version=2)
 def choose_sampling(
     checkpoint: Checkpoint,
     dataset: Dataset,

@@ -10,8 +10,10 @@ import pytest
 
 ACCOUNTS = ("HF_", "HUGGING_FACE_", "MODAL_", "PREFECT_", "TINYCATS_")
 
+KEPT = "TINYCATS_INCEPTION_WEIGHTS"  # a file, for the tests that need the real ones
+
 _scratch = tempfile.TemporaryDirectory(prefix="tinycats-tests-")
-for _name in [name for name in os.environ if name.startswith(ACCOUNTS)]:
+for _name in [name for name in os.environ if name.startswith(ACCOUNTS) and name != KEPT]:
     del os.environ[_name]
 os.environ |= {
     "TINYCATS_HOME": f"{_scratch.name}/home",

@@ -33,7 +33,19 @@ METRICS = {
     "recall": "share of real images that lie among generated ones, higher is better",
     "spread": "scatter of the features within a class, as a share of the real images'; low means one picture over and over",
     "distinct": "share of images that are no copy of another",
+    "density": "how many real neighbourhoods a generated image lies in, by what is usual among real ones, higher is better",
+    "coverage": "share of real images whose neighbourhood holds a generated one, higher is better",
+    "patch_step": "steps between pixels where two of the network's patches meet, by those inside a patch; 1 means no seams",
+    "copy_rate": "share of images that are copies of a training image, pixel by pixel; the floor is that of the test images",
+    "authenticity": "share of images that are not nearer to a training image than its own neighbour is; floor: the test images",
     "breed_accuracy": "how often the breed classifier sees the class that was asked for, higher is better",
+}
+ENDINGS = {  # of metrics that say more about another one
+    "_drawn_std": "its standard error over other images of this model, held against the same real ones",
+    "_std": "its standard error",
+    "_low": "lower end of its 95 % interval, by bootstrap over the images",
+    "_high": "upper end of its 95 % interval",
+    "_infinite": "the same distance, extrapolated to infinitely many generated images",
 }
 FILES = {
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
@@ -206,7 +218,7 @@ def _body(
         *_training(folder / "training_cost.json"),
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark, sweep)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
         + _table(
             ["file", "holds"],
@@ -280,22 +292,19 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _meaning(metric: str) -> str:
-    if metric.endswith("_std"):
-        return "its standard error"
-    return METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
+    said = next((meaning for ending, meaning in ENDINGS.items() if metric.endswith(ending)), None)
+    return said or METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
 
 
-def _limits(
-    data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any], sweep: Mapping[str, Any]
-) -> list[str]:
-    copies = next((row["copy_rate"] for row in sweep["rows"] if row["chosen"]), None)
+def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+    copies, real = candidate["metrics"].get("copy_rate"), candidate["floor"].get("copy_rate")
     limits = [
         f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
         "it understands no text.",
         "Whether it repeats training images has not been measured here."
         if copies is None
-        else f"Of the images drawn for the choice above, a share of {number(copies)} lies three times nearer to one training image "
-        "than to any other, pixel by pixel. Other ways of repeating training images have not been looked for.",
+        else f"Of its images a share of {number(copies)} lies three times nearer to one training image than to any other, pixel by "
+        f"pixel; of the test images, which nobody could copy, {number(real)}. Copies in other colours or poses are not counted.",
     ]
     if "int8" in benchmark["onnx"]:
         limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")

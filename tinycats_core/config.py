@@ -240,7 +240,7 @@ class EvaluateConfig(Part):
 
     extractor: Literal["inception", "breed"] = "inception"
     samples: Annotated[int, Field(ge=16)] = 5_000
-    neighbours: Positive = 3  # k of precision and recall
+    neighbours: Positive = 3  # k of precision and recall, which are given at 5 as well
     kid_subsets: Positive = 100
     batch_size: Positive = 64
     seed: Seed = 0

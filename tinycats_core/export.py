@@ -103,6 +103,7 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
         **model.facts,
         "checkpoint_bytes": checkpoint.path.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "patch_size": header.model.patch_size,
         "relative_error": errors[worst],
         **{f"relative_error_t{t:g}": error for t, error in errors.items()},
         "tolerance": tolerance,

@@ -1,4 +1,4 @@
-"""Fidelity by torch-fidelity: generated images against held-out real ones, beside what real training images reach."""
+"""Fidelity as torch-fidelity measures it: generated images against held-out real ones, beside what real ones reach."""
 
 import math
 import os
@@ -17,9 +17,19 @@ from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.classifier import BreedClassifier, load_classifier, predict
 from tinycats_core.config import EvaluateConfig, SamplerPart
 from tinycats_core.data import Split, load_split
-from tinycats_core.device import pick_device
+from tinycats_core.device import fast_arithmetic, pick_device
+from tinycats_core.distances import (
+    RESAMPLES,
+    Moments,
+    frechet,
+    frechet_at_infinity,
+    kernel_distance,
+    neighbourhoods,
+    patch_step,
+)
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
+from tinycats_core.memorization import authenticity, copy_rate, spacing
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
 from tinycats_core.sampling import load_samples
 
@@ -27,12 +37,15 @@ MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight image
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
 KID_SUBSET = 1_000
 IS_SPLITS = 10
+WIDE = 5  # k of density and coverage (2002.09797), and of a second pair of precision and recall
 OFFICIAL_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
 GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 # Conditions in which two reports may differ.
-NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", *GUIDANCE_SETTINGS)
+NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", *GUIDANCE_SETTINGS)
+# Endings of the names of metrics that stand beside another one and say more about it.
+DETAILS = ("_low", "_high", "_drawn_std", "_infinite", f"_k{WIDE}")
 
 
 @dataclass(frozen=True)
@@ -97,13 +110,24 @@ def evaluate(
 ) -> FidelityReport:
     """Measure generated images against the test split; and, as the floor, real training images in the same way.
 
-    With NAME the extractor, the metrics are `fid_inception` or `fd_breed`; `kid_NAME` and `kid_NAME_std` (its standard
-    error); `is_NAME`; `precision`; `recall`; `spread`, the scatter of the features within a class by that of the real
-    images; `distinct`, the share of images that are no copy of another; and, given a classifier, `breed_accuracy`, how
-    often it sees the class that was asked for (floor: its accuracy on the test split).
+    With NAME the extractor, the metrics are
+
+    - `fid_inception` or `fd_breed`, and the same with `_infinite`: extrapolated to infinitely many generated images;
+    - `kid_NAME`; `kid_NAME_std`, `_low` and `_high`, its standard error and 95 % interval; and `_drawn_std`, its error over
+      other images of the same generator (`distances.kernel_distance`);
+    - `is_NAME`;
+    - `precision` and `recall`, `density` and `coverage`; `precision_k5` and `recall_k5`;
+    - `spread`, the scatter of the features within a class by that of the real images; `distinct`, the share of images that
+      are no copy of another;
+    - `patch_step`, how much larger the steps between pixels are where two of the network's patches meet (1: no seam shows);
+    - `copy_rate` and `authenticity`, by which the images are held against the training images. Their floor is that of the
+      test images: what real images that nobody could copy come to;
+    - given a classifier, `breed_accuracy`, how often it sees the class that was asked for (floor: its accuracy on the test
+      split).
 
     `conditions` says under what all this was measured. `conditions["trivial_kid"]` is the KID of generators that have
-    learnt nothing: noise, noise in the colours of the data, and the mean training image every time.
+    learnt nothing: noise, noise in the colours of the data, and the mean training image every time;
+    `conditions["trivial_accuracy"]` is the breed accuracy of these very images with their labels shuffled.
     `conditions["conditions_hash"]` is equal for reports that may be compared; guidance and its interval are not in it,
     because they belong to a release as its weights do.
 
@@ -122,30 +146,44 @@ def evaluate(
     _check_sets(counts, config, made, labels, dataset)
     judge = Judge.appoint(dataset, config, classifier, folder, device)
     eyes, breeds, seed = judge.eyes, judge.breeds, config.seed
-    seen, real = judge.see(made), judge.reference("test")
-    real_train = judge.see_known(train[chosen], "train", seed, len(chosen))
+    seen, real, known = judge.see(made), judge.reference("test"), judge.reference("train")
+    real_train = {layer: features[chosen] for layer, features in known.items()}
     trivial = {
         name: judge.see_known(images, name, seed)[eyes.features].expand(NOISE_IMAGES, -1)
         for name, images in _trivial_images(train, seed).items()
     }
 
-    subset = kid_subset(*counts.values())
-    metrics = compare(seen, real, eyes, config, subset)
-    floor = compare(real_train, real, eyes, config, subset)
+    subset, patch = kid_subset(*counts.values()), samples.settings.get("patch_size")
+    with fast_arithmetic(judge.device):
+        metrics = compare(seen, real, eyes, config, subset, labels)
+        floor = compare(real_train, real, eyes, config, subset)
+        pixels, layer = train.to(judge.device), eyes.features
+        features = known[layer].to(judge.device)
+        apart = spacing(features)
+        for found, images, theirs in ((metrics, made, seen), (floor, test, real)):
+            found["copy_rate"] = copy_rate(images.to(judge.device), pixels)
+            found["authenticity"] = authenticity(theirs[layer].to(judge.device), features, apart)
     real_scatter = _scatter(real[eyes.features], test_labels)
     metrics["spread"] = _scatter(seen[eyes.features], labels) / real_scatter if real_scatter else None
     floor["spread"] = _scatter(real_train[eyes.features], train_labels[chosen]) / real_scatter if real_scatter else None
     metrics["distinct"], floor["distinct"] = _distinct(made), _distinct(train[chosen])
+    metrics["patch_step"], floor["patch_step"] = (patch_step(images, patch) if patch else None for images in (made, train[chosen]))
+    trivial_accuracy = None
     if breeds:
         sees = eyes.name == "breed"  # then it has looked at both sets already
         named = seen["logits"] if sees else predict(breeds, made, config.batch_size)
         named_real = real["logits"] if sees else predict(breeds, test, config.batch_size)
         metrics["breed_accuracy"] = (named.argmax(1) == labels).double().mean().item()
         floor["breed_accuracy"] = (named_real.argmax(1) == test_labels).double().mean().item()
+        shares = [torch.bincount(of, minlength=len(dataset.classes)) / len(made) for of in (named.argmax(1), labels)]
+        trivial_accuracy = (shares[0] * shares[1]).sum().item()
     require_finite(metrics, "the generated images")
     require_finite(floor, "the real training images")
     kid_size = min(subset, NOISE_IMAGES // 2)
-    trivial_kid = {name: _kid(drawn, real[eyes.features], config, kid_size)[0] for name, drawn in trivial.items()}
+    trivial_kid = {
+        name: kernel_distance(drawn, real[eyes.features], config.kid_subsets, kid_size, seed, resamples=2).value
+        for name, drawn in trivial.items()
+    }
     require_finite(trivial_kid, "noise and mean")
 
     conditions = {
@@ -162,6 +200,8 @@ def evaluate(
         "kid_subset_size": subset,
         "is_splits": IS_SPLITS,
         "neighbours": config.neighbours,
+        "wide_neighbours": WIDE,
+        "resamples": RESAMPLES,
         "seed": seed,
         "torch_fidelity": _torch_fidelity_version(),
         "runtime": samples.settings.get("runtime"),
@@ -172,8 +212,10 @@ def evaluate(
     said = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")
     conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in said}
     conditions["device"] = judge.device.type
-    conditions["trivial_kid"] = trivial_kid
+    conditions["trivial_kid"], conditions["trivial_accuracy"] = trivial_kid, trivial_accuracy
     notes = (*eyes.notes, *_notes_on_size(counts, real[eyes.features].shape[1]))
+    if metrics["patch_step"] is None:
+        notes += (f"patch_step is not given: the samples' settings say patch_size {patch}, which has no borders and insides.",)
     path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
     write_json(path, {"metrics": metrics, "floor": floor, "conditions": conditions, "notes": notes})
     return FidelityReport(path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, conditions=conditions, notes=notes)
@@ -203,7 +245,8 @@ def extract(eyes: Eyes, images: Tensor, batch_size: int) -> dict[str, Tensor]:
         EvaluationError: a feature is not finite.
     """
     device = next(eyes.network.parameters()).device
-    batches = [eyes.network(batch.to(device)) for batch in images.split(batch_size)]
+    with fast_arithmetic(device):
+        batches = [eyes.network(batch.to(device)) for batch in images.split(batch_size)]
     layers = [eyes.features, *([eyes.logits] if eyes.logits else [])]
     found = {name: torch.cat([batch[i].cpu() for batch in batches]) for i, name in enumerate(layers)}
     for name, features in found.items():
@@ -216,28 +259,39 @@ def extract(eyes: Eyes, images: Tensor, batch_size: int) -> dict[str, Tensor]:
 
 
 def compare(
-    made: Mapping[str, Tensor], real: Mapping[str, Tensor], eyes: Eyes, config: EvaluateConfig, kid_subset: int
+    made: Mapping[str, Tensor],
+    real: Mapping[str, Tensor],
+    eyes: Eyes,
+    config: EvaluateConfig,
+    kid_subset: int,
+    labels: Tensor | None = None,
 ) -> dict[str, float | None]:
-    """Return torch-fidelity's metrics of the features of one set against those of real images, under our names."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    """Return the metrics of the features of one set against those of real images, by the names that `evaluate` gives them.
+
+    `labels` are the classes that the images were asked for, None for a set whose classes are as chance would have them.
+    """
     from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
 
     mine, theirs = made[eyes.features], real[eyes.features]
-    statistics = [fid_features_to_statistics(features) for features in (mine, theirs)]
-    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    kid, kid_error = _kid(mine, theirs, config, kid_subset)
-    prc = prc_features_to_metric(mine, theirs, prc_neighborhood=config.neighbours, verbose=False)
+    distance = "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}"
+    moments = Moments.of(theirs)
+    kid = kernel_distance(mine, theirs, config.kid_subsets, kid_subset, config.seed, labels)
+    near = neighbourhoods(mine, theirs, sorted({config.neighbours, WIDE}))
     score = None
     if eyes.logits:
-        score = isc_features_to_metric(made[eyes.logits], IS_SPLITS, rng_seed=config.seed)["inception_score_mean"]
+        score = float(isc_features_to_metric(made[eyes.logits], IS_SPLITS, rng_seed=config.seed)["inception_score_mean"])
     return {
-        "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}": float(fid),
-        f"kid_{eyes.name}": kid,
-        f"kid_{eyes.name}_std": kid_error,
-        f"is_{eyes.name}": None if score is None else float(score),
-        "precision": float(prc["precision"]),
-        "recall": float(prc["recall"]),
+        distance: frechet(Moments.of(mine), moments),
+        f"{distance}_infinite": frechet_at_infinity(mine, moments, config.seed),
+        f"kid_{eyes.name}": kid.value,
+        **{f"kid_{eyes.name}_{name}": value for name, value in kid._asdict().items() if name != "value"},
+        f"is_{eyes.name}": score,
+        "precision": near[config.neighbours]["precision"],
+        "recall": near[config.neighbours]["recall"],
+        f"precision_k{WIDE}": near[WIDE]["precision"],
+        f"recall_k{WIDE}": near[WIDE]["recall"],
+        "density": near[WIDE]["density"],
+        "coverage": near[WIDE]["coverage"],
     }
 
 
@@ -418,22 +472,6 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
     return {name: images.round().clamp(0, 255).to(torch.uint8) for name, images in drawn.items()}
 
 
-def _kid(made: Tensor, real: Tensor, config: EvaluateConfig, subset: int) -> tuple[float, float]:
-    """Return KID and its standard error.
-
-    torch-fidelity's deviation is that of subsets of m of n images. Drawn without replacement, it becomes the standard
-    error of the whole estimate times sqrt((n - m) / m) (the delete-d jackknife; Shao and Wu, 1989).
-    """
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
-    found = kid_features_to_metric(
-        made, real, kid_subsets=config.kid_subsets, kid_subset_size=subset, rng_seed=config.seed, verbose=False
-    )
-    count = min(len(made), len(real))
-    error = found["kernel_inception_distance_std"] * math.sqrt(subset / (count - subset))
-    return float(found["kernel_inception_distance_mean"]), float(error)
-
-
 def _scatter(features: Tensor, labels: Tensor) -> float:
     """Return the variance of the features within their class, summed over the features."""
     total, freedom = 0.0, 0
@@ -466,6 +504,10 @@ def _notes_on_size(counts: Mapping[str, int], width: int) -> list[str]:
         )
     if min(counts.values()) <= width:
         notes.append(f"The covariances of {width} features are of lower rank ({sets}): read the Fréchet distance with care.")
+    if counts["generated"] // 2 < width or counts["floor"] // 2 < width:
+        notes.append(
+            f"The Fréchet distance at infinitely many images needs {2 * width:,} images ({sets}); without it is not given."
+        )
     return notes
 
 

@@ -16,7 +16,10 @@ TRIVIAL_SHARE = 0.75  # of the KID of the best of the generators that have learn
 SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least lie above that of real images
 MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
 MIN_DISTINCT = 0.5  # share of images that are no copy of another
-BREED_MARGIN = 0.05  # by which the breed accuracy may fall: more than twice the noise of a difference at N = 1,000
+MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
+MIN_COVERAGE = 0.05  # of the real images' neighbourhoods, by the share that real training images cover
+KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall against the published ones; CHANCE_ERRORS if that is more
+CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
 
 Term = dict[str, Any]
 
@@ -31,8 +34,8 @@ def decide(
     """Hold a candidate against the built-in bars, the configured ones, and what is published.
 
     Writes `folder/decision.json`. Each term has name, value, bar, passed and why; all must pass. KID may exceed the
-    published one by `config.tolerance` standard errors of the difference. Numbers measured under other conditions are
-    not compared: that is a failed term.
+    published one by `config.tolerance` standard errors of the difference: those of the generated images alone, since both
+    are held against the same real ones. Numbers measured under other conditions are not compared: that is a failed term.
 
     Args:
         published: the published model, measured on the same images with the same eyes; None for a first release.
@@ -76,6 +79,12 @@ def _built_in(report: FidelityReport) -> list[Term]:
         _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has"),
         _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
         _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
+        _at_least("covered", report, "coverage", MIN_COVERAGE * (report.floor["coverage"] or 0), "of what training images cover"),
+        _no_copies(report),
+        _at_least(
+            "authentic", report, "authenticity", MIN_AUTHENTIC * (report.floor["authenticity"] or 0), "of what test images have"
+        ),
+        *_obeys(report),
     ]
 
 
@@ -87,6 +96,23 @@ def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
     passed = trivial >= bar
     limit = f"at least {bar:.4g} (the floor, plus {SIGHTED_ERRORS} standard errors): else the {kid} of anything is good"
     return _term("sighted", f"{kid} of {name}", trivial, bar, passed, limit)
+
+
+def _no_copies(report: FidelityReport) -> Term:
+    """Whether training images come back no more often than unseen real images happen to resemble them."""
+    counts, real = report.conditions, report.floor["copy_rate"] or 0
+    bar = real + CHANCE_ERRORS * _error_of_difference(real, counts["generated"], counts["reference"])
+    return _at_most("no_copies", report, "copy_rate", bar, f"the test images' {real:.4g}, plus {CHANCE_ERRORS} standard errors")
+
+
+def _obeys(report: FidelityReport) -> list[Term]:
+    """Whether the images show the classes that were asked for more often than the same images in any order would."""
+    if (chance := report.conditions["trivial_accuracy"]) is None:
+        return []
+    bar = chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / report.conditions["generated"])
+    return [
+        _at_least("obeys", report, "breed_accuracy", bar, f"shuffled labels' {chance:.4g}, plus {CHANCE_ERRORS} standard errors")
+    ]
 
 
 def _configured(report: FidelityReport, config: EvaluateConfig) -> list[Term]:
@@ -116,14 +142,23 @@ def _against(candidate: FidelityReport, published: FidelityReport, tolerance: fl
     if not same:
         return [comparable]
     kid, old = _kid(candidate), published.metrics
-    error = math.hypot(candidate.metrics[f"{kid}_std"] or 0, old[f"{kid}_std"] or 0)
+    error = math.hypot(candidate.metrics[f"{kid}_drawn_std"] or 0, old[f"{kid}_drawn_std"] or 0)
     bar = (old[kid] or 0) + tolerance * error
     terms = [_at_most("not_worse", candidate, kid, bar, f"published, plus {tolerance:g} standard errors of {error:.2g}")]
-    accuracy = old.get("breed_accuracy")
-    if accuracy is not None:
-        bar = accuracy - BREED_MARGIN
-        terms.append(_at_least("breeds_kept", candidate, "breed_accuracy", bar, f"published, less {BREED_MARGIN:g}"))
+    for name, metric, images in (("coverage_kept", "coverage", "reference"), ("breeds_kept", "breed_accuracy", "generated")):
+        if (share := old.get(metric)) is not None:
+            margin = max(KEPT_MARGIN, CHANCE_ERRORS * _error_of_difference(share, mine[images], mine[images]))
+            terms.append(_at_least(name, candidate, metric, share - margin, f"published, less {margin:.2g}"))
     return [comparable, *terms]
+
+
+def _error_of_difference(share: float, count: int, other: int) -> float:
+    """Return the standard error of the difference of two shares that are equal in truth.
+
+    Two hits and two misses are added first (Agresti and Coull, 1998): no copy among a hundred images does not say never.
+    """
+    likely = (share * other + 2) / (other + 4)
+    return math.sqrt(likely * (1 - likely) * (1 / count + 1 / other))
 
 
 def _kid(report: FidelityReport) -> str:

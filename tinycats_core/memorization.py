@@ -1,12 +1,14 @@
 """Memorisation: how many generated images are training images again."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COPY_RATIO = 1 / 3  # of the distances to the nearest and the second nearest training image
+COPY_SIZE = 16  # pixels: larger images are averaged down to it, which costs little and takes noise out of a copy
 
 
-def copy_rate(images: Tensor, train: Tensor, batch_size: int = 256) -> float:
+def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
     """Return the share of images that lie three times nearer to one training image, or its mirror image, than to any other.
 
     The distance is Euclidean over pixels, and the ratio that of Yoon et al., Diffusion Probabilistic Models Generalize when
@@ -16,11 +18,37 @@ def copy_rate(images: Tensor, train: Tensor, batch_size: int = 256) -> float:
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S), M at least 2.
     """
-    known, mirrored = train.flatten(1).float(), train.flip(-1).flatten(1).float()
-    copies = 0
+    thumbnails = _thumbnails(train)
+    known, mirrored = thumbnails.flatten(1), thumbnails.flip(-1).flatten(1)
+    lengths, copies = known.square().sum(1), 0
     for batch in images.split(batch_size):
-        pixels = batch.flatten(1).float()
-        distances = torch.minimum(torch.cdist(pixels, known), torch.cdist(pixels, mirrored))  # (B, M)
-        nearest, second = distances.topk(2, largest=False).values.unbind(1)
+        pixels = _thumbnails(batch).flatten(1)
+        likeness = torch.maximum(pixels @ known.T, pixels @ mirrored.T)  # (B, M)
+        squares = pixels.square().sum(1, keepdim=True) + lengths - 2 * likeness  # distances to the nearer of both
+        nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
         copies += int((nearest < COPY_RATIO * second).sum())
     return copies / len(images)
+
+
+def spacing(known: Tensor, batch_size: int = 2_048) -> Tensor:
+    """Return how far each training image's features (M, D), M at least 2, lie from those of the nearest other one."""
+    return torch.cat([torch.cdist(batch, known).topk(2, largest=False).values[:, 1] for batch in known.split(batch_size)])
+
+
+def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int = 2_048) -> float:
+    """Return the share of images that are farther from their nearest training image than that one is from another one.
+
+    Alaa et al. (2102.08921, section 4.3). Read it beside the value of real images that are not in the training set.
+
+    Args:
+        features, known: of the images (N, D) and of the training images (M, D).
+        apart: the `spacing` of `known`.
+    """
+    nearest = [torch.cdist(batch, known).min(1) for batch in features.split(batch_size)]
+    return torch.cat([found.values > apart[found.indices] for found in nearest]).double().mean().item()
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """Return images as float around 0, those of more than COPY_SIZE pixels averaged down to it."""
+    centred = images.float() - 127.5  # products of small numbers keep more of their digits
+    return F.adaptive_avg_pool2d(centred, COPY_SIZE) if images.shape[-1] > COPY_SIZE else centred

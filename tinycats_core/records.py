@@ -125,7 +125,7 @@ class Choice(Record):
 class SampleSet(Record):
     """Generated images in one safetensors file: `images` uint8 (N, 3, S, S), `labels` int64 (N,).
 
-    `settings` holds what made them: model sha256, sampler, steps, guidance, interval, seed and runtime
+    `settings` holds what made them: model sha256, sampler, steps, guidance, interval, seed, patch size and runtime
     (pytorch | onnx-fp32 | onnx-int8).
     """
 
@@ -136,7 +136,8 @@ class SampleSet(Record):
 class FidelityReport(Record):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
-    `metrics` and `floor` (real training images against the same held-out images) have the same keys; a value that
+    `metrics` and `floor` (real training images against the same held-out images; for copy_rate and authenticity the held-out
+    images against all training images) have the same keys; a value that
     cannot be given is None and `notes` says why. `conditions` holds N, split, extractor, resize, seed, library version
     and the sampler's settings.
     """

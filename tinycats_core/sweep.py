@@ -34,7 +34,7 @@ def choose(
 
     Of each pair `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
     validation split, and measured against that split. The noise is another than that of the final figures, which are
-    so not those of a lucky draw. A row has ema_decay, guidance, guidance_interval, the metrics of `fidelity.compare` and
+    so not those of a lucky draw. A row has ema_decay, guidance, guidance_interval, the main metrics of `fidelity.compare` and
     copy_rate, the share of copies of training images. A single pair is taken as it is, and nothing is drawn; with too
     few validation images to measure with, the first one is, and the note says why.
 
@@ -107,14 +107,14 @@ def _measure(
         settings = setting.model_copy(update={"seed": setting.seed + SEED_APART})
         with fast_arithmetic(judge.device):
             images = sample(network, labels, dataset.image_size, len(dataset.classes), settings, judge.device)
-        metrics = fidelity.compare(judge.see(images), real, judge.eyes, config, subset)
+        metrics = fidelity.compare(judge.see(images), real, judge.eyes, config, subset, labels)
         fidelity.require_finite(metrics, f"EMA {average.facts.get('ema_decay')} at guidance {setting.guidance}")
         rows.append(
             {
                 "ema_decay": average.facts.get("ema_decay"),
                 "guidance": setting.guidance,
                 "guidance_interval": list(setting.guidance_interval),
-                **metrics,
+                **{name: value for name, value in metrics.items() if not name.endswith(fidelity.DETAILS)},
                 "copy_rate": copy_rate(images.to(judge.device), known) if len(known) > 1 else None,
                 "chosen": False,
             }

@@ -60,6 +60,7 @@ def make_choice(path: Path, checkpoint: Checkpoint, sample: SampleConfig) -> Cho
 
 def make_report(path: Path, runtime: str, kid: float, **conditions: Any) -> FidelityReport:
     metrics = {"fd_breed": 12.3456, "kid_breed": kid, "kid_breed_std": 0.00123, "is_breed": None, "recall": 0.4321}
+    metrics |= {"kid_breed_low": 0.0321, "copy_rate": 0.0022, "coverage": 0.5678}
     facts = {
         "metrics": metrics,
         "floor": {**dict.fromkeys(metrics, 0.0111), "is_breed": None},

@@ -83,14 +83,28 @@ def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Pa
     assert "decay 0.9, drawn with guidance 1.5 for t from 0 to 1. The rule: the lowest kid_breed." in section
     assert "26 images were drawn and held against 13 validation images" in section
     assert [(row[1], row[3], row[-1]) for row in tables(section)[1:]] == [("2.5", "0.0555", "no"), ("1.5", "0.0444", "yes")]
-    assert "a share of 0.01 lies three times nearer" in text
     for file in ("data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     sweep = json.loads((built.folder / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(sweep | {"rows": [], "rule": "the first", "note": "there are too few."}))
     alone = card.model_card(tmp_path, "tinycats", "abc")
     assert "The rule: the first. Note: there are too few." in alone
-    assert "has not been measured" in alone
+
+
+def test_copies_of_training_images_are_told(built: Release, tmp_path: Path):
+    text = (built.folder / "README.md").read_text()
+    assert "a share of 0.0022 lies three times nearer" in text
+    assert "of the test images, which nobody could copy, 0.0111" in text
+    rows = {row[0]: row[1:] for row in tables(text)}
+    assert rows["`kid_breed_low`"][4].startswith("lower end of its 95 % interval")
+    assert rows["`kid_breed_std`"][4] == "its standard error"
+    assert rows["`coverage`"][:1] == ["0.5678"]
+    for file in ("data", "benchmark", "decision", "sweep", "metrics"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    del metrics["candidate"]["metrics"]["copy_rate"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert "has not been measured" in card.model_card(tmp_path, "tinycats", "abc")
 
 
 def test_other_measurements_give_another_card(built: Release, tmp_path: Path):

@@ -102,6 +102,7 @@ def test_check_measures_parity_size_and_latency(checkpoint: Checkpoint, fp32: On
     assert facts["checkpoint_bytes"] == checkpoint.path.stat().st_size
     assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
     per_time = [facts[f"relative_error_t{t}"] for t in ("0", "0.02", "0.5", "0.95", "1")]
+    assert facts["patch_size"] == network.config.patch_size
     assert 0 < facts["relative_error"] == max(per_time) < 1e-4
     assert facts["latency_ms"] > 0
     assert facts["pytorch_over_onnx"] == pytest.approx(facts["pytorch_latency_ms"] / facts["latency_ms"])

@@ -157,19 +157,21 @@ def test_a_weaker_model_does_not_replace_a_better_one(
 ) -> None:
     better, weaker = (measure(draw(*load_split(cats, "train"))) for draw in (unseen_cats, blurred_cats))
     decision = gate.decide(weaker, better, "0123456789ab", CONFIG, tmp_path)
-    assert failed(decision) == ["not_worse", "breeds_kept"]
+    assert {"not_worse", "coverage_kept", "breeds_kept"} <= {*failed(decision)}
     assert decision.baseline == "0123456789ab"
     assert gate.decide(better, weaker, "0123456789ab", CONFIG, tmp_path).promoted
     assert gate.decide(better, better, "0123456789ab", CONFIG, tmp_path).promoted
 
 
-FLOOR: dict[str, float | None] = {"kid_breed": 0.01, "kid_breed_std": 0.02}
+FLOOR: dict[str, float | None] = {"kid_breed": 0.01, "kid_breed_std": 0.02, "coverage": 0.9, "copy_rate": 0.0, "authenticity": 0.6}
 
 
 def make_report(path: Path, conditions: dict[str, Any] | None = None, **metrics: float | None) -> FidelityReport:
-    measured = {"kid_breed": 0.1, "kid_breed_std": 0.01, "precision": 0.6, "recall": 0.3, "spread": 0.9, "distinct": 1.0}
-    facts: dict[str, Any] = {"extractor": "breed", "generated": 100, **(conditions or {})}
+    measured = {"kid_breed": 0.1, "kid_breed_std": 0.02, "kid_breed_drawn_std": 0.01, "precision": 0.6, "recall": 0.3}
+    measured |= {"spread": 0.9, "distinct": 1.0, "coverage": 0.8, "copy_rate": 0.0, "authenticity": 0.6}
+    facts: dict[str, Any] = {"extractor": "breed", "generated": 100, "reference": 100, **(conditions or {})}
     facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}}
+    facts["trivial_accuracy"] = 0.1 if "breed_accuracy" in metrics else None
     write_json(path, {"anything": "the gate reads the record"})
     return FidelityReport(path=path, sha256=sha256_of(path), metrics=measured | metrics, floor=FLOOR, conditions=facts)
 
@@ -196,10 +198,10 @@ def test_decision_is_a_file_and_says_what_was_held_against_what(tmp_path: Path, 
 
 
 def test_kid_may_be_worse_by_the_tolerance_and_no_more(tmp_path: Path, decide: Callable[..., Decision]) -> None:
-    published = make_report(tmp_path / "published.json", kid_breed_std=0.03)
+    published = make_report(tmp_path / "published.json", kid_breed_drawn_std=0.03)
     # sqrt(0.04² + 0.03²) = 0.05: two of them make 0.1
-    inside = make_report(tmp_path / "inside.json", kid_breed=0.199, kid_breed_std=0.04)
-    outside = make_report(tmp_path / "outside.json", kid_breed=0.201, kid_breed_std=0.04)
+    inside = make_report(tmp_path / "inside.json", kid_breed=0.199, kid_breed_drawn_std=0.04)
+    outside = make_report(tmp_path / "outside.json", kid_breed=0.201, kid_breed_drawn_std=0.04)
     assert decide(inside, published).promoted
     assert failed(decide(outside, published)) == ["not_worse"]
     assert failed(decide(inside, published, tolerance=1.9)) == ["not_worse"]
@@ -207,10 +209,36 @@ def test_kid_may_be_worse_by_the_tolerance_and_no_more(tmp_path: Path, decide: C
 
 
 def test_breed_accuracy_must_be_kept(tmp_path: Path, decide: Callable[..., Decision]) -> None:
-    published = make_report(tmp_path / "published.json", breed_accuracy=0.9)
-    assert decide(make_report(tmp_path / "a.json", breed_accuracy=0.86), published).promoted
-    assert failed(decide(make_report(tmp_path / "b.json", breed_accuracy=0.84), published)) == ["breeds_kept"]
-    assert failed(decide(make_report(tmp_path / "c.json"), published)) == ["breeds_kept"]
+    few = {"generated": 100, "reference": 100}  # 3 standard errors of a difference: 0.134
+    published = make_report(tmp_path / "published.json", few, breed_accuracy=0.9)
+    assert decide(make_report(tmp_path / "a.json", few, breed_accuracy=0.77), published).promoted
+    assert failed(decide(make_report(tmp_path / "b.json", few, breed_accuracy=0.76), published)) == ["breeds_kept"]
+    many = {"generated": 10_000, "reference": 10_000}  # 0.013: less than the margin
+    published = make_report(tmp_path / "published.json", many, breed_accuracy=0.9)
+    assert decide(make_report(tmp_path / "c.json", many, breed_accuracy=0.86), published).promoted
+    assert failed(decide(make_report(tmp_path / "d.json", many, breed_accuracy=0.84), published)) == ["breeds_kept"]
+    assert failed(decide(make_report(tmp_path / "e.json", many), published)) == ["breeds_kept"]
+
+
+def test_coverage_must_be_kept(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    many = {"generated": 10_000, "reference": 10_000}
+    published = make_report(tmp_path / "published.json", many, coverage=0.5)
+    assert decide(make_report(tmp_path / "a.json", many, coverage=0.46), published).promoted
+    assert failed(decide(make_report(tmp_path / "b.json", many, coverage=0.44), published)) == ["coverage_kept"]
+    assert failed(decide(make_report(tmp_path / "c.json", coverage=0.044))) == ["covered"]  # a twentieth of 0.9 is 0.045
+
+
+def test_copies_are_refused_beyond_what_chance_explains(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    many = {"generated": 1_000, "reference": 1_000}
+    assert decide(make_report(tmp_path / "a.json", many, copy_rate=0.005)).promoted
+    assert failed(decide(make_report(tmp_path / "b.json", many, copy_rate=0.007))) == ["no_copies"]
+    real = make_report(tmp_path / "c.json", many, copy_rate=0.05)
+    assert decide(real.model_copy(update={"floor": FLOOR | {"copy_rate": 0.05}})).promoted  # as unseen real images do
+
+
+def test_images_must_show_what_was_asked_for(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    assert failed(decide(make_report(tmp_path / "a.json", breed_accuracy=0.18))) == ["obeys"]  # 0.1, three times 0.03
+    assert decide(make_report(tmp_path / "b.json", breed_accuracy=0.2)).promoted
 
 
 def test_numbers_under_other_conditions_are_not_compared(tmp_path: Path, decide: Callable[..., Decision]) -> None:
@@ -245,7 +273,7 @@ def test_eyes_that_see_nothing_promote_nothing(tmp_path: Path, decide: Callable[
     def report(trivial: float, floor: float, error: float) -> FidelityReport:
         made = make_report(tmp_path / "a.json", kid_breed=0.0)
         conditions = {**made.conditions, "trivial_kid": {"noise": trivial, "mean_image": 9.0}}
-        measured = {"kid_breed": floor, "kid_breed_std": error}
+        measured = FLOOR | {"kid_breed": floor, "kid_breed_std": error}
         return made.model_copy(update={"conditions": conditions, "floor": measured})
 
     assert failed(decide(report(2e-7, 0.0, 0.0))) == ["sighted"]

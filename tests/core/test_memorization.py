@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tinycats_core.memorization import copy_rate
+from tinycats_core.memorization import authenticity, copy_rate, spacing
 
 
 @pytest.fixture
@@ -28,3 +28,28 @@ def test_other_images_of_the_same_kind_are_none(train: torch.Tensor):
 def test_what_lies_between_two_training_images_is_a_copy_of_neither(train: torch.Tensor):
     between = ((train[:20].int() + train[20:].int()) // 2).to(torch.uint8)
     assert copy_rate(between, train) == 0
+
+
+def test_copies_of_large_images_are_found_in_their_thumbnails() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (40, 3, 6, 6), generator=generator).float()
+    large = torch.nn.functional.interpolate(coarse, size=48, mode="bilinear").to(torch.uint8)
+    noisy = (large + 30 * torch.randn(large.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+    assert copy_rate(noisy, large) == 1
+    assert copy_rate(noisy[20:], large[:20]) == 0
+
+
+def test_authentic_images_are_no_closer_than_neighbours() -> None:
+    known = torch.tensor([[0.0], [10.0], [12.0]])  # the nearest others are 10, 2 and 2 away
+    made = torch.tensor([[-9.0], [-11.0], [9.0], [7.0], [14.5], [12.0]])
+    assert authenticity(made[:1], known, spacing(known)) == 0  # 9 from a training image that is itself 10 from the next
+    assert authenticity(made[1:2], known, spacing(known)) == 1
+    assert authenticity(made, known, spacing(known)) == pytest.approx(3 / 6)
+    assert authenticity(made, known, spacing(known, batch_size=2), batch_size=2) == authenticity(made, known, spacing(known))
+
+
+def test_copies_are_not_authentic() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, unseen = torch.randn(100, 8, generator=generator), torch.randn(100, 8, generator=generator)
+    assert authenticity(known + 0.01 * torch.randn(known.shape, generator=generator), known, spacing(known)) == 0
+    assert authenticity(unseen, known, spacing(known)) > 0.4
