@@ -120,7 +120,8 @@ class TrainConfig(Part):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(_numbers), Field(min_length=1)] = (0.9999, 0.999)  # one of them is shipped
+    # One of them is shipped, after the sweep.
+    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(_numbers), Field(min_length=1)] = (0.9999, 0.999)
     label_dropout: Fraction = 0.1
     flip: bool = True
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
