@@ -31,7 +31,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     """Train, judge and publish a cat generator. The same parameters again find everything done.
 
     Args:
-        preset: smoke, standard, budget, high-accuracy, aggressive or max-quality.
+        preset: smoke, photos, standard, budget, high-accuracy, aggressive or max-quality.
         overrides: nested settings on top of the preset, such as {"train": {"steps": 100}}.
     """
     config = configure(preset, overrides)

@@ -19,7 +19,7 @@ def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = N
     """Train the network that tells the breeds, on the data of a preset.
 
     Args:
-        preset: smoke, standard, budget, high-accuracy, aggressive or max-quality.
+        preset: smoke, photos, standard, budget, high-accuracy, aggressive or max-quality.
         overrides: nested settings on top of the preset, such as {"classifier": {"epochs": 10}}.
     """
     config = configure(preset, overrides)

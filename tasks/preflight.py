@@ -7,7 +7,6 @@ from typing import Any
 from tasks.stage import log
 from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote, run_folder
 from tinycats_core.config import ReleaseConfig, resolve
-from tinycats_core.errors import EvaluationError
 from tinycats_core.files import check_writable, home
 
 
@@ -39,6 +38,5 @@ def check_inputs(config: ReleaseConfig) -> None:
     data.fingerprint(config.data)
     if config.train.resume_from is not None:
         run_folder.find_checkpoint(config.train.resume_from)
-    weights = fidelity.inception_weights()
-    if config.evaluate.extractor == "inception" and weights is not None and not weights.is_file():
-        raise EvaluationError(f"TINYCATS_INCEPTION_WEIGHTS is {weights}, which is not a file. Give the weights, or unset it.")
+    if config.evaluate.extractor == "inception":
+        fidelity.inception_weights()  # downloaded now where they are not: training for hours comes before they are needed

@@ -231,10 +231,22 @@ def kid_subset(*counts: int) -> int:
     return min(KID_SUBSET, min(counts) // 2)
 
 
-def inception_weights() -> Path | None:
-    """Return the path that TINYCATS_INCEPTION_WEIGHTS names, None where it is not set."""
-    path = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
-    return Path(path).expanduser() if path else None
+def inception_weights() -> Path:
+    """Return the file of Inception's weights: the one that TINYCATS_INCEPTION_WEIGHTS names, or the official one, downloaded.
+
+    Raises:
+        EvaluationError: there is no such file, or it cannot be downloaded.
+    """
+    named = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
+    if not named:
+        return _official_inception()
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise EvaluationError(
+            f"TINYCATS_INCEPTION_WEIGHTS is {path}, which is not a file. Give torch-fidelity's InceptionV3 weights, or "
+            "unset it to have them downloaded."
+        )
+    return path
 
 
 @torch.inference_mode()
@@ -367,12 +379,7 @@ def _inception(device: torch.device) -> Eyes:
     """Return torch-fidelity's InceptionV3 with its official weights, or with the file that a person names."""
     from torch_fidelity.utils import create_feature_extractor
 
-    path = inception_weights() or _official_inception()
-    if not path.is_file():
-        raise EvaluationError(
-            f"TINYCATS_INCEPTION_WEIGHTS is {path}, which is not a file. Give torch-fidelity's InceptionV3 weights, or "
-            "unset it to have them downloaded."
-        )
+    path = inception_weights()
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)  # refuses code in the file; what follows does not
         has_head = bool(weights["fc.weight"].any())

@@ -1,6 +1,7 @@
 """Presets resolve; anything unknown or impossible is refused with the field, the value and what is allowed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,12 @@ def test_presets_carry_the_plan(preset: str, steps: int, lr: float, warmup: int,
     assert config.publish.to == "hub"
 
 
+def test_photos_of_ones_own_need_a_folder_and_nothing_else():
+    config = resolve("photos")
+    assert (config.data.source, config.data.folder) == ("folder", Path("photos").absolute())
+    assert (config.compute.where, config.publish.to, config.publish.name) == ("local", "folder", "tinycats-photos")
+
+
 def test_the_default_preset_needs_nothing_from_outside():
     config = resolve()
     assert (config.data.source, config.compute.where, config.publish.to) == ("toycats", "local", "folder")
@@ -65,7 +72,7 @@ def test_resolved_configuration_survives_json():
 @pytest.mark.parametrize(
     ("preset", "overrides", "parts"),
     [
-        ("best", {}, ["'best'", "smoke, standard"]),
+        ("best", {}, ["'best'", "smoke, photos, standard"]),
         ("smoke", {"train": {"stpes": 3}}, ["train.stpes is not a setting", "steps, batch_size"]),
         ("smoke", {"trian": {}}, ["trian is not a setting", "data, model, train"]),
         ("smoke", {"model": {"patch_size": 5}}, ["model.patch_size is 5", "32", "1, 2, 4, 8, 16"]),

@@ -93,6 +93,15 @@ def test_what_training_will_cost_is_said_before_it(
     assert "$0.7992/h a GPU (second-hand list, not verified" in caplog.text
 
 
+def test_the_judge_is_there_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve("smoke", {"evaluate": {"extractor": "inception"}, "publish": {"folder": str(tmp_path / "releases")}})
+    monkeypatch.delenv("TINYCATS_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(EvaluationError, match=r"cannot be downloaded .* evaluate\.extractor to 'breed'"):
+        check_ready(config)
+
+
 def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:
     checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
     larger = prepare_data.fn(DATA.model_copy(update={"image_size": 32}))
