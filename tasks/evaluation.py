@@ -5,7 +5,7 @@ from prefect import task
 
 from tasks import show
 from tasks.stage import key_of, log, stage, tally
-from tinycats_core import fidelity, gate
+from tinycats_core import data, fidelity, gate, grids, sampling
 from tinycats_core.config import ComputeConfig, EvaluateConfig, ReleaseConfig
 from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, Release, SampleSet
@@ -24,6 +24,10 @@ def measure(
     report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)
     frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
     show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the held-out ones")
+    images, labels = sampling.load_samples(samples)
+    train, scale = data.load_split(dataset, "train")[0], max(1, 64 // dataset.image_size)
+    sheet = grids.neighbour_sheet(images, labels, train, dataset.classes, scale)
+    show.picture("nearest-training-images", sheet, "Images, each with the training image that lies nearest to it at its right")
     for note in report.notes:
         log().warning(note)
     return report

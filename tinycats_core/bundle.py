@@ -18,10 +18,10 @@ import torch
 
 from tinycats_core import __version__, card
 from tinycats_core.config import ReleaseConfig
-from tinycats_core.data import Split, read_manifest
+from tinycats_core.data import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, digest_of, write_json, write_text
-from tinycats_core.grids import contact_sheet
+from tinycats_core.grids import contact_sheet, neighbour_sheet
 from tinycats_core.manifest import inspect, read_release, seal, verify
 from tinycats_core.records import Checkpoint, Choice, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, SampleSet
 from tinycats_core.registry import open_registry
@@ -122,7 +122,7 @@ def build(
             for beside, kept in TRAINING.items():
                 if checkpoint.path.with_name(beside).is_file():
                     write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
-            _write_samples(folder / "samples", samples, dataset.classes)
+            _write_samples(folder / "samples", samples, dataset)
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)
     except OSError as error:
@@ -187,9 +187,9 @@ def _metrics_frame(metrics: Mapping[str, Any]):
     return frame.reset_index()
 
 
-def _write_samples(folder: Path, samples: SampleSet, classes: Sequence[str]) -> None:
+def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
     images, labels = load_samples(samples)
-    scale, sheets = max(1, 64 // images.shape[-1]), {}
+    classes, scale, sheets = dataset.classes, max(1, 64 // images.shape[-1]), {}
     for label, name in enumerate(classes):
         chosen = torch.nonzero(labels == label).flatten()[:BREED_SHEET]
         if len(chosen):
@@ -198,6 +198,8 @@ def _write_samples(folder: Path, samples: SampleSet, classes: Sequence[str]) -> 
             contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
             sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
     contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
+    if dataset.source != "folder":  # nobody's own photos leave the machine
+        neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))
 

@@ -58,6 +58,7 @@ FILES = {
     "training_log.jsonl": "loss, learning rate and speed over the training",
     "training_diary.jsonl": "when the training started, went on and ended",
     "training_cost.json": "what the training took: hours, speed, attempts, dollars, and the estimate that was made before it",
+    "samples/neighbours.png": "images beside the training images that lie nearest to them",
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",
 }
@@ -196,6 +197,7 @@ def _body(
                 for term in decision["terms"]
             ],
         ),
+        *_neighbours(folder / "samples" / "neighbours.png"),
         *_choice(sweep),
         "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
         "all classes. The latency is the median of one network call on the processor below, beside PyTorch's in the same run.",
@@ -227,6 +229,16 @@ def _body(
         "`python -m tinycats_core.bundle verify .` checks every file against `release.json`.",
     ]
     return "\n\n".join(sections)
+
+
+def _neighbours(path: Path) -> list[str]:
+    """Return the section on what the images are nearest to; none where its picture is not in the release."""
+    if not path.is_file():
+        return []
+    return [
+        "## Is it a copy?\n\nImages of each class, each with the training image that lies nearest to it, pixel by pixel, at its "
+        f"right. `copy_rate` above counts all of them.\n\n![Images and their nearest training images](samples/{path.name})"
+    ]
 
 
 def _choice(sweep: Mapping[str, Any]) -> list[str]:

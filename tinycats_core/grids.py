@@ -8,24 +8,38 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tinycats_core.memorization import nearest_images
+
 
 def contact_sheet(images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1) -> Image.Image:
     """Lay out the first images of each class, a row a class with its name at the left.
 
     Args:
-        images: uint8 (N, 3, S, S).
+        images: uint8 (N, 3, H, W).
         scale: whole number by which each pixel is enlarged.
     """
-    size, gap, name_width = images.shape[-1] * scale, 2, 130
+    height, width = (side * scale for side in images.shape[-2:])
+    gap, name_width = 2, 130
     shown = [label for label in range(len(classes)) if (labels == label).any()]
-    sheet = Image.new("RGB", (name_width + per_class * (size + gap), len(shown) * (size + gap)), "white")
+    sheet = Image.new("RGB", (name_width + per_class * (width + gap), len(shown) * (height + gap)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for row, label in enumerate(shown):
-        top = row * (size + gap)
-        pen.text((6, top + size / 2), classes[label].replace("_", " "), "black", font, anchor="lm")
+        top = row * (height + gap)
+        pen.text((6, top + height / 2), classes[label].replace("_", " "), "black", font, anchor="lm")
         for column, image in enumerate(images[labels == label][:per_class]):
-            sheet.paste(to_pil(image, scale), (name_width + column * (size + gap), top))
+            sheet.paste(to_pil(image, scale), (name_width + column * (width + gap), top))
     return sheet
+
+
+def neighbour_sheet(images: Tensor, labels: Tensor, train: Tensor, classes: Sequence[str], scale: int = 1) -> Image.Image:
+    """Lay out four images of each class, each with the training image that lies nearest to it at its right.
+
+    Args:
+        images, train: uint8 (N, 3, S, S) and (M, 3, S, S).
+    """
+    chosen = first_of_each_class(labels, 4)
+    pairs = torch.cat([images[chosen], nearest_images(images[chosen], train)], dim=-1)
+    return contact_sheet(pairs, labels[chosen], classes, per_class=4, scale=scale)
 
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:

@@ -1,5 +1,7 @@
 """Memorisation: how many generated images are training images again."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,16 +20,21 @@ def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S), M at least 2.
     """
-    thumbnails = _thumbnails(train)
-    known, mirrored = thumbnails.flatten(1), thumbnails.flip(-1).flatten(1)
-    lengths, copies = known.square().sum(1), 0
-    for batch in images.split(batch_size):
-        pixels = _thumbnails(batch).flatten(1)
-        likeness = torch.maximum(pixels @ known.T, pixels @ mirrored.T)  # (B, M)
-        squares = pixels.square().sum(1, keepdim=True) + lengths - 2 * likeness  # distances to the nearer of both
+    copies = 0
+    for squares, _ in _squares(images, train, batch_size):
         nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
         copies += int((nearest < COPY_RATIO * second).sum())
     return copies / len(images)
+
+
+def nearest_images(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Tensor:
+    """Return the training image (M, 3, S, S) that lies nearest to each image (N, 3, S, S), mirrored where that is nearer."""
+    found = []
+    for squares, mirrored in _squares(images, train, batch_size):
+        nearest = squares.argmin(1, keepdim=True)
+        chosen, turned = train[nearest[:, 0]], mirrored.gather(1, nearest)
+        found.append(torch.where(turned.view(-1, 1, 1, 1), chosen.flip(-1), chosen))
+    return torch.cat(found)
 
 
 def spacing(known: Tensor, batch_size: int = 2_048) -> Tensor:
@@ -46,6 +53,17 @@ def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int
     """
     nearest = [torch.cdist(batch, known).min(1) for batch in features.split(batch_size)]
     return torch.cat([found.values > apart[found.indices] for found in nearest]).double().mean().item()
+
+
+def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield of each batch the squared distances (B, M) to the training images, and where those of the mirror image are these."""
+    thumbnails = _thumbnails(train)
+    known, mirrored = thumbnails.flatten(1), thumbnails.flip(-1).flatten(1)
+    lengths = known.square().sum(1)
+    for batch in images.split(batch_size):
+        pixels = _thumbnails(batch).flatten(1)
+        straight, turned = pixels @ known.T, pixels @ mirrored.T
+        yield pixels.square().sum(1, keepdim=True) + lengths - 2 * torch.maximum(straight, turned), turned > straight
 
 
 def _thumbnails(images: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     assert files == sheets | {
         *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
-        *("training_diary.jsonl", "training_cost.json", "sweep.json", "README.md", "release.json"),
+        *("training_diary.jsonl", "training_cost.json", "sweep.json", "samples/neighbours.png", "README.md", "release.json"),
     }
     manifest = bundle.verify(built.folder)
     assert set(manifest["files"]) == files - {"release.json"}
@@ -100,6 +100,14 @@ def test_the_sheets_show_the_samples(built: Release):
     assert facts["count"] == 52
     assert facts["sheets"]["Bengal.png"]["indices"] == [4, 5, 6, 7]
     assert facts["settings"]["runtime"] == "pytorch"
+
+
+def test_nobodys_own_photos_leave_the_machine(built: Release, parts: dict[str, Any], tmp_path: Path):
+    own = parts["dataset"].model_copy(update={"source": "folder"})
+    release = bundle.build(tmp_path / "registry", **{**parts, "dataset": own})
+    assert not (release.folder / "samples/neighbours.png").exists()
+    assert "neighbours.png" not in (release.folder / "README.md").read_text()
+    assert "(samples/neighbours.png)" in (built.folder / "README.md").read_text()
 
 
 def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict[str, Any]):
@@ -249,7 +257,7 @@ def test_what_a_download_from_the_hub_leaves_beside_a_release_is_no_problem(rele
 def test_the_command_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     version = json.loads((release / "release.json").read_text())["version"]
     assert bundle.main(["verify", str(release)]) == 0
-    assert capsys.readouterr() == (f"tinycats {version}: 29 files, all as they were made\n", "")
+    assert capsys.readouterr() == (f"tinycats {version}: 30 files, all as they were made\n", "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
     assert bundle.main(["verify", str(release)]) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tinycats_core.memorization import authenticity, copy_rate, spacing
+from tinycats_core.memorization import authenticity, copy_rate, nearest_images, spacing
 
 
 @pytest.fixture
@@ -23,6 +23,14 @@ def test_other_images_of_the_same_kind_are_none(train: torch.Tensor):
     others = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     assert copy_rate(others, train) == 0
     assert copy_rate(torch.cat([others, train[:10]]), train, batch_size=7) == pytest.approx(0.25)
+
+
+def test_the_nearest_image_is_shown_as_it_lies_nearest(train: torch.Tensor):
+    noise = torch.randint(-9, 10, train.shape, generator=torch.Generator().manual_seed(1))
+    noisy = (train.int() + noise).clamp(0, 255).to(torch.uint8)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(nearest_images(noisy[order], train, batch_size=7), train[order])
+    assert torch.equal(nearest_images(noisy.flip(-1), train), train.flip(-1))
 
 
 def test_what_lies_between_two_training_images_is_a_copy_of_neither(train: torch.Tensor):
