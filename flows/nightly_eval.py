@@ -21,7 +21,8 @@ from tinycats_core.records import Decision
 def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dict[str, Any] | None = None) -> Decision:
     """Sample from the shipped ONNX file, measure, and compare with the numbers in the release.
 
-    A release is measured once for each configuration; its files are verified every time.
+    A release is measured once for each configuration; its files are verified every time. One that is worse than it says
+    ends the flow as failed, with the event `tinycats.release.regressed`.
 
     Args:
         release: a release folder, or hub:owner/name.
@@ -35,7 +36,7 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
     occasion = f"nightly {opened.version}"
     report = evaluate(shipped.onnx(opened), sample, dataset, config, shipped.classifier(opened), occasion).report
     present(report, f"{opened.name} {opened.version}")
-    return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate))
+    return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate), opened.name, "regressed")
 
 
 def main(arguments: list[str] | None = None) -> int:

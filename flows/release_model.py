@@ -48,7 +48,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     trained = train_generator(dataset, config.model, config.train, config.compute)
     choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
     samples, report = evaluate(choice.checkpoint, choice.sample, dataset, config, classifier)
-    decision = require_promoted(decide(report, baseline, published, config.evaluate))
+    decision = require_promoted(decide(report, baseline, published, config.evaluate), config.publish.name)
 
     fp32 = check_onnx(choice.checkpoint, export_onnx(choice.checkpoint, config.export), config.export)
     int8 = check_onnx(choice.checkpoint, quantize(fp32), config.export) if config.export.int8 else None

@@ -58,6 +58,9 @@ def decide(report: FidelityReport, baseline: FidelityReport | None, published: R
 
 
 @task
-def require_promoted(decision: Decision) -> Decision:
-    """Stop here when the candidate was rejected."""
+def require_promoted(decision: Decision, name: str, otherwise: str = "rejected") -> Decision:
+    """Stop here when the candidate was rejected, with an event `tinycats.release.<otherwise>` that automations can act on."""
+    if not decision.promoted:
+        failed = {term["name"]: term["why"] for term in decision.terms if not term["passed"]}
+        show.event(f"tinycats.release.{otherwise}", f"tinycats.release.{name}", failed)
     return gate.require_promoted(decision)

@@ -15,6 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import emit_event
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,12 @@ def link(key: str, target: str, text: str, description: str) -> None:
     """Show a link."""
     if in_run():
         create_link_artifact(target, text, key, description)
+
+
+def event(name: str, of: str, facts: Mapping[str, Any]) -> None:
+    """Tell Prefect's automations that something has happened to a thing, such as `tinycats.release.rejected`."""
+    if in_run():
+        emit_event(name, resource={"prefect.resource.id": of}, payload=dict(facts))
 
 
 def picture(key: str, image: Image.Image, description: str) -> None:

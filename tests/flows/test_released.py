@@ -2,10 +2,12 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from flows import nightly_eval as nightly
 from flows.evaluate_model import evaluate_model
@@ -23,6 +25,17 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def latest(tiny: dict[str, Any]) -> Path:
     release = release_model("smoke", tiny)
     return release.folder.parent / "latest"
+
+
+def events(name: str) -> list[dict[str, Any]]:
+    """Return the events of a name that have reached the server; they travel beside the run, so there is a moment to wait."""
+    with get_client(sync_client=True) as client:
+        for _ in range(50):
+            found = client.request("POST", "/events/filter", json={"filter": {"event": {"name": [name]}}}).json()["events"]
+            if found:
+                return found
+            time.sleep(0.2)
+    return []
 
 
 def resealed(latest: Path, file: str, value: Any) -> None:
@@ -94,6 +107,7 @@ def test_a_release_that_is_worse_than_it_says_is_found(latest: Path) -> None:
     resealed(latest, "metrics.json", metrics)
     with pytest.raises(ReleaseRejected, match="kid"):
         nightly_eval(str(latest))
+    assert "not_worse" in events("tinycats.release.regressed")[0]["payload"]
 
 
 def test_numbers_of_other_images_are_not_compared(latest: Path) -> None:
