@@ -3,7 +3,7 @@
 The test images have no say in it: they are used once, for the figures of what was chosen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.memorization import copy_rate
 from tinycats_core.records import Checkpoint, Choice, Dataset
 from tinycats_core.sampling import labels_like, sample
+from tinycats_core.training import ema_decay
 
 SEED_APART = 2**31  # between the noise of the sweep and that of the final figures: above every seed that can be given
 
@@ -35,7 +36,8 @@ def choose(
     Of each pair `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
     validation split, and measured against that split. The noise is another than that of the final figures, which are
     so not those of a lucky draw. A row has ema_decay, guidance, guidance_interval, the main metrics of `fidelity.compare` and
-    copy_rate, the share of copies of training images. A single pair is taken as it is, and nothing is drawn; with too
+    copy_rate, the share of copies of training images. Averages that are the same, because the training was too short for
+    them to differ, are tried once. A single pair is taken as it is, and nothing is drawn; with too
     few validation images to measure with, the first one is, and the note says why.
 
     Args:
@@ -46,7 +48,7 @@ def choose(
         TinycatsError: an average is gone or has changed.
         EvaluationError: the extractor is not to be had, or a metric is not finite.
     """
-    averages = [checkpoint.model_copy(update={"averages": ()}), *checkpoint.averages]
+    averages = distinct([checkpoint.model_copy(update={"averages": ()}), *checkpoint.averages])
     pairs = [(average, setting) for average in averages for setting in options.candidates()]
     rows: list[dict[str, Any]] = []
     best, note, needed = 0, None, fidelity.images_needed(config)
@@ -84,6 +86,15 @@ def choose(
     path = folder / f"sweep-{digest_of([chosen.content, written])[:12]}.json"
     write_json(path, written)
     return Choice(path=path, sha256=sha256_of(path), checkpoint=chosen, sample=setting, **facts)
+
+
+def distinct(averages: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the averages without those that the warm-up of the decay has made equal to an earlier one."""
+    found: dict[float | int | str | None, Checkpoint] = {}
+    for average in averages:
+        decay = average.facts.get("ema_decay")
+        found.setdefault(ema_decay(decay, average.step - 1) if isinstance(decay, float) else decay, average)
+    return list(found.values())
 
 
 def _measure(

@@ -140,3 +140,15 @@ def test_progress_is_told_pair_by_pair(good: Checkpoint, cats: Dataset, eyes: Ch
     told: list[Any] = []
     sweep.choose(good, cats, THREE, CONFIG, eyes, folder, "cpu", on_row=lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_averages_that_the_training_was_too_short_for_are_tried_once(tmp_path: Path) -> None:
+    def average(decay: float, step: int) -> Checkpoint:
+        return Checkpoint(path=tmp_path / "ema", sha256=str(decay), kind="generator", step=step, facts={"ema_decay": decay})
+
+    def kept(step: int) -> list[float | int | str | None]:
+        return [one.facts["ema_decay"] for one in sweep.distinct([average(decay, step) for decay in (0.9999, 0.999, 0.99)])]
+
+    assert kept(100) == [0.9999]
+    assert kept(4_000) == [0.9999, 0.99]
+    assert kept(200_000) == [0.9999, 0.999, 0.99]
