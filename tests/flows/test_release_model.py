@@ -194,7 +194,7 @@ def test_a_folder_that_is_no_registry_is_left_alone(tiny: dict[str, Any], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "enormous"], "preset is 'enormous'; allowed: smoke, standard"),
+        (["--preset", "enormous"], "preset is 'enormous'; allowed: smoke, photos, standard"),
         (["--overrides", "{steps: 3}"], "overrides is not JSON"),
         (["--overrides", "[]"], "it must be a JSON object"),
     ],
