@@ -122,12 +122,12 @@ def _measure(
         fidelity.require_finite(metrics, f"EMA {average.facts.get('ema_decay')} at guidance {setting.guidance}")
         rows.append(
             {
+                "chosen": False,
                 "ema_decay": average.facts.get("ema_decay"),
                 "guidance": setting.guidance,
                 "guidance_interval": list(setting.guidance_interval),
                 **{name: value for name, value in metrics.items() if not name.endswith(fidelity.DETAILS)},
                 "copy_rate": copy_rate(images.to(judge.device), known) if len(known) > 1 else None,
-                "chosen": False,
             }
         )
         if on_row:
