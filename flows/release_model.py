@@ -11,7 +11,7 @@ from flows.shell import add_settings, run, settings
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import check_onnx, export_onnx, quantize
-from tasks.preflight import check_ready, configure
+from tasks.preflight import check_judgeable, check_ready, configure
 from tasks.publishing import (
     build_bundle,
     find_published,
@@ -39,6 +39,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
 
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data, config.model.num_classes)
+    check_judgeable(dataset, config)
     published = find_published(config.publish)
     if is_release_of(published, config, dataset):
         return summarize(published, "already published")

@@ -8,6 +8,7 @@ from tasks.stage import log
 from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote, run_folder
 from tinycats_core.config import ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
+from tinycats_core.records import Dataset
 
 
 def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
@@ -40,3 +41,8 @@ def check_inputs(config: ReleaseConfig) -> None:
         run_folder.find_checkpoint(config.train.resume_from)
     if config.evaluate.extractor == "inception":
         fidelity.inception_weights()  # downloaded now where they are not: training for hours comes before they are needed
+
+
+def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:
+    """Raise EvaluationError where the images are too few to judge by: before hours of training, not after."""
+    fidelity.require_enough({"training": dataset.train_count, "test": dataset.test_count}, config.evaluate)

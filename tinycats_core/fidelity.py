@@ -226,6 +226,17 @@ def images_needed(config: EvaluateConfig) -> int:
     return max(MIN_IMAGES, config.neighbours + 1)
 
 
+def require_enough(counts: Mapping[str, int], config: EvaluateConfig) -> None:
+    """Raise EvaluationError where a set, by its name, has fewer images than can be judged."""
+    needed = images_needed(config)
+    for name, count in counts.items():
+        if count < needed:
+            raise EvaluationError(
+                f"there are {count} {name} images; at least {needed} are needed (evaluate.neighbours is {config.neighbours}). Add "
+                f"images, or {'draw more samples' if name == 'generated' else 'change data.test_fraction'}."
+            )
+
+
 def kid_subset(*counts: int) -> int:
     """Return how many images a subset of KID has, for sets of these sizes."""
     return min(KID_SUBSET, min(counts) // 2)
@@ -446,14 +457,8 @@ def _load_breeds(classifier: Checkpoint, dataset: Dataset, device: torch.device)
 
 
 def _check_sets(counts: Mapping[str, int], config: EvaluateConfig, made: Tensor, labels: Tensor, dataset: Dataset) -> None:
-    needed = images_needed(config)
     names = {"generated": "generated", "reference": "test", "floor": "training"}
-    for name, count in counts.items():
-        if count < needed:
-            raise EvaluationError(
-                f"there are {count} {names[name]} images; at least {needed} are needed (evaluate.neighbours is "
-                f"{config.neighbours}). Add images, or draw more samples."
-            )
+    require_enough({names[name]: count for name, count in counts.items()}, config)
     if made.shape[1:] != (3, dataset.image_size, dataset.image_size):
         raise EvaluationError(
             f"the generated images have shape {tuple(made.shape[1:])} but the data set's have "

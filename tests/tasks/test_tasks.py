@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.data import prepare_data, validate_data
-from tasks.preflight import check_ready
+from tasks.preflight import check_judgeable, check_ready
 from tasks.sampling import generate_samples
 from tasks.sweep import choose_sampling
 from tasks.training import train_generator
@@ -100,6 +100,13 @@ def test_the_judge_is_there_before_anything_is_trained(tmp_path: Path, monkeypat
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(EvaluationError, match=r"cannot be downloaded .* evaluate\.extractor to 'breed'"):
         check_ready(config)
+
+
+def test_images_that_are_too_few_to_judge_by_are_known_before_anything_is_trained(dataset: Dataset) -> None:
+    few = dataset.model_copy(update={"test_count": 15})
+    with pytest.raises(EvaluationError, match=r"15 test images; at least 16 .* data\.test_fraction"):
+        check_judgeable(few, resolve("smoke"))
+    check_judgeable(dataset.model_copy(update={"test_count": 16}), resolve("smoke"))
 
 
 def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:
