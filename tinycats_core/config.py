@@ -357,7 +357,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 50,
-            "ema_decays": [0.999, 0.99],
+            "ema_decays": [0.999],
             "checkpoint_every": 1000,
             "sample_every": 2000,
             "log_every": 40,
