@@ -371,10 +371,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"source": "folder", "folder": "photos", "image_size": 32},
         "model": {"image_size": 32, "patch_size": 4, "width": 192, "depth": 4, "heads": 6},
         "train": {
-            "steps": 30_000,
+            "steps": 28_000,
             "batch_size": 16,
             "lr": 2e-3,
-            "warmup_steps": 600,
+            "warmup_steps": 560,
             "ema_decays": [0.999, 0.9998],
             "checkpoint_every": 1000,
             "sample_every": 5000,
