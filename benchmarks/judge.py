@@ -98,10 +98,9 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
 
     judge = fidelity.Judge.appoint(dataset, config, classifier, scratch / "evaluations", "cpu")
     eyes, subset = judge.eyes, fidelity.kid_subset(count)
-    weights = str(classifier.path if classifier else fidelity.inception_weights() or "") or None
     extractor: dict[str, Any] = {
         "feature_extractor": "inception-v3-compat" if photos else fidelity.breed_extractor(),
-        "feature_extractor_weights_path": weights,
+        "feature_extractor_weights_path": str(classifier.path if classifier else fidelity.inception_weights()),
     }
     theirs: dict[str, Any] = calculate_metrics(
         input1=str(folders[0]),

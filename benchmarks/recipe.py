@@ -5,8 +5,9 @@
     python -m benchmarks.recipe --photos FOLDER --against ancestor
 
 A row is trained with several seeds on one core each, for as many steps as take the time of `--steps` steps of the first
-row, and judged on the validation split: KID with its interval, FID, recall, copy rate. Without --photos it is drawn toy cats. A row
-that is measured again takes the old one's place in `benchmarks/results/recipe.json`, from which `docs/recipe.md` is made.
+row, and judged on the validation split: KID with its interval, FID, recall, copy rate. Without --photos the data are drawn
+toy cats. A row that is measured again takes the old one's place in `benchmarks/results/recipe.json`, from which the table in
+`docs/recipe.md` is made.
 
 `--against ancestor` trains the standing recipe and the one that this project began with, each for an hour on a core of its
 own, and judges both once on the test split.
@@ -30,12 +31,14 @@ from PIL import Image
 
 from benchmarks.common import RESULTS, ROOT, cores, machine, report, versions
 from benchmarks.rows import BASE, ROWS, Row
+from tinycats_core.errors import TinycatsError
 from tinycats_core.files import write_json
 
 DOCUMENT = ROOT / "docs" / "recipe.md"
 MARKS = "<!-- table: python -m benchmarks.recipe -->", "<!-- end of table -->"
 PICTURES = RESULTS / "pictures"  # of every row; not in git
 AVERAGES = (0.999, 0.9998)
+QUICK = {"rows": ["base", "guidance-2"], "steps": 20, "seeds": 1, "count": 104, "minutes": 0.03, "photos": None}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,39 +49,50 @@ def main(arguments: list[str] | None = None) -> int:
     names = [row.name for row in ROWS]
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--photos", type=Path, help="a folder of photos: cat/<Breed>/* and other/*, or one folder a class")
-    parser.add_argument("--steps", type=int, default=2000, help="of the base; other rows get the same time (default: 2000)")
+    parser.add_argument("--steps", type=positive, default=2000, help="of the base; other rows get the same time (default: 2000)")
     parser.add_argument("--minutes", type=float, default=60, help="of each training with --against (default: 60)")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each row (default: 2)")
-    parser.add_argument("--count", type=int, default=312, help="images that are judged of each training (default: 312)")
+    parser.add_argument("--seeds", type=positive, default=2, help="trainings of each row (default: 2)")
+    parser.add_argument("--count", type=positive, default=312, help="images that are judged of each training (default: 312)")
     parser.add_argument("--against", choices=["ancestor"], help="compare the standing recipe with it, an hour each")
-    parser.add_argument("--jobs", type=int, default=cores(), help="processes, one thread each (default: the cores)")
+    parser.add_argument("--jobs", type=positive, default=cores(), help="processes, one thread each (default: the cores)")
     parser.add_argument("--quick", action="store_true", help="a few steps of two rows on toy cats, under a minute")
     given = parser.parse_args(arguments)
     if unknown := sorted({*given.rows} - {*names}):
         parser.error(f"{', '.join(unknown)}: no such row; there are {', '.join(names)}")
-    if given.photos and not given.photos.is_dir():
-        parser.error(f"--photos {given.photos} is not a folder; give one with cat/<Breed>/* and other/*")
+    if not given.minutes > 0:
+        parser.error(f"--minutes is {given.minutes:g}; it must be more than 0")
+    if given.quick:
+        given = argparse.Namespace(**vars(given) | QUICK)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
-        figures = against_ancestor(given, Path(scratch)) if given.against else table(given, Path(scratch))
+    try:
+        with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
+            figures = against_ancestor(given, Path(scratch)) if given.against else table(given, Path(scratch))
+    except TinycatsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     report("recipe_ancestor" if given.against else "recipe", figures, given)
-    if not given.quick and not given.against:
+    data = data_name(given)
+    if given.against and not given.quick:
+        side_by_side("ancestor", f"{data}-recipe-test", f"{data}-ancestor-test")
+    elif not given.quick:
         DOCUMENT.write_text(document(figures["rows"]))
-        for data in ("photos", "toycats"):
-            if all((PICTURES / f"{data}-{name}-val.png").is_file() for name in ("x-patch16", "v-patch16")):
-                side_by_side(f"{data}-patch16", [f"{data}-x-patch16-val", f"{data}-v-patch16-val"], given.quick)
+        if {row["row"] for row in figures["rows"] if row["data"] == data} >= {"x-patch16", "v-patch16"}:
+            side_by_side(f"{data}-patch16", f"{data}-x-patch16-val", f"{data}-v-patch16-val")
     return 0
+
+
+def positive(text: str) -> int:
+    """Return a whole number of 1 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
 
 
 def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Measure the rows that were asked for and return all that are known, those of other calls among them."""
     from benchmarks.trials import work
 
-    by_name = {row.name: row for row in ROWS}
-    rows = [by_name[name] for name in given.rows] or ROWS
-    if given.quick:
-        rows = [ROWS[0], ROWS[2]]
-        given = argparse.Namespace(**vars(given) | {"steps": 40, "seeds": 1, "count": 104, "photos": None})
+    rows = [row for row in ROWS if row.name in given.rows or not given.rows]
     job = prepare_job(given, scratch)
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -104,8 +118,6 @@ def against_ancestor(given: argparse.Namespace, scratch: Path) -> dict[str, Any]
     """Train the standing recipe and the ancestor's for the same time, each on a core, and judge both on the test split."""
     from benchmarks.trials import base_step, play
 
-    if given.quick:
-        given = argparse.Namespace(**vars(given) | {"minutes": 0.03, "steps": 20, "count": 104, "photos": None})
     job = prepare_job(given, scratch)
     names = ("recipe", "ancestor")
     step = statistics.fmean(in_parallel(base_step, [job, job], given.jobs))
@@ -114,7 +126,6 @@ def against_ancestor(given: argparse.Namespace, scratch: Path) -> dict[str, Any]
     recipe, ancestor = in_parallel(play, [replace(job, rows=(row,)) for row in rows], given.jobs)
     rate, images = recipe["copy_rate_real"], recipe["counts"]["test"]
     bound = rate + 1.96 * math.sqrt(max(rate * (1 - rate), 1 / images) / images)
-    side_by_side("ancestor", [f"{'photos' if given.photos else 'toycats'}-{name}-test" for name in names], given.quick)
     return {
         "kid": recipe["kid"],
         "kid_ancestor": ancestor["kid"],
@@ -140,12 +151,13 @@ def prepare_job(given: argparse.Namespace, scratch: Path) -> Any:
     else:
         data = DataConfig(source="toycats", image_size=size)
     dataset = prepare(data, scratch / "data")
-    classifier = None
-    if not given.photos:
-        trained = train_classifier(dataset, resolve("smoke").classifier, scratch / "classifier", "cpu")
-        classifier = scratch / "classifier.json"
-        classifier.write_text(trained.model_dump_json())
-    return Task((), 0, given.steps, given.count, data.model_dump(), scratch, classifier, PICTURES)
+    classifier = None if given.photos else train_classifier(dataset, resolve("smoke").classifier, scratch / "classifier", "cpu")
+    return Task((), 0, given.steps, given.count, dataset, classifier, scratch, PICTURES / data_name(given))
+
+
+def data_name(given: argparse.Namespace) -> str:
+    """Return what the data are called in tables and pictures."""
+    return "photos" if given.photos else "toycats"
 
 
 def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> Iterator[Any]:
@@ -156,18 +168,17 @@ def in_parallel(work: Callable[[Any], Any], tasks: list[Any], jobs: int) -> Iter
         yield from pool.map(work, tasks)
 
 
-def side_by_side(name: str, pictures: list[str], quick: bool) -> None:
-    """Put grids beside each other into one picture of the documentation."""
-    sheets = [Image.open(PICTURES / f"{picture}.png") for picture in pictures]
-    width, height = sum(sheet.width for sheet in sheets) + 16 * (len(sheets) - 1), max(sheet.height for sheet in sheets)
-    wide = Image.new("RGB", (width, height), "white")
-    left = 0
-    for sheet in sheets:
-        wide.paste(sheet, (left, 0))
-        left += sheet.width + 16
-    if not quick:
-        DOCUMENT.with_suffix("").mkdir(exist_ok=True)
-        wide.save(DOCUMENT.with_suffix("") / f"{name}.png")
+def side_by_side(name: str, left: str, right: str) -> None:
+    """Put two rows' grids beside each other into one picture of the documentation; without both of them, do nothing."""
+    paths = [PICTURES / f"{picture}.png" for picture in (left, right)]
+    if not all(path.is_file() for path in paths):
+        return
+    sheets = [Image.open(path) for path in paths]
+    wide = Image.new("RGB", (sheets[0].width + 16 + sheets[1].width, max(sheet.height for sheet in sheets)), "white")
+    wide.paste(sheets[0], (0, 0))
+    wide.paste(sheets[1], (sheets[0].width + 16, 0))
+    DOCUMENT.with_suffix("").mkdir(exist_ok=True)
+    wide.save(DOCUMENT.with_suffix("") / f"{name}.png")
 
 
 def document(rows: list[dict[str, Any]]) -> str:
@@ -187,7 +198,6 @@ def document(rows: list[dict[str, Any]]) -> str:
 
 def summary(row: Row, runs: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
     """Return a row of the table: means over the seeds, and of KID the 95 % interval of both its sources of error."""
-    data = "photos" if given.photos else "toycats"
     where = "--photos PHOTOS " if given.photos else ""
     mean = {name: statistics.fmean(run[name] for run in runs) for name in ("kid", "fid", "precision", "recall", "copy_rate")}
     own = statistics.fmean(run["kid_std"] ** 2 for run in runs)
@@ -195,7 +205,7 @@ def summary(row: Row, runs: list[dict[str, Any]], given: argparse.Namespace) -> 
     return {
         "row": row.name,
         "what": row.what,
-        "data": data,
+        "data": data_name(given),
         "steps": given.steps,  # of the first row: the time that this one was given
         **mean,
         "kid_interval": 1.96 * math.sqrt((own + between) / len(runs)),

@@ -17,10 +17,12 @@ from torch import Tensor
 from benchmarks import variants
 from benchmarks.rows import BASE, Row
 from tinycats_core import fidelity, sampling, training
-from tinycats_core.config import DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
-from tinycats_core.data import Split, load_split, prepare
+from tinycats_core.config import EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.data import Split, load_split
 from tinycats_core.device import fast_arithmetic
+from tinycats_core.errors import TrainingError
 from tinycats_core.fidelity import Judge
+from tinycats_core.files import make_folder
 from tinycats_core.grids import contact_sheet
 from tinycats_core.memorization import copy_rate
 from tinycats_core.records import Checkpoint, Dataset
@@ -39,10 +41,10 @@ class Task:
     seed: int
     steps: int  # of the base; other rows take as many as take the same time
     count: int
-    data: dict[str, Any]  # of DataConfig
+    dataset: Dataset
+    classifier: Checkpoint | None  # the judge's eyes on toy cats; photos are seen by Inception
     scratch: Path
-    classifier: Path | None  # its record, for toy cats
-    pictures: Path
+    pictures: Path  # what the pictures' names begin with
 
 
 def one_thread() -> None:
@@ -54,8 +56,8 @@ def one_thread() -> None:
 def work(task: Task) -> list[dict[str, Any]]:
     """Train once, and judge for each row on the validation split."""
     judge = appoint(task)
-    run, seconds = train_row(task.rows[0], task, judge.dataset)
-    trained = {"seed": task.seed, **facts(run, seconds), "dataset": judge.dataset.content[:12]}
+    run, seconds = train_row(task.rows[0], task)
+    trained = {"seed": task.seed, **facts(run, seconds), "dataset": task.dataset.content[:12]}
     return [{"row": row.name, **trained, **look(judge, task, row, run, "val")} for row in task.rows]
 
 
@@ -63,7 +65,7 @@ def play(task: Task) -> dict[str, Any]:
     """Train once, choose average and guidance on the validation split, and look once at the test split."""
     judge, (row,) = appoint(task), task.rows
     started = time.perf_counter()
-    run, seconds = train_row(row, task, judge.dataset)
+    run, seconds = train_row(row, task)
     wall = time.perf_counter() - started
     tried = [
         replace(row, weights=str(decay), sample=row.sample | {"guidance": guidance}) for decay in run.emas for guidance in GUIDANCES
@@ -86,26 +88,23 @@ def facts(run: Run, seconds: float) -> dict[str, Any]:
 
 def appoint(task: Task) -> Judge:
     """Return the judge of a task's data set."""
-    dataset = prepare(DataConfig.model_validate(task.data), task.scratch / "data")
-    classifier = Checkpoint.model_validate_json(task.classifier.read_text()) if task.classifier else None
-    config = EvaluateConfig(extractor="breed" if classifier else "inception")
-    return Judge.appoint(dataset, config, classifier, task.scratch / "evaluations", "cpu")
+    config = EvaluateConfig(extractor="breed" if task.classifier else "inception")
+    return Judge.appoint(task.dataset, config, task.classifier, task.scratch / "evaluations", "cpu")
 
 
 def look(judge: Judge, task: Task, row: Row, run: Run, split: Split) -> dict[str, Any]:
     """Return what is measured of a row's images against a split; those of the first seed are kept as a picture."""
-    dataset = judge.dataset
+    dataset = task.dataset
     train = load_split(dataset, "train")[0]
     real, real_labels = load_split(dataset, split)
     labels = sampling.labels_like(real_labels, task.count, len(dataset.classes))
     made = draw_row(row, run, labels)
-    with fast_arithmetic(CPU):
-        seen, known = judge.see(made), judge.reference(split)
+    seen, known = judge.see(made), judge.reference(split)
     metrics = fidelity.compare(seen, known, judge.eyes, judge.config, fidelity.kid_subset(len(made), len(real)))
     if task.seed == 0:
-        task.pictures.mkdir(parents=True, exist_ok=True)
+        make_folder(task.pictures.parent)
         sheet = contact_sheet(made, labels, dataset.classes, per_class=6, scale=2)
-        sheet.save(task.pictures / f"{data_name(task)}-{row.name}-{split}.png")
+        sheet.save(f"{task.pictures}-{row.name}-{split}.png")
     eyes = judge.eyes.name
     return {
         "kid": metrics[f"kid_{eyes}"],
@@ -119,15 +118,10 @@ def look(judge: Judge, task: Task, row: Row, run: Run, split: Split) -> dict[str
     }
 
 
-def data_name(task: Task) -> str:
-    """Return photos or toycats."""
-    return "toycats" if task.classifier else "photos"
-
-
-def train_row(row: Row, task: Task, dataset: Dataset) -> tuple[Run, float]:
+def train_row(row: Row, task: Task) -> tuple[Run, float]:
     """Train for as many steps as take the time of `task.steps` steps of the base. Returns run and processor time in s."""
-    own, base = step_times(row, task, dataset)
-    run = start(row, max(10, round(task.steps * base / own)), task.seed, dataset)
+    own, base = step_times(row, task)
+    run = start(row, max(10, round(task.steps * base / own)), task.seed, task.dataset)
     since, loss = time.process_time(), torch.zeros(())
     with changed_as(row), fast_arithmetic(CPU):
         while run.step < run.config.steps:
@@ -135,14 +129,14 @@ def train_row(row: Row, task: Task, dataset: Dataset) -> tuple[Run, float]:
             if run.step % 5_000 == 0:
                 print(f"{row.name}: step {run.step:,} of {run.config.steps:,}", file=sys.stderr, flush=True)
     if not math.isfinite(float(loss)):
-        raise SystemExit(f"{row.name}, seed {task.seed}: the loss is {float(loss)}; this row cannot be trained")
+        raise TrainingError(f"{row.name}, seed {task.seed}: the loss is {float(loss)}; take another learning rate for this row")
     return run, time.process_time() - since
 
 
-def step_times(row: Row, task: Task, dataset: Dataset) -> tuple[float, float]:
+def step_times(row: Row, task: Task) -> tuple[float, float]:
     """Return the processor time of a step of a row and of the base, in s: medians over turns, so that both see the same load."""
     rows = (row, Row("base", ""))
-    runs = [start(one, 10_000, task.seed, dataset) for one in rows]
+    runs = [start(one, 10_000, task.seed, task.dataset) for one in rows]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(2 + min(30, task.steps // 4)):
         for one, run, found in zip(rows, runs, times, strict=True):
@@ -157,7 +151,7 @@ def step_times(row: Row, task: Task, dataset: Dataset) -> tuple[float, float]:
 
 def base_step(task: Task) -> float:
     """Return the processor time of a step of the base, in s."""
-    return step_times(Row("base", ""), task, appoint(task).dataset)[1]
+    return step_times(Row("base", ""), task)[1]
 
 
 def start(row: Row, steps: int, seed: int, dataset: Dataset) -> Run:

@@ -98,9 +98,22 @@ def test_the_interval_holds_both_errors(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"`{row['command']}`" in text
 
 
-def test_an_unknown_row_or_folder_is_one_line(capsys: pytest.CaptureFixture[str]):
-    for arguments, said in ((["rop"], "rop: no such row; there are base"), (["--photos", "/nowhere"], "/nowhere is not a folder")):
-        with pytest.raises(SystemExit) as ended:
-            recipe.main(arguments)
-        assert ended.value.code == 2
-        assert said in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rop"], "rop: no such row; there are base"),
+        (["--steps", "0"], "--steps: 0 is not a whole number of 1 or more"),
+        (["--seeds", "two"], "--seeds: two is not"),
+        (["--minutes", "0", "--against", "ancestor"], "--minutes is 0; it must be more than 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert recipe.main(["--photos", "/nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("error: data.folder /nowhere does not exist")
