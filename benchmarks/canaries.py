@@ -66,13 +66,31 @@ def noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return torch.randint(0, 256, known.shape, generator=torch.Generator().manual_seed(7)).to(torch.uint8)
 
 
+def coloured_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw pixels of training images in any order."""
+    pixels = known.transpose(0, 1).flatten(1)
+    order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(7))
+    return pixels[:, order].view_as(known.transpose(0, 1)).transpose(0, 1).contiguous()
+
+
+def mean_of_the_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([known[labels == label].float().mean(0) for label in labels]).to(torch.uint8)
+
+
 def untrained(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    classes, size = int(labels.max()) + 1, known.shape[-1]
-    shape = {"image_size": size, "patch_size": PATCH, "width": 32, "depth": 2, "heads": 2, "num_classes": classes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = TinyDiT(ModelConfig.model_validate(shape)).eval()
-    return sample(network, labels, size, classes, SampleConfig(sampler="euler", steps=4))
+    return _drawn_at_random(known, labels, "x", 0.0)
+
+
+def untrained_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "v", 0.0)
+
+
+def random_weights(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "x", 0.02)
+
+
+def random_weights_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "v", 0.02)
 
 
 def blurred(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
@@ -101,8 +119,13 @@ FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term: i
     (one_class, "obeys"),
     (noise, "learnt"),
     (noise, "covered"),
+    (coloured_noise, "learnt"),
+    (mean_of_the_class, "varied"),
     (untrained, "learnt"),
     (untrained, "covered"),
+    (untrained_velocity, "learnt"),
+    (random_weights, "learnt"),
+    (random_weights_velocity, "learnt"),
     (swapped, "obeys"),
     (shuffled, "obeys"),
 ]
@@ -125,3 +148,16 @@ def _few(images: Tensor, labels: Tensor, count: int) -> Tensor:
     """Return the first images of each class, again and again."""
     firsts = {int(label): images[labels == label][:count] for label in labels.unique()}
     return torch.stack([firsts[label][i % count] for i, label in enumerate(labels.tolist())])
+
+
+def _drawn_at_random(known: Tensor, labels: Tensor, prediction: str, std: float) -> Tensor:
+    """Return what a network draws before its first step; what begins as zeros there is random here for a `std` above 0."""
+    classes, size = int(labels.max()) + 1, known.shape[-1]
+    shape = {"image_size": size, "patch_size": PATCH, "width": 32, "depth": 2, "heads": 2, "num_classes": classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TinyDiT(ModelConfig.model_validate({**shape, "prediction": prediction})).eval()
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=std)
+    return sample(network, labels, size, classes, SampleConfig(sampler="euler", steps=4))

@@ -101,10 +101,25 @@ def test_an_honest_release_is_not_replaced_by_a_canary(
 def test_real_pictures_that_are_passed_off_as_generated_pass(
     measure: Callable[[Tensor], FidelityReport], honest: FidelityReport, tmp_path: Path
 ) -> None:
-    assert gate.decide(honest, None, None, CONFIG, tmp_path).promoted
+    decision = gate.decide(honest, None, None, CONFIG, tmp_path)
+    assert gate.require_promoted(decision) is decision
+    assert decision.baseline is None
     others = measure(UNSEEN)
     assert gate.decide(others, honest, "0123456789ab", CONFIG, tmp_path).promoted
     assert gate.decide(honest, others, "0123456789ab", CONFIG, tmp_path).promoted
+
+
+def test_a_weak_but_honest_generator_passes(measure: Callable[[Tensor], FidelityReport], cats: Dataset, tmp_path: Path) -> None:
+    """Pictures are drawn from a normal distribution that is fit to the pixels of each class."""
+    train, labels = load_split(cats, "train")
+    generator, drawn = torch.Generator().manual_seed(7), []
+    for label in range(len(CLASSES)):
+        pixels = train[labels == label].float().flatten(1)
+        mix = torch.randn(EACH, len(pixels), generator=generator) / len(pixels) ** 0.5
+        drawn.append(pixels.mean(0) + mix @ (pixels - pixels.mean(0)))
+    images = torch.cat(drawn).round().clamp(0, 255).to(torch.uint8).view(-1, 3, SIZE, SIZE)
+    decision = gate.decide(measure(images), None, None, CONFIG, tmp_path)
+    assert decision.promoted, decision.terms
 
 
 def test_the_seams_of_patches_show(measure: Callable[[Tensor], FidelityReport], honest: FidelityReport) -> None:
