@@ -84,10 +84,10 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
     else:
         dataset = prepare(smoke.data, scratch / "data")
         classifier = train_classifier(dataset, smoke.classifier, scratch / "classifier", "cpu")
-    (made, labels), (real, _) = load_split(dataset, "train"), load_split(dataset, "test")
+    (made, labels), (real, real_labels) = load_split(dataset, "train"), load_split(dataset, "test")
     count = min(len(made), len(real), 64 if quick else 2_600)
     made, labels = made[:: len(made) // count][:count], labels[:: len(labels) // count][:count]
-    real = real[:: len(real) // count][:count]
+    real, real_labels = real[:: len(real) // count][:count], real_labels[:: len(real) // count][:count]
 
     folders = []
     for name, images in (("made", made), ("real", real)):
@@ -120,7 +120,8 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         verbose=False,
     )
     seen, known = judge.see(made), judge.see(real)
-    ours = fidelity.compare(seen, known, eyes, config, subset)
+    reference = fidelity.Reference.of(known, real_labels, eyes, config.neighbours)
+    ours = fidelity.compare(seen, reference, eyes, config, subset)
     fid, kid = (ours["fid_inception" if photos else "fd_breed"], ours[f"kid_{eyes.name}"])
     plain = _plain_frechet(seen[eyes.features], known[eyes.features])
     agreed = {

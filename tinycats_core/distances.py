@@ -5,7 +5,7 @@ may not cost more than looking. Products of matrix roots stand for its non-symme
 for all of its subsets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -20,7 +20,7 @@ FID_SIZES = 5  # of the subsets that a Fréchet distance is extrapolated from; 1
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (D,) and a root (R, D), R at most 2 D, of the covariance: rootᵀ · root. In double precision."""
+    """Mean (D,) and a root (R, D), R at most D, of the covariance: rootᵀ · root. In double precision."""
 
     mean: Tensor
     root: Tensor
@@ -31,18 +31,13 @@ class Moments:
         features = features.double()
         mean = features.mean(0)
         root = (features - mean) / (len(features) - 1) ** 0.5
-        return cls(mean, torch.linalg.qr(root, mode="r").R if len(root) > 2 * root.shape[1] else root)
+        return cls(mean, torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root)
 
 
-def frechet(made: Moments, real: Moments) -> float:
-    """Return the Fréchet distance of two normal distributions (FID; 1706.08500, eq. 6).
-
-    The trace of the root of both covariances' product is the sum of the singular values of the product of their roots.
-    """
-    product = made.root @ real.root.T
-    gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
-    shared = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
-    return ((made.mean - real.mean).square().sum() + made.root.square().sum() + real.root.square().sum() - 2 * shared).item()
+def frechet(made: Tensor, real: Moments) -> float:
+    """Return the Fréchet distance (FID; 1706.08500, eq. 6) of features (N, D) from real ones of these moments."""
+    made = made.double()
+    return _frechet(made, made @ real.root.T, real)
 
 
 def frechet_at_infinity(made: Tensor, real: Moments, seed: int) -> float | None:
@@ -54,8 +49,10 @@ def frechet_at_infinity(made: Tensor, real: Moments, seed: int) -> float | None:
     if len(made) // 2 < made.shape[1]:
         return None
     generator = torch.Generator().manual_seed(seed)
-    sizes = np.linspace(len(made) // 2, len(made), FID_SIZES).astype(int)
-    found = [frechet(Moments.of(made[torch.randperm(len(made), generator=generator)[:size]]), real) for size in sizes]
+    made = made.double()
+    product, sizes = made @ real.root.T, np.linspace(len(made) // 2, len(made), FID_SIZES).astype(int)
+    subsets = [torch.randperm(len(made), generator=generator)[:size] for size in sizes]
+    found = [_frechet(made[subset], product[subset], real) for subset in subsets]
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
@@ -116,19 +113,25 @@ def kernel_distance(
     return Kernel(middle, error, low, high, of_drawn.std().item())
 
 
-def neighbourhoods(made: Tensor, real: Tensor, neighbours: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Return precision, recall, density and coverage of features (N, D) against real ones (M, D), for each k of `neighbours`.
+def radii(features: Tensor, neighbours: Sequence[int]) -> dict[int, Tensor]:
+    """Return how far each image's features (N, D) lie from those of its k-th neighbour, (N,), for each k of `neighbours`."""
+    nearest = [torch.cdist(batch, features).topk(max(neighbours) + 1, largest=False).values for batch in features.split(BLOCK)]
+    return dict(zip(neighbours, torch.cat(nearest).T[list(neighbours)], strict=True))  # the 0th is the image itself
+
+
+def neighbourhoods(made: Tensor, real: Tensor, theirs: Mapping[int, Tensor]) -> dict[int, dict[str, float]]:
+    """Return precision, recall, density and coverage of features (N, D) against real ones (M, D), for each k of their `radii`.
 
     Precision and recall are those of 1904.06991, density and coverage those of Naeem et al. (2002.09797, eq. 3 and 4).
     """
-    mine, theirs = _radii(made, neighbours), _radii(real, neighbours)
-    inside = {k: torch.zeros(2, dtype=torch.int64) for k in neighbours}  # images among real ones; pairs of them
-    reached = {k: torch.zeros(len(real), dtype=torch.bool) for k in neighbours}
+    mine = radii(made, tuple(theirs))
+    inside = {k: torch.zeros(2, dtype=torch.int64) for k in theirs}  # images among real ones; pairs of them
+    reached = {k: torch.zeros(len(real), dtype=torch.bool) for k in theirs}
     nearest = torch.full((len(real),), torch.inf)
     for start in range(0, len(made), BLOCK):
         distances = torch.cdist(made[start : start + BLOCK], real)
         nearest = torch.minimum(nearest, distances.min(0).values)
-        for k in neighbours:
+        for k in theirs:
             among = distances <= theirs[k]
             inside[k] += torch.stack([among.any(1).sum(), among.sum()])
             reached[k] |= (distances <= mine[k][start : start + BLOCK, None]).any(0)
@@ -139,7 +142,7 @@ def neighbourhoods(made: Tensor, real: Tensor, neighbours: Sequence[int]) -> dic
             "density": inside[k][1].item() / (k * len(made)),
             "coverage": (nearest <= theirs[k]).double().mean().item(),
         }
-        for k in neighbours
+        for k in theirs
     }
 
 
@@ -164,6 +167,19 @@ def patch_step(images: Tensor, patch_size: int) -> float | None:
     if not (at_border[1] and elsewhere[0]):
         return None
     return (at_border[0] / at_border[1]) / (elsewhere[0] / elsewhere[1])
+
+
+def _frechet(made: Tensor, product: Tensor, real: Moments) -> float:
+    """Return the Fréchet distance of features (N, D), given their product (N, R) with the real root.
+
+    The trace of the root of both covariances' product is the sum of the singular values of the product of their roots.
+    """
+    mean, freedom = made.mean(0), len(made) - 1
+    product = product - product.mean(0)
+    gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
+    shared = torch.linalg.eigvalsh(gram / freedom).clamp(min=0).sqrt().sum()
+    own = (made - mean).square().sum() / freedom
+    return ((mean - real.mean).square().sum() + own + real.root.square().sum() - 2 * shared).item()
 
 
 def _kernel(left: Tensor, right: Tensor, shift: Tensor | float) -> Tensor:
@@ -192,9 +208,3 @@ def _across(made: Tensor, real: Tensor, mine: Tensor, theirs: Tensor, shift: Ten
         total += torch.stack([(weighted * theirs[:-1]).double().sum(1), (weighted * theirs[-1]).double().sum(1)])
     masses = mine.double().sum(1)
     return total[0] / (masses * theirs[:-1].double().sum(1)), total[1] / (masses * theirs[-1].double().sum())
-
-
-def _radii(features: Tensor, neighbours: Sequence[int]) -> dict[int, Tensor]:
-    """Return the distance of each image to its k-th neighbour, for each k."""
-    nearest = [torch.cdist(batch, features).topk(max(neighbours) + 1, largest=False).values for batch in features.split(BLOCK)]
-    return dict(zip(neighbours, torch.cat(nearest).T[list(neighbours)], strict=True))  # the 0th is the image itself

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinycats_core import distances, memorization
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.classifier import BreedClassifier, load_classifier, predict
 from tinycats_core.config import EvaluateConfig, SamplerPart
@@ -26,6 +28,7 @@ from tinycats_core.distances import (
     kernel_distance,
     neighbourhoods,
     patch_step,
+    radii,
 )
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
@@ -48,6 +51,10 @@ NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial
 DETAILS = ("_low", "_high", "_drawn_std", "_infinite", f"_k{WIDE}")
 
 
+Known = Mapping[str, Tensor]
+Facts = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Eyes:
     """A feature extractor of torch-fidelity and what is to be said of it. Without `logits` there is no score (IS)."""
@@ -62,8 +69,28 @@ class Eyes:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Real images as eyes have seen them.
+
+    `features` are by layer, the rest is about the layer that distances are measured in: moments, `distances.radii`, and the
+    scatter within a class.
+    """
+
+    features: Mapping[str, Tensor]
+    moments: Moments
+    radii: Mapping[int, Tensor]
+    scatter: float
+
+    @classmethod
+    def of(cls, features: Mapping[str, Tensor], labels: Tensor, eyes: Eyes, neighbours: int) -> "Reference":
+        """Return what is to be known of images by their features, for neighbourhoods of so many neighbours."""
+        layer = features[eyes.features]
+        return cls(features, Moments.of(layer), radii(layer, sorted({neighbours, WIDE})), _scatter(layer, labels))
+
+
+@dataclass(frozen=True)
 class Judge:
-    """Eyes for one data set. What they have seen of its real images is kept in `folder/features`, and read by all."""
+    """Eyes for one data set. What they know of its real images is kept in `folder/known`, and read by all."""
 
     eyes: Eyes
     breeds: BreedClassifier | None
@@ -86,18 +113,40 @@ class Judge:
         """Return the features of uint8 images (N, 3, S, S) by layer."""
         return extract(self.eyes, images, self.config.batch_size)
 
-    def see_known(self, images: Tensor, *source: str | int) -> dict[str, Tensor]:
-        """Return the features of images that the data set and `source` tell, from the folder if they are there."""
-        eyes = self.eyes
-        key = digest_of([eyes.sha256, eyes.features, eyes.logits, self.device.type, self.dataset.sha256, *source])
-        path = self.folder / "features" / f"{key[:16]}.safetensors"
-        if not path.is_file():
-            write_safetensors(path, self.see(images), {"kind": "features"})
-        return read_safetensors(path, "features")[0]
+    def named(self, images: Tensor, seen: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the class that the classifier takes each image for; None without a classifier."""
+        if not self.breeds:
+            return None
+        logits = seen["logits"] if self.eyes.name == "breed" else predict(self.breeds, images, self.config.batch_size)
+        return logits.argmax(1)
 
-    def reference(self, split: Split) -> dict[str, Tensor]:
-        """Return the features of all images of a split."""
-        return self.see_known(load_split(self.dataset, split)[0], split)
+    def kept(self, make: Callable[[], tuple[Known, Facts]], *source: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the eyes, the data set and `source`, a JSON value, decide: from the folder, or made now and kept."""
+        eyes = self.eyes
+        key = digest_of([eyes.sha256, eyes.features, eyes.logits, self.device.type, self.dataset.sha256, _code(), *source])
+        path = self.folder / "known" / f"{key[:16]}.safetensors"
+        if not path.is_file():
+            tensors, facts = make()
+            write_safetensors(path, tensors, {"kind": "known", "facts": facts})
+        tensors, header = read_safetensors(path, "known")
+        return tensors, header["facts"]
+
+    def features(self, split: Split) -> dict[str, Tensor]:
+        """Return the features of all images of a split, by layer."""
+        return self.kept(lambda: (self.see(load_split(self.dataset, split)[0]), {}), split)[0]
+
+    def reference(self, split: Split) -> Reference:
+        """Return what is to be known of all images of a split."""
+        features, neighbours = self.features(split), self.config.neighbours
+
+        def make() -> tuple[Known, Facts]:
+            found = Reference.of(features, load_split(self.dataset, split)[1], self.eyes, neighbours)
+            reach = {str(k): distances for k, distances in found.radii.items()}
+            return {"mean": found.moments.mean, "root": found.moments.root, **reach}, {"scatter": found.scatter}
+
+        tensors, facts = self.kept(make, split, neighbours)
+        moments = Moments(tensors.pop("mean"), tensors.pop("root"))
+        return Reference(features, moments, {int(k): tensors[k] for k in sorted(tensors, key=int)}, facts["scatter"])
 
 
 def evaluate(
@@ -131,60 +180,37 @@ def evaluate(
     `conditions["conditions_hash"]` is equal for reports that may be compared; guidance and its interval are not in it,
     because they belong to a release as its weights do.
 
-    Evaluations can share a folder: each writes a report of its own name, and all read the real images' features, which
-    are kept in `folder/features`.
+    Evaluations can share a folder: each writes a report of its own name, and all read what is known of the real images, which
+    is kept in `folder/known`: a second one against the same reference has only the generated images to look at.
 
     Raises:
         EvaluationError: the sets are too small or do not fit together, the extractor is not to be had, or a metric is
             not finite.
     """
     made, labels = load_samples(samples)
-    test, test_labels = load_split(dataset, "test")
-    train, train_labels = load_split(dataset, "train")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[: len(made)]
-    counts = {"generated": len(made), "reference": len(test), "floor": len(chosen)}
+    counts = {"generated": len(made), "reference": dataset.test_count, "floor": min(dataset.train_count, len(made))}
     _check_sets(counts, config, made, labels, dataset)
     judge = Judge.appoint(dataset, config, classifier, folder, device)
-    eyes, breeds, seed = judge.eyes, judge.breeds, config.seed
-    seen, real, known = judge.see(made), judge.reference("test"), judge.reference("train")
-    real_train = {layer: features[chosen] for layer, features in known.items()}
-    trivial = {
-        name: judge.see_known(images, name, seed)[eyes.features].expand(NOISE_IMAGES, -1)
-        for name, images in _trivial_images(train, seed).items()
-    }
-
-    subset, patch = kid_subset(*counts.values()), samples.settings.get("patch_size")
+    eyes, seed, subset, patch = judge.eyes, config.seed, kid_subset(*counts.values()), samples.settings.get("patch_size")
+    seen, real = judge.see(made), judge.reference("test")
     with fast_arithmetic(judge.device):
-        metrics = compare(seen, real, eyes, config, subset, labels)
-        floor = compare(real_train, real, eyes, config, subset)
-        pixels, layer = train.to(judge.device), eyes.features
-        features = known[layer].to(judge.device)
-        apart = spacing(features)
-        for found, images, theirs in ((metrics, made, seen), (floor, test, real)):
-            found["copy_rate"] = copy_rate(images.to(judge.device), pixels)
-            found["authenticity"] = authenticity(theirs[layer].to(judge.device), features, apart)
-    real_scatter = _scatter(real[eyes.features], test_labels)
-    metrics["spread"] = _scatter(seen[eyes.features], labels) / real_scatter if real_scatter else None
-    floor["spread"] = _scatter(real_train[eyes.features], train_labels[chosen]) / real_scatter if real_scatter else None
-    metrics["distinct"], floor["distinct"] = _distinct(made), _distinct(train[chosen])
-    metrics["patch_step"], floor["patch_step"] = (patch_step(images, patch) if patch else None for images in (made, train[chosen]))
+        of_real = judge.kept(
+            lambda: ({}, _of_real_images(judge, real, counts["floor"], subset, patch)),
+            [counts["floor"], subset, patch, classifier and classifier.sha256],
+            config.model_dump(include={"seed", "neighbours", "kid_subsets"}),
+        )[1]
+        metrics = {
+            **compare(seen, real, eyes, config, subset, labels),
+            **_variety(made, labels, seen[eyes.features], real, patch),
+            **_memory(judge, made, seen[eyes.features]),
+        }
     trivial_accuracy = None
-    if breeds:
-        sees = eyes.name == "breed"  # then it has looked at both sets already
-        named = seen["logits"] if sees else predict(breeds, made, config.batch_size)
-        named_real = real["logits"] if sees else predict(breeds, test, config.batch_size)
-        metrics["breed_accuracy"] = (named.argmax(1) == labels).double().mean().item()
-        floor["breed_accuracy"] = (named_real.argmax(1) == test_labels).double().mean().item()
-        shares = [torch.bincount(of, minlength=len(dataset.classes)) / len(made) for of in (named.argmax(1), labels)]
+    if (named := judge.named(made, seen)) is not None:
+        metrics["breed_accuracy"] = _share(named == labels)
+        shares = [torch.bincount(of, minlength=len(dataset.classes)) / len(made) for of in (named, labels)]
         trivial_accuracy = (shares[0] * shares[1]).sum().item()
     require_finite(metrics, "the generated images")
-    require_finite(floor, "the real training images")
-    kid_size = min(subset, NOISE_IMAGES // 2)
-    trivial_kid = {
-        name: kernel_distance(drawn, real[eyes.features], config.kid_subsets, kid_size, seed, resamples=2).value
-        for name, drawn in trivial.items()
-    }
-    require_finite(trivial_kid, "noise and mean")
+    floor, trivial_kid = of_real["floor"], of_real["trivial_kid"]
 
     conditions = {
         **counts,
@@ -213,7 +239,7 @@ def evaluate(
     conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in said}
     conditions["device"] = judge.device.type
     conditions["trivial_kid"], conditions["trivial_accuracy"] = trivial_kid, trivial_accuracy
-    notes = (*eyes.notes, *_notes_on_size(counts, real[eyes.features].shape[1]))
+    notes = (*eyes.notes, *_notes_on_size(counts, seen[eyes.features].shape[1]))
     if metrics["patch_step"] is None:
         notes += (f"patch_step is not given: the samples' settings say patch_size {patch}, which has no borders and insides.",)
     path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
@@ -283,7 +309,7 @@ def extract(eyes: Eyes, images: Tensor, batch_size: int) -> dict[str, Tensor]:
 
 def compare(
     made: Mapping[str, Tensor],
-    real: Mapping[str, Tensor],
+    real: Reference,
     eyes: Eyes,
     config: EvaluateConfig,
     kid_subset: int,
@@ -295,17 +321,16 @@ def compare(
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    mine, theirs = made[eyes.features], real[eyes.features]
+    mine, theirs = made[eyes.features], real.features[eyes.features]
     distance = "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}"
-    moments = Moments.of(theirs)
     kid = kernel_distance(mine, theirs, config.kid_subsets, kid_subset, config.seed, labels)
-    near = neighbourhoods(mine, theirs, sorted({config.neighbours, WIDE}))
+    near = neighbourhoods(mine, theirs, real.radii)
     score = None
     if eyes.logits:
         score = float(isc_features_to_metric(made[eyes.logits], IS_SPLITS, rng_seed=config.seed)["inception_score_mean"])
     return {
-        distance: frechet(Moments.of(mine), moments),
-        f"{distance}_infinite": frechet_at_infinity(mine, moments, config.seed),
+        distance: frechet(mine, real.moments),
+        f"{distance}_infinite": frechet_at_infinity(mine, real.moments, config.seed),
         f"kid_{eyes.name}": kid.value,
         **{f"kid_{eyes.name}_{name}": value for name, value in kid._asdict().items() if name != "value"},
         f"is_{eyes.name}": score,
@@ -482,6 +507,59 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
         "mean_image": pixels.mean(0, keepdim=True),
     }
     return {name: images.round().clamp(0, 255).to(torch.uint8) for name, images in drawn.items()}
+
+
+def _of_real_images(judge: Judge, real: Reference, count: int, subset: int, patch: int | None) -> Facts:
+    """Return the floor, the metrics of `count` training images, and the KID of generators that have learnt nothing."""
+    config, layer = judge.config, judge.eyes.features
+    train, train_labels = load_split(judge.dataset, "train")
+    test, test_labels = load_split(judge.dataset, "test")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:count]
+    seen = {name: features[chosen] for name, features in judge.features("train").items()}
+    floor = {
+        **compare(seen, real, judge.eyes, config, subset),
+        **_variety(train[chosen], train_labels[chosen], seen[layer], real, patch),
+        **_memory(judge, test, real.features[layer]),
+    }
+    if (named := judge.named(test, real.features)) is not None:
+        floor["breed_accuracy"] = _share(named == test_labels)
+    require_finite(floor, "the real training images")
+    size, trivial_kid = min(subset, NOISE_IMAGES // 2), {}
+    for name, images in _trivial_images(train, config.seed).items():
+        drawn = judge.see(images)[layer].expand(NOISE_IMAGES, -1)
+        found = kernel_distance(drawn, real.features[layer], config.kid_subsets, size, config.seed, resamples=2)
+        trivial_kid[name] = found.value
+    require_finite(trivial_kid, "noise and mean")
+    return {"floor": floor, "trivial_kid": trivial_kid}
+
+
+def _variety(images: Tensor, labels: Tensor, features: Tensor, real: Reference, patch: int | None) -> dict[str, float | None]:
+    return {
+        "spread": _scatter(features, labels) / real.scatter if real.scatter else None,
+        "distinct": _distinct(images),
+        "patch_step": patch_step(images, patch) if patch else None,
+    }
+
+
+def _memory(judge: Judge, images: Tensor, features: Tensor) -> dict[str, float | None]:
+    """Return what says how near images and their features are to those of training images."""
+    device, layer = judge.device, judge.eyes.features
+    train, known = load_split(judge.dataset, "train")[0].to(device), judge.features("train")[layer].to(device)
+    apart = judge.kept(lambda: ({"spacing": spacing(known)}, {}), "train", "spacing")[0]["spacing"]
+    return {
+        "copy_rate": copy_rate(images.to(device), train),
+        "authenticity": authenticity(features.to(device), known, apart.to(device)),
+    }
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+@cache
+def _code() -> str:
+    """Return a digest of what computes the metrics: figures that other code has kept are not taken for its own."""
+    return digest_of([sha256_of(Path(module.__file__ or "")) for module in (distances, memorization, sys.modules[__name__])])
 
 
 def _scatter(features: Tensor, labels: Tensor) -> float:

@@ -56,14 +56,27 @@ def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int
 
 
 def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield of each batch the squared distances (B, M) to the training images, and where those of the mirror image are these."""
-    thumbnails = _thumbnails(train)
-    known, mirrored = thumbnails.flatten(1), thumbnails.flip(-1).flatten(1)
-    lengths = known.square().sum(1)
+    """Yield of each batch the squared distances (B, M) to the training images, and where those of the mirror image are these.
+
+    Mirroring turns the sign of what is odd from left to right and leaves what is even, so both distances come of one product each.
+    """
+    even, odd = _even_and_odd(train)
+    lengths = even.square().sum(1) + odd.square().sum(1)
     for batch in images.split(batch_size):
-        pixels = _thumbnails(batch).flatten(1)
-        straight, turned = pixels @ known.T, pixels @ mirrored.T
-        yield pixels.square().sum(1, keepdim=True) + lengths - 2 * torch.maximum(straight, turned), turned > straight
+        its_even, its_odd = _even_and_odd(batch)
+        own = its_even.square().sum(1, keepdim=True) + its_odd.square().sum(1, keepdim=True)
+        differ = its_odd @ odd.T
+        yield own + lengths - 2 * (its_even @ even.T + differ.abs()), differ < 0
+
+
+def _even_and_odd(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return thumbnails as what their mirror images share with them and what they do not: lengths and products stay."""
+    pixels = _thumbnails(images)
+    middle = pixels.shape[-1] // 2
+    left, right = pixels[..., :middle], pixels.flip(-1)[..., :middle]
+    between = pixels[..., middle : pixels.shape[-1] - middle].flatten(1)  # of an odd number of columns
+    even = torch.cat([(left + right).flatten(1) / 2**0.5, between], dim=1)
+    return even, (left - right).flatten(1) / 2**0.5
 
 
 def _thumbnails(images: Tensor) -> Tensor:

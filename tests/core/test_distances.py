@@ -12,6 +12,7 @@ from tinycats_core.distances import (
     kernel_distance,
     neighbourhoods,
     patch_step,
+    radii,
 )
 
 
@@ -40,18 +41,18 @@ def test_frechet_is_that_of_the_plain_formula_and_of_torch_fidelity(made: int, r
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     mine, theirs = normal(made, 64, 0, 0.1), normal(real, 64, 1)
-    found = frechet(Moments.of(mine), Moments.of(theirs))
+    found = frechet(mine, Moments.of(theirs))
     assert found == pytest.approx(plain_frechet(mine, theirs), rel=1e-5)
     library = fid_statistics_to_metric(*map(fid_features_to_statistics, (mine, theirs)), verbose=False)
     assert found == pytest.approx(library["frechet_inception_distance"], rel=1e-5)
-    assert frechet(Moments.of(mine), Moments.of(mine)) == pytest.approx(0, abs=1e-5)
+    assert frechet(mine, Moments.of(mine)) == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_at_infinity_is_rid_of_the_bias_of_few_images() -> None:
     real = Moments.of(normal(100_000, 32, 1))
-    truth = frechet(Moments.of(normal(100_000, 32, 0, 0.1)), real)
+    truth = frechet(normal(100_000, 32, 0, 0.1), real)
     sets = [normal(250, 32, seed, 0.1) for seed in range(2, 18)]
-    bias = np.mean([frechet(Moments.of(few), real) for few in sets]) - truth
+    bias = np.mean([frechet(few, real) for few in sets]) - truth
     left = np.mean([beyond for few in sets if (beyond := frechet_at_infinity(few, real, 0)) is not None]) - truth
     assert bias > 0.02
     assert abs(left) < bias / 3
@@ -69,10 +70,10 @@ def test_kernel_distance_is_that_of_torch_fidelity() -> None:
 
 def test_kernel_distance_without_blocks_and_with(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, theirs = normal(300, 64, 0, 0.1), normal(200, 64, 1)
-    whole, near = kernel_distance(mine, theirs, 30, 90, 5), neighbourhoods(mine, theirs, (3, 5))
+    whole, near = kernel_distance(mine, theirs, 30, 90, 5), neighbourhoods(mine, theirs, radii(theirs, (3, 5)))
     monkeypatch.setattr("tinycats_core.distances.BLOCK", 70)
     assert kernel_distance(mine, theirs, 30, 90, 5) == pytest.approx(whole, rel=1e-4)
-    assert neighbourhoods(mine, theirs, (3, 5)) == near
+    assert neighbourhoods(mine, theirs, radii(theirs, (3, 5))) == near
 
 
 def test_errors_of_the_kernel_distance_are_what_repeated_sets_show() -> None:
@@ -104,24 +105,24 @@ def test_neighbourhoods_are_those_of_torch_fidelity_and_of_plain_loops() -> None
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     mine, theirs = normal(120, 8, 0, 0.3), normal(90, 8, 1)
-    found = neighbourhoods(mine, theirs, (3, 5))
+    found = neighbourhoods(mine, theirs, radii(theirs, (3, 5)))
     assert found.keys() == {3, 5}
     for k in (3, 5):
         library = prc_features_to_metric(mine, theirs, prc_neighborhood=k, verbose=False)
         assert found[k]["precision"] == pytest.approx(library["precision"])
         assert found[k]["recall"] == pytest.approx(library["recall"])
     distances = (mine[:, None] - theirs).norm(dim=2)
-    radii = (theirs[:, None] - theirs).norm(dim=2).sort(1).values[:, 5]
-    inside = [[bool(distances[i, j] <= radii[j]) for j in range(90)] for i in range(120)]
+    reach = (theirs[:, None] - theirs).norm(dim=2).sort(1).values[:, 5]
+    inside = [[bool(distances[i, j] <= reach[j]) for j in range(90)] for i in range(120)]
     assert found[5]["density"] == pytest.approx(sum(map(sum, inside)) / (5 * 120))
     assert found[5]["coverage"] == pytest.approx(sum(any(column) for column in zip(*inside, strict=True)) / 90)
 
 
 def test_a_set_covers_itself_and_one_image_covers_little() -> None:
     real = normal(100, 8, 1)
-    itself = neighbourhoods(real, real, (5,))[5]
+    itself = neighbourhoods(real, real, radii(real, (5,)))[5]
     assert (itself["precision"], itself["recall"], itself["coverage"]) == (1, 1, 1)
-    one = neighbourhoods(real[:1].repeat(100, 1), real, (5,))[5]
+    one = neighbourhoods(real[:1].repeat(100, 1), real, radii(real, (5,)))[5]
     assert one["precision"] == 1
     assert one["coverage"] <= 0.2
 

@@ -145,16 +145,16 @@ def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dat
     assert metrics["is_breed"] == pytest.approx(1)
 
 
-def test_real_features_are_computed_once(
+def test_a_second_evaluation_has_only_the_generated_images_to_look_at(
     report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Checkpoint, tmp_path: Path
 ) -> None:
     first = fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
-    assert len(times) == 5  # test, train, two kinds of noise, mean image
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "known").iterdir()}
+    assert len(times) == 5  # features of test and train; moments and radii of test; spacing of train; floor
     again = fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
     assert report.metrics == first.metrics == again.metrics
     assert report.floor == first.floor == again.floor
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "known").iterdir()} == times
     for path in times:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1

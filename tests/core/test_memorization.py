@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tinycats_core.memorization import authenticity, copy_rate, nearest_images, spacing
+from tinycats_core.memorization import _squares, authenticity, copy_rate, nearest_images, spacing
 
 
 @pytest.fixture
@@ -33,6 +34,16 @@ def test_the_nearest_image_is_shown_as_it_lies_nearest(train: torch.Tensor):
     assert torch.equal(nearest_images(noisy.flip(-1), train), train.flip(-1))
 
 
+@pytest.mark.parametrize("size", [7, 8, 20])
+def test_distances_are_those_of_the_plain_formula(size: int):
+    drawn = torch.randint(0, 256, (2, 9, 3, size, size), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    images, train = F.adaptive_avg_pool2d(drawn.float().flatten(0, 1), min(size, 16)).unflatten(0, (2, 9))
+    straight, turned = (torch.cdist(images.flatten(1), others.flatten(1)) for others in (train, train.flip(-1)))
+    ((squares, mirrored),) = _squares(*drawn, batch_size=9)
+    torch.testing.assert_close(squares.sqrt(), torch.minimum(straight, turned), rtol=1e-4, atol=0.01)
+    assert torch.equal(mirrored, turned < straight)
+
+
 def test_what_lies_between_two_training_images_is_a_copy_of_neither(train: torch.Tensor):
     between = ((train[:20].int() + train[20:].int()) // 2).to(torch.uint8)
     assert copy_rate(between, train) == 0
@@ -41,7 +52,7 @@ def test_what_lies_between_two_training_images_is_a_copy_of_neither(train: torch
 def test_copies_of_large_images_are_found_in_their_thumbnails() -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (40, 3, 6, 6), generator=generator).float()
-    large = torch.nn.functional.interpolate(coarse, size=48, mode="bilinear").to(torch.uint8)
+    large = F.interpolate(coarse, size=48, mode="bilinear").to(torch.uint8)
     noisy = (large + 30 * torch.randn(large.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
     assert copy_rate(noisy, large) == 1
     assert copy_rate(noisy[20:], large[:20]) == 0

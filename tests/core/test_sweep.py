@@ -87,7 +87,7 @@ def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> No
     assert [row for row in choice.rows if row["chosen"]] == [best]
     assert (choice.sample.guidance, list(choice.sample.guidance_interval)) == (best["guidance"], best["guidance_interval"])
     assert choice.sample in THREE.candidates()  # with the seed of the final figures, not that of the sweep
-    assert len(list((folder / "features").iterdir())) == 1  # of the validation images: no floor, no noise
+    assert len(list((folder / "known").iterdir())) == 2  # of the validation images: no floor, no noise
 
 
 def test_the_test_split_has_no_say(choice: Choice, good: Checkpoint, cats: Dataset, eyes: Checkpoint, tmp_path: Path) -> None:
