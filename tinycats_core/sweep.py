@@ -34,11 +34,11 @@ def choose(
     """Choose one of the checkpoint's averages and one of the options: the pair with the lowest KID, the first of equals.
 
     Of each pair `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
-    validation split, and measured against that split. The noise is another than that of the final figures, which are
-    so not those of a lucky draw. A row has ema_decay, guidance, guidance_interval, the main metrics of `fidelity.compare` and
+    validation split, and measured against that split. It is another noise than that of the final figures, which are thus
+    not those of a lucky draw. A row has ema_decay, guidance, guidance_interval, the main metrics of `fidelity.compare`, and
     copy_rate, the share of copies of training images. Averages that are the same, because the training was too short for
-    them to differ, are tried once. A single pair is taken as it is, and nothing is drawn; with too
-    few validation images to measure with, the first one is, and the note says why.
+    them to differ, are tried once. A single pair is taken as it is, and nothing is drawn; with too few validation images
+    to measure with the first pair is taken, and the note says why.
 
     Args:
         folder: of the evaluations, which keeps the validation images' features; the choice is a file in it.
