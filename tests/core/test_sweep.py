@@ -66,7 +66,7 @@ def test_the_better_average_is_chosen_wherever_it_stands(
 ) -> None:
     for both in (with_average(spoilt, good), with_average(good, spoilt)):
         choice = sweep.choose(both, cats, ONE, CONFIG, eyes, folder, "cpu")
-        assert choice.checkpoint == good
+        assert choice.checkpoint == good.alone()
         assert {row["ema_decay"]: row["chosen"] for row in choice.rows} == {0.9: True, 0.1: False}
 
 
@@ -140,6 +140,15 @@ def test_progress_is_told_pair_by_pair(good: Checkpoint, cats: Dataset, eyes: Ch
     told: list[Any] = []
     sweep.choose(good, cats, THREE, CONFIG, eyes, folder, "cpu", on_row=lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_raw_weights_are_never_a_choice(
+    good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path
+) -> None:
+    tempted = spoilt.model_copy(update={"averages": (), "raw": good.alone()})
+    choice = sweep.choose(tempted, cats, ONE, CONFIG, eyes, folder, "cpu")
+    assert choice.checkpoint == spoilt
+    assert choice.rows == ()
 
 
 def test_averages_that_the_training_was_too_short_for_are_tried_once(tmp_path: Path) -> None:
