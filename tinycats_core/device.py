@@ -7,9 +7,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,12 @@ def cores() -> int:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python and of these packages."""
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """Return the versions of Python and of those of these packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:

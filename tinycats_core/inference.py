@@ -7,14 +7,15 @@ nobody else's. They take turns one after another: what else the machine does fal
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, dev
     ]
     rows = [_ask(place | shared) for place in places]
     return {
-        "machine": {**machine(), **versions("torch", "onnx", "onnxruntime"), "tinycats": __version__},
+        "machine": {**machine(), **versions("torch", "onnx", "onnxruntime", "onnxruntime-gpu"), "tinycats": __version__},
         "sample": config.model_dump(mode="json", exclude={"batch_size"}),
         "warm_up": WARM_UP,
         "rows": rows,
@@ -181,7 +182,7 @@ def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int]]
     if device.type == "cuda":  # onnxruntime keeps what it has taken, so that what is in use at the end is the peak
         free = torch.cuda.mem_get_info(device)[0]
         return "growth of what is in use on the GPU", lambda: free - torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten, proc_pid_clear_refs(5)
     before = _peak_resident()
     return "growth of the process's resident memory", lambda: _peak_resident() - before
@@ -189,14 +190,10 @@ def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int]]
 
 def _peak_resident() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
-    except OSError:
-        found = None
-    if found:
-        return 1024 * int(found[1])
-    import resource
-
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M):
+            return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -39,7 +39,7 @@ def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def good(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu")
+    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu").alone()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_better_average_is_chosen_wherever_it_stands(
 ) -> None:
     for both in (with_average(spoilt, good), with_average(good, spoilt)):
         choice = sweep.choose(both, cats, ONE, CONFIG, eyes, folder, "cpu")
-        assert choice.checkpoint == good.alone()
+        assert choice.checkpoint == good
         assert {row["ema_decay"]: row["chosen"] for row in choice.rows} == {0.9: True, 0.1: False}
 
 
@@ -145,7 +145,7 @@ def test_progress_is_told_pair_by_pair(good: Checkpoint, cats: Dataset, eyes: Ch
 def test_the_raw_weights_are_never_a_choice(
     good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path
 ) -> None:
-    tempted = spoilt.model_copy(update={"averages": (), "raw": good.alone()})
+    tempted = spoilt.model_copy(update={"raw": good})
     choice = sweep.choose(tempted, cats, ONE, CONFIG, eyes, folder, "cpu")
     assert choice.checkpoint == spoilt
     assert choice.rows == ()

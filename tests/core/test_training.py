@@ -76,7 +76,8 @@ def test_the_shipped_weights_are_the_average_not_the_raw_ones(two_colours: Datas
 
 
 def test_the_raw_weights_lie_beside_the_averages_and_are_none_of_them(two_colours: Dataset, tmp_path: Path):
-    made = train(two_colours, MODEL, config(), tmp_path / "run")
+    settings = config(ema_decays=(0.9,))
+    made = train(two_colours, MODEL, settings, tmp_path / "run")
     last, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000012.safetensors", "training")
     assert made.raw
     assert made.raw.path == tmp_path / "run" / "raw.safetensors"
@@ -87,7 +88,7 @@ def test_the_raw_weights_lie_beside_the_averages_and_are_none_of_them(two_colour
     assert made.alone() == made.model_copy(update={"raw": None})
     made.raw.path.unlink()
     assert not made.is_intact()
-    again = train(two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: pytest.fail("trained again"))
+    again = train(two_colours, MODEL, settings, tmp_path / "run", on_log=lambda row: pytest.fail("trained again"))
     assert again == made.verify()
 
 
