@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import os
-import platform
 import re
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tinycats_core import device
+from tinycats_core.device import machine
 from tinycats_core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,27 +29,9 @@ def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) ->
     print(json.dumps(figures, allow_nan=False), flush=True)
 
 
-def machine() -> dict[str, Any]:
-    """Return processor, usable cores, PyTorch's threads, and the GPU's name or None. Nothing that names the host."""
-    import torch
-
-    return {
-        "cpu": _processor(),
-        "cores": cores(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python, of PyTorch, and of diffusers where it takes part."""
-    packages = ["torch"] + ["diffusers"] * ("diffusers" in sys.modules)
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return device.versions("torch", *["diffusers"] * ("diffusers" in sys.modules))
 
 
 def command() -> str:
@@ -66,12 +47,3 @@ def without_paths(text: str) -> str:
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
     return re.sub(r"(?<![\w.:/])/[^\s'\",:()]+", shorten, text)
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    return found[1].strip() if found else platform.machine()

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.common import cores, without_paths
+from benchmarks.common import without_paths
 from tinycats_core import toycats, training
 from tinycats_core.config import CLASSES, ModelConfig, SampleConfig, TrainConfig
-from tinycats_core.device import fast_arithmetic, has_compiler, matmul_peak, synchronize
+from tinycats_core.device import cores, fast_arithmetic, has_compiler, matmul_peak, synchronize
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.sampling import sample
 from tinycats_core.training import Run, training_step

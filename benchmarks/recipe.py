@@ -29,8 +29,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common import RESULTS, ROOT, cores, machine, report, versions
+from benchmarks.common import RESULTS, ROOT, report, versions
 from benchmarks.rows import BASE, ROWS, Row
+from tinycats_core.device import cores, machine
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import write_json
 

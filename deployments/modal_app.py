@@ -82,7 +82,7 @@ def train_generator(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": "the deployed code does not know these settings; run `modal deploy deployments/modal_app.py`"}
     finally:
         outputs_volume.commit()
-    weights = [checkpoint.path, *(average.path for average in checkpoint.averages)]
+    weights = [checkpoint.path, *(other.path for other in checkpoint.others)]
     files = [*weights, folder / "log.jsonl", folder / "diary.jsonl", *sorted((folder / "samples").glob("*.png"))]
     return {
         "checkpoint": checkpoint.model_dump(mode="json"),

@@ -10,7 +10,7 @@ from flows.evaluate_model import evaluate, evaluate_published
 from flows.shell import add_settings, run, settings
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
-from tasks.export import check_onnx, export_onnx, quantize
+from tasks.export import benchmark_inference, check_onnx, export_onnx, quantize
 from tasks.preflight import check_judgeable, check_ready, configure
 from tasks.publishing import (
     build_bundle,
@@ -21,6 +21,7 @@ from tasks.publishing import (
     summarize,
     wait_for_approval,
 )
+from tasks.sampling import compare_with_raw
 from tasks.sweep import choose_sampling
 from tasks.training import train_classifier, train_generator
 from tinycats_core.records import Release
@@ -48,6 +49,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     baseline = evaluate_published(published, dataset, config, classifier).report if published else None
     trained = train_generator(dataset, config.model, config.train, config.compute)
     choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
+    compared = compare_with_raw(choice.checkpoint, trained.raw, choice.sample, config.compute) if trained.raw else None
     samples, report = evaluate(choice.checkpoint, choice.sample, dataset, config, classifier)
     decision = require_promoted(decide(report, baseline, published, config.evaluate), config.publish.name)
 
@@ -56,7 +58,10 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
     models = [model for model in (fp32, int8) if model]
-    release = build_bundle(config, dataset, choice, samples, report, decision, models, classifier, baseline, [onnx_report])
+    speed = benchmark_inference(choice.checkpoint, models, choice.sample, config.compute.device)
+    release = build_bundle(
+        config, dataset, choice, samples, report, decision, models, classifier, baseline, [onnx_report], speed, compared
+    )
     wait_for_approval(config.publish, release)
     return summarize(read_back(publish(release, config.publish), config.publish), "published")
 

@@ -1,11 +1,15 @@
-"""The export stages: ONNX files of the denoiser, checked against PyTorch."""
+"""The export stages: ONNX files of the denoiser, checked against PyTorch, and how fast they draw."""
+
+from collections.abc import Sequence
+
+import pandas as pd
 
 from tasks import show
-from tasks.stage import key_of, stage
-from tinycats_core import export
-from tinycats_core.config import ExportConfig
+from tasks.stage import key_of, log, stage
+from tinycats_core import export, inference
+from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.files import home
-from tinycats_core.records import Checkpoint, OnnxModel
+from tinycats_core.records import Checkpoint, InferenceReport, OnnxModel
 
 
 @stage(version=1)
@@ -20,10 +24,24 @@ def quantize(model: OnnxModel) -> OnnxModel:
     return export.quantize(model, home() / "export" / key_of(model))
 
 
-@stage(version=2)
+@stage(version=3)
 def check_onnx(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig) -> OnnxModel:
-    """Compare the ONNX file with the network it was made from: parity, size, speed."""
+    """Compare the ONNX file with the network it was made from: parity, size."""
     checked = export.check(checkpoint, model, config, home() / "export" / key_of(checkpoint, model, config))
     frame = show.metrics_frame({"value": {k: v for k, v in checked.facts.items() if isinstance(v, int | float)}})
     show.table(f"onnx-{model.precision}", frame, f"denoiser-{model.precision}.onnx against PyTorch")
     return checked
+
+
+@stage(version=1)
+def benchmark_inference(checkpoint: Checkpoint, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
+    """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
+    folder = home() / "export" / key_of(checkpoint, models, config, device)
+    report = inference.benchmark(checkpoint, models, config, folder, device)
+    machine = report.facts["machine"]
+    what = f"Whole images in {config.steps} steps on {machine['cpu']}, threads: {machine['torch_threads']}"
+    show.table("inference", pd.json_normalize(report.facts["rows"]), what)
+    log().info("how fast it draws: %s", ", ".join(f"{name} {ratio:.2f}" for name, ratio in report.facts["ratios"].items()))
+    for note in report.facts["notes"]:
+        log().info(note)
+    return report

@@ -14,7 +14,18 @@ from tinycats_core import bundle, hub, manifest, registry
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
-from tinycats_core.records import Checkpoint, Choice, Dataset, Decision, FidelityReport, OnnxModel, Release, SampleSet
+from tinycats_core.records import (
+    Checkpoint,
+    Choice,
+    Dataset,
+    Decision,
+    FidelityReport,
+    InferenceReport,
+    OnnxModel,
+    Picture,
+    Release,
+    SampleSet,
+)
 
 APPROVAL_SECONDS = 7 * 24 * 3600
 
@@ -52,7 +63,7 @@ def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dat
     return published is not None and read_json(published.path)["key"] == bundle.release_key(config, dataset)
 
 
-@stage(version=1)
+@stage(version=2)
 def build_bundle(
     config: ReleaseConfig,
     dataset: Dataset,
@@ -64,6 +75,8 @@ def build_bundle(
     classifier: Checkpoint | None,
     baseline: FidelityReport | None,
     onnx_reports: Sequence[FidelityReport],
+    inference: InferenceReport,
+    ema_and_raw: Picture | None,
 ) -> Release:
     """Put everything that is shipped into one release folder of the registry."""
     release = bundle.build(
@@ -78,6 +91,8 @@ def build_bundle(
         classifier,
         baseline,
         onnx_reports,
+        inference,
+        ema_and_raw,
     )
     log().info("release %s %s in %s", release.name, release.version, release.folder)
     return release

@@ -1,5 +1,7 @@
 """The sampling stage: draw images from a checkpoint or from an ONNX file."""
 
+from PIL import Image
+
 from tasks import show
 from tasks.stage import key_of, log, stage
 from tinycats_core import checkpoint, data, export, grids, sampling
@@ -7,7 +9,7 @@ from tinycats_core.config import ComputeConfig, SampleConfig
 from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import home
-from tinycats_core.records import Checkpoint, Dataset, OnnxModel, SampleSet
+from tinycats_core.records import Checkpoint, Dataset, OnnxModel, Picture, SampleSet
 
 
 @stage(version=2)
@@ -38,3 +40,13 @@ def generate_samples(
     sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
     show.picture("sample-grid", sheet, f"Images drawn with {runtime}, a row a class")
     return samples
+
+
+@stage(version=1)
+def compare_with_raw(ema: Checkpoint, raw: Checkpoint, config: SampleConfig, compute: ComputeConfig) -> Picture:
+    """Draw from the average and from the weights that no average was taken of: the same noise and classes."""
+    path = home() / "samples" / key_of(ema, raw, config) / "ema_and_raw.png"
+    picture = grids.draw_ema_and_raw(ema, raw, config, path, pick_device(compute.device))
+    with Image.open(path) as sheet:
+        show.picture("ema-and-raw", sheet, "From the same noise: the average that is shipped, and the raw weights at its right")
+    return picture

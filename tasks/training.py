@@ -26,7 +26,7 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     return checkpoint
 
 
-@stage(version=1, **NETWORK)
+@stage(version=2, **NETWORK)
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Checkpoint:
     """Train the generator, here or on Modal. Run again, it goes on from the last checkpoint."""
     folder = home() / "training" / key_of(dataset, model, train)

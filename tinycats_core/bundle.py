@@ -4,13 +4,11 @@ Command line: `python -m tinycats_core.bundle verify PATH`.
 """
 
 import logging
-import platform
 import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +21,19 @@ from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, digest_of, write_json, write_text
 from tinycats_core.grids import contact_sheet, neighbour_sheet
 from tinycats_core.manifest import inspect, read_release, seal, verify
-from tinycats_core.records import Checkpoint, Choice, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, SampleSet
+from tinycats_core.records import (
+    Checkpoint,
+    Choice,
+    Dataset,
+    Decision,
+    FidelityReport,
+    InferenceReport,
+    OnnxModel,
+    Picture,
+    Record,
+    Release,
+    SampleSet,
+)
 from tinycats_core.registry import open_registry
 from tinycats_core.sampling import load_samples
 
@@ -57,6 +67,8 @@ def build(
     classifier: Checkpoint | None,
     baseline: FidelityReport | None,
     onnx_reports: Sequence[FidelityReport],
+    inference: InferenceReport,
+    ema_and_raw: Picture | None,
 ) -> Release:
     """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
 
@@ -65,6 +77,8 @@ def build(
 
     Args:
         onnx_reports: fidelity of what the ONNX files draw; `conditions["runtime"]` says which file.
+        inference: no parent: its times differ whenever they are measured, and the release stays what it is.
+        ema_and_raw: None where the training has left no raw weights.
 
     Raises:
         TinycatsError: a parent is gone or has changed.
@@ -81,6 +95,7 @@ def build(
         "decision": decision,
         "classifier": classifier,
         "baseline": baseline,
+        "ema_and_raw": ema_and_raw,
         **{f"denoiser-{model.precision}": model for model in models},
         **{f"report-{_runtime(item)}": item for item in onnx_reports},
     }
@@ -109,8 +124,8 @@ def build(
                 "data.json": _data(dataset),
                 "metrics.json": _metrics(report, decision, baseline, onnx_reports),
                 "benchmark.json": {
-                    "machine": machine_facts(),
                     "onnx": {model.precision: model.facts for model in models},
+                    "inference": inference.facts,
                     "training": {"step": checkpoint.step, **checkpoint.facts},
                     "classifier": classifier and classifier.facts,
                 },
@@ -123,6 +138,8 @@ def build(
                 if checkpoint.path.with_name(beside).is_file():
                     write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
             _write_samples(folder / "samples", samples, dataset)
+            if ema_and_raw is not None:
+                shutil.copyfile(ema_and_raw.path, folder / "samples" / "ema_and_raw.png")
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)
     except OSError as error:
@@ -202,27 +219,6 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))
-
-
-def machine_facts() -> dict[str, Any]:
-    """Return what the latencies were measured on: processor and library versions, never who or where."""
-    return {
-        "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: installed(name) for name in ("torch", "onnx", "onnxruntime")},
-        "tinycats": __version__,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def portable(value: Any) -> Any:

@@ -50,7 +50,7 @@ ENDINGS = {  # of metrics that say more about another one
 FILES = {
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",
-    "benchmark.json": "size, parity and latency of the ONNX files, and the machine that they were measured on",
+    "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",
     "decision.json": "the gate's terms",
     "sweep.json": "the averages and guidances that were tried on the validation images, and which of them this release is",
     "config.json": "the whole configuration",
@@ -58,6 +58,7 @@ FILES = {
     "training_log.jsonl": "loss, learning rate and speed over the training",
     "training_diary.jsonl": "when the training started, went on and ended",
     "training_cost.json": "what the training took: hours, speed, attempts, dollars, and the estimate that was made before it",
+    "samples/ema_and_raw.png": "images of the shipped average beside those of the raw weights, from the same noise",
     "samples/neighbours.png": "images beside the training images that lie nearest to them",
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",
@@ -199,20 +200,17 @@ def _body(
         ),
         *_neighbours(folder / "samples" / "neighbours.png"),
         *_choice(sweep),
+        *_raw(folder / "samples" / "ema_and_raw.png"),
         "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
-        "all classes. The latency is the median of one network call on the processor below, beside PyTorch's in the same run.",
+        "all classes.",
         _table(
-            ["file", "bytes", "relative error", "allowed", "ms", "PyTorch ms", "batch", "threads"],
+            ["file", "bytes", "relative error", "allowed"],
             [
-                [f"`denoiser-{precision}.onnx`", number(facts["bytes"])]
-                + [
-                    number(facts.get(key))
-                    for key in ("relative_error", "tolerance", "latency_ms", "pytorch_latency_ms", "latency_batch", "threads")
-                ]
+                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
                 for precision, facts in benchmark["onnx"].items()
             ],
         ),
-        ", ".join(f"{key} {value}" for key, value in benchmark["machine"].items() if value is not None) + ".",
+        *_speed(benchmark["inference"]),
         "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws one image of each class, by the sampler and the "
         f"settings that were measured:\n\n```python\n{snippet}\n```",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.checkpoint.load_generator` reads it, and its "
@@ -257,6 +255,42 @@ def _choice(sweep: Mapping[str, Any]) -> list[str]:
             sweep["rows"][0],
             [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],
         ),
+    ]
+
+
+def _raw(path: Path) -> list[str]:
+    """Return the section on what averaging does; none where its picture is not in the release."""
+    if not path.is_file():
+        return []
+    return [
+        "## EMA and raw weights\n\nImages of the EMA weights that are shipped, each with the one that the last weights of the "
+        "training draw without averaging, at its right: from the same noise, of the same class, by the same settings.\n\n"
+        f"![Images of the EMA weights and of the raw ones](samples/{path.name})"
+    ]
+
+
+def _speed(inference: Mapping[str, Any]) -> list[str]:
+    """Return the section on how fast each runtime draws, on which machine."""
+    rows, sample = inference["rows"], inference["sample"]
+    ratio = inference["ratios"].get("fp32_over_int8")
+    memory = sorted({f"{row['memory']} ({row['device']})" for row in rows})
+    percentiles, batches = rows[0]["latency_ms"], rows[0]["images_per_s"]
+    return [
+        f"## Speed\n\nWhole images, from noise to pixels, by {sample['sampler']} in {number(sample['steps'])} steps at guidance "
+        f"{number(sample['guidance'])}. The percentiles are of the time of one image, in ms, after a warm-up; memory is the "
+        f"{', '.join(memory)} at its peak, in MB."
+        + (f" The int8 file draws one image {number(ratio)} times as fast as the fp32 file." if ratio else ""),
+        _table(
+            ["runtime", "device", *percentiles, "images", *(f"images/s at {batch}" for batch in batches), "MB", "ms to load"],
+            [
+                [row["runtime"], row["device"]]
+                + [number(value) for value in (*row["latency_ms"].values(), row["repeats"], *row["images_per_s"].values())]
+                + [number(row["peak_memory_mb"]), number(row["load_ms"])]
+                for row in rows
+            ],
+        ),
+        *(f"- {note}" for note in inference["notes"]),
+        ", ".join(f"{key} {value}" for key, value in inference["machine"].items() if value is not None) + ".",
     ]
 
 

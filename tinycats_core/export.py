@@ -2,9 +2,7 @@
 
 import json
 import math
-import statistics
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +28,7 @@ INPUTS = ("x", "t", "labels")
 OUTPUT = "velocity"
 TIMES = (0.0, 0.02, 0.5, 0.95, 1.0)  # where parity is measured: both ends, near both ends, and the middle
 PARITY_BATCH = 3
-LATENCY_BATCH = 2  # what one guided image asks for at each step
-LATENCY_ROUNDS, LATENCY_REPEATS = 3, 9
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def export_denoiser(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> OnnxModel:
@@ -80,8 +77,7 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
     """Measure an ONNX file against the network that it was made of, and return its record with what was found.
 
     Parity: the relative error ‖a − b‖ / ‖b‖ of the velocity at several times, for every class and the null class, in batches
-    of 1 and 3, on the states that the network itself passes through on its way from noise to image. Latency: the median
-    of one guided step of one image (batch 2), in PyTorch and in onnxruntime with the same number of threads.
+    of 1 and 3, on the states that the network itself passes through on its way from noise to image.
 
     Raises:
         ExportError: the file is damaged, of another network, or its error exceeds the tolerance of its precision.
@@ -107,19 +103,26 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
         "relative_error": errors[worst],
         **{f"relative_error_t{t:g}": error for t, error in errors.items()},
         "tolerance": tolerance,
-        **_latencies(network, velocity),
     }
     write_json(folder / f"check-{model.precision}.json", facts)
     return model.model_copy(update={"facts": facts})
 
 
-def onnx_velocity(path: Path) -> Velocity:
-    """Return the velocity field of an ONNX file of this project, run on the CPU: usable wherever the network is.
+def onnx_velocity(path: Path, device: str = "cpu") -> Velocity:
+    """Return the velocity field of an ONNX file of this project, run on the CPU or with CUDA: usable wherever the network is.
 
     Raises:
-        ExportError: the file is missing, damaged, or not a denoiser of this project.
+        ExportError: the file is missing, damaged, or not a denoiser of this project; onnxruntime cannot use the device.
     """
-    return _velocity(_open(path))
+    return _velocity(_open(path, device))
+
+
+def onnx_devices() -> list[str]:
+    """Return where the installed onnxruntime can run: `cpu`, and `cuda` where it was built for it."""
+    import onnxruntime
+
+    offered = onnxruntime.get_available_providers()
+    return [device for device, provider in PROVIDERS.items() if provider in offered]
 
 
 def _trace(network: TinyDiT, opset: int) -> "onnx.ModelProto":
@@ -180,7 +183,7 @@ def _write(model: "onnx.ModelProto", precision: str, folder: Path) -> OnnxModel:
     return OnnxModel(path=path, sha256=sha256_of(path), precision=precision, facts=facts)
 
 
-def _open(path: Path) -> "onnxruntime.InferenceSession":
+def _open(path: Path, device: str = "cpu") -> "onnxruntime.InferenceSession":
     import onnxruntime
 
     if not path.is_file():
@@ -189,10 +192,14 @@ def _open(path: Path) -> "onnxruntime.InferenceSession":
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; they are raised as well
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
     except Exception as error:  # its many kinds of errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"{path} is not a complete ONNX file ({reason}). Delete it and export again.") from error
+    if PROVIDERS[device] not in session.get_providers():  # it falls back to the CPU and says so in its log alone
+        raise ExportError(
+            f"onnxruntime cannot run {path} on {device}. Install what it needs there, or set compute.device to 'cpu'."
+        )
     if session.get_modelmeta().custom_metadata_map.get("format") != FORMAT:
         raise ExportError(f"{path} is not a denoiser of this project: its metadata has no format {FORMAT}. Export again.")
     return session
@@ -240,27 +247,3 @@ def _relative_errors(network: TinyDiT, velocity: Velocity) -> dict[float, float]
         errors[t] = float((found - wanted).norm() / wanted.norm())
         x = x + (t_next - t) * wanted[:count]
     return errors
-
-
-@torch.inference_mode()
-def _latencies(network: TinyDiT, velocity: Velocity) -> dict[str, float | int]:
-    config = network.config
-    x = initial_noise(range(LATENCY_BATCH), config.image_size, seed=0)
-    arguments = x, torch.full((LATENCY_BATCH,), 0.5), torch.tensor([0, config.num_classes])
-    seconds: dict[str, list[float]] = {"pytorch": [], "onnx": []}
-    for _ in range(LATENCY_ROUNDS):  # taking turns, so that what else the machine does falls on both
-        for name, call in (("pytorch", network), ("onnx", velocity)):
-            call(*arguments)  # warm-up
-            for _ in range(LATENCY_REPEATS // LATENCY_ROUNDS):
-                start = time.perf_counter()
-                call(*arguments)
-                seconds[name].append(time.perf_counter() - start)
-    theirs, ours = (1000 * statistics.median(times) for times in seconds.values())
-    return {
-        "latency_ms": ours,
-        "pytorch_latency_ms": theirs,
-        "pytorch_over_onnx": theirs / ours,
-        "latency_batch": LATENCY_BATCH,
-        "latency_repeats": LATENCY_REPEATS,
-        "threads": torch.get_num_threads(),
-    }

@@ -1,6 +1,7 @@
 """Pictures that people look at: contact sheets of images, and the loss curve."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,36 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tinycats_core.checkpoint import load_generator
+from tinycats_core.config import SampleConfig
+from tinycats_core.device import fast_arithmetic
+from tinycats_core.files import sha256_of, write_atomically
 from tinycats_core.memorization import nearest_images
+from tinycats_core.records import Checkpoint, Picture
+from tinycats_core.sampling import sample
 
 
-def contact_sheet(images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1) -> Image.Image:
+def contact_sheet(
+    images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1, captions: Sequence[str] = ()
+) -> Image.Image:
     """Lay out the first images of each class, a row a class with its name at the left.
 
     Args:
         images: uint8 (N, 3, H, W).
         scale: whole number by which each pixel is enlarged.
+        captions: of the parts that each image consists of, from left to right; above every column.
     """
     height, width = (side * scale for side in images.shape[-2:])
-    gap, name_width = 2, 130
+    gap, name_width, head = 2, 130, 20 if captions else 0
     shown = [label for label in range(len(classes)) if (labels == label).any()]
-    sheet = Image.new("RGB", (name_width + per_class * (width + gap), len(shown) * (height + gap)), "white")
+    sheet = Image.new("RGB", (name_width + per_class * (width + gap), head + len(shown) * (height + gap)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for column in range(per_class):
+        for part, caption in enumerate(captions):
+            middle = name_width + column * (width + gap) + width * (part + 0.5) / len(captions)
+            pen.text((middle, head / 2), caption, "black", font, anchor="mm")
     for row, label in enumerate(shown):
-        top = row * (height + gap)
+        top = head + row * (height + gap)
         pen.text((6, top + height / 2), classes[label].replace("_", " "), "black", font, anchor="lm")
         for column, image in enumerate(images[labels == label][:per_class]):
             sheet.paste(to_pil(image, scale), (name_width + column * (width + gap), top))
@@ -40,6 +54,26 @@ def neighbour_sheet(images: Tensor, labels: Tensor, train: Tensor, classes: Sequ
     chosen = first_of_each_class(labels, 4)
     pairs = torch.cat([images[chosen], nearest_images(images[chosen], train)], dim=-1)
     return contact_sheet(pairs, labels[chosen], classes, per_class=4, scale=scale)
+
+
+def draw_ema_and_raw(
+    ema: Checkpoint, raw: Checkpoint, config: SampleConfig, path: Path, device: str | torch.device = "cpu"
+) -> Picture:
+    """Draw four images of each class with the averaged and with the raw weights of a training, from the same noise, in pairs.
+
+    Raises:
+        TinycatsError: a file is gone or has changed.
+    """
+    drawn = []
+    for weights in (ema, raw):
+        network, header = load_generator(weights.verify().path, device)
+        size, classes = header.model.image_size, header.classes
+        labels = torch.arange(len(classes)).repeat_interleave(4)
+        with fast_arithmetic(torch.device(device)):
+            drawn.append(sample(network, labels, size, len(classes), config, device))
+    sheet = contact_sheet(torch.cat(drawn, dim=-1), labels, classes, 4, max(1, 64 // size), captions=("EMA", "raw"))
+    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    return Picture(path=path, sha256=sha256_of(path))
 
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:

@@ -82,21 +82,32 @@ class Checkpoint(Record):
     step: int
     facts: dict[str, float | int | str | None] = {}
     averages: tuple["Checkpoint", ...] = ()  # of the same training, over other lengths
+    raw: "Checkpoint | None" = None  # the last weights of the same training, which are compared with and never shipped
+
+    @property
+    def others(self) -> tuple["Checkpoint", ...]:
+        """The other weights of the same training: its averages, and the raw ones."""
+        return self.averages + ((self.raw,) if self.raw else ())
 
     def verify(self) -> Self:
-        """Return the record if its file and those of its averages are there and unchanged. Raises TinycatsError."""
-        for average in self.averages:
-            average.verify()
+        """Return the record if its file and those of the other weights are there and unchanged. Raises TinycatsError."""
+        for other in self.others:
+            other.verify()
         return super().verify()
 
     def is_intact(self) -> bool:
         """Return whether `verify` would pass."""
-        return super().is_intact() and all(average.is_intact() for average in self.averages)
+        return super().is_intact() and all(other.is_intact() for other in self.others)
+
+    def alone(self) -> "Checkpoint":
+        """Return the record without the other weights."""
+        return self.model_copy(update={"averages": (), "raw": None})
 
     def in_folder(self, folder: Path) -> "Checkpoint":
         """Return the record of the same files in another folder."""
         averages = tuple(average.in_folder(folder) for average in self.averages)
-        return self.model_copy(update={"path": folder / self.path.name, "averages": averages})
+        raw = self.raw and self.raw.in_folder(folder)
+        return self.model_copy(update={"path": folder / self.path.name, "averages": averages, "raw": raw})
 
 
 class Choice(Record):
@@ -157,10 +168,20 @@ class Decision(Record):
 
 
 class OnnxModel(Record):
-    """One ONNX file of the denoiser and what was measured of it (size in bytes, parity, latency)."""
+    """One ONNX file of the denoiser and what was measured of it (size in bytes, parity)."""
 
     precision: str  # "fp32" | "int8"
     facts: dict[str, float | int | str | None] = {}
+
+
+class InferenceReport(Record):
+    """How fast each runtime draws images on one machine, as a JSON file at `path`; `inference.measure` says what is in it."""
+
+    facts: dict[str, Any]
+
+
+class Picture(Record):
+    """A picture for people, as a PNG file."""
 
 
 class Release(Record):

@@ -161,8 +161,8 @@ def train_on_modal(
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
     command attaches to the same call. An interrupt or any other error here cancels the call; a later run goes on from
-    the last checkpoint on the outputs volume. The folder gets `ema.safetensors` and the other averages, `log.jsonl`,
-    `diary.jsonl` and `samples/`.
+    the last checkpoint on the outputs volume. The folder gets `ema.safetensors`, the other averages and `raw.safetensors`,
+    `log.jsonl`, `diary.jsonl` and `samples/`.
 
     Args:
         on_log: called with each row of the remote log, in order.

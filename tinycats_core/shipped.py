@@ -34,11 +34,16 @@ def classifier(release: Release) -> Checkpoint | None:
     return _checkpoint(release, name, "classifier") if (release.folder / name).is_file() else None
 
 
+def onnx_models(release: Release) -> list[OnnxModel]:
+    """Return the records of the ONNX files of the denoiser, the smallest last."""
+    measured = read_json(release.folder / "benchmark.json")["onnx"]
+    names = {precision: f"denoiser-{precision}.onnx" for precision in ("fp32", "int8") if precision in measured}
+    return [OnnxModel(**_file(release, name), precision=precision, facts=measured[precision]) for precision, name in names.items()]
+
+
 def onnx(release: Release) -> OnnxModel:
     """Return the record of the ONNX file whose fidelity is in the release: the smallest one that ships."""
-    precision = next(name for name in ("int8", "fp32") if (release.folder / f"denoiser-{name}.onnx").is_file())
-    facts = read_json(release.folder / "benchmark.json")["onnx"][precision]
-    return OnnxModel(**_file(release, f"denoiser-{precision}.onnx"), precision=precision, facts=facts)
+    return onnx_models(release)[-1]
 
 
 def onnx_report(release: Release) -> FidelityReport:

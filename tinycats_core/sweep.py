@@ -48,7 +48,7 @@ def choose(
         TinycatsError: an average is gone or has changed.
         EvaluationError: the extractor is not to be had, or a metric is not finite.
     """
-    averages = distinct([checkpoint.model_copy(update={"averages": ()}), *checkpoint.averages])
+    averages = distinct([checkpoint.alone(), *checkpoint.averages])
     pairs = [(average, setting) for average in averages for setting in options.candidates()]
     rows: list[dict[str, Any]] = []
     best, note, needed = 0, None, fidelity.images_needed(config)

@@ -36,6 +36,7 @@ from tinycats_core.signals import stop_signals
 
 logger = logging.getLogger("tinycats.training")
 
+RAW = "raw.safetensors"
 COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -52,9 +53,9 @@ def train(
     """Train a generator, or go on where the folder's last checkpoint stands, and return its EMA weights.
 
     The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others, the record's
-    `averages`), `log.jsonl` (a line a log interval), `diary.jsonl` (each start, stop and incident), `checkpoints/` (the
-    last five) and `samples/` (a grid from the EMA every `sample_every` steps). A finished folder is returned as it is; one
-    of fewer steps goes on.
+    `averages`), `raw.safetensors` (the last weights, no average of them), `log.jsonl` (a line a log interval),
+    `diary.jsonl` (each start, stop and incident), `checkpoints/` (the last five) and `samples/` (a grid from the EMA every
+    `sample_every` steps). A finished folder is returned as it is; one of fewer steps goes on.
 
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
@@ -72,15 +73,15 @@ def train(
         "train": train.model_dump(mode="json"),
         "dataset": dataset.content,
     }
-    run_folder, finished = RunFolder(folder), average_paths(folder, train).values()
+    run_folder, finished = RunFolder(folder), weight_paths(folder, train)
     if all(path.is_file() and read_header(path, "generator")["step"] == train.steps for path in finished):
         for path in finished:
             read_safetensors(path, "generator")  # a damaged file is an error, not a result
         run_folder.claim(identity)
-        return _record(*finished)
+        return _record(folder, train)
     if processes > 1:
         distributed.start(dataset, model, train, folder, device, processes, on_log)
-        return _record(*finished)
+        return _record(folder, train)
     with run_folder.hold() if distributed.rank() == 0 else nullcontext(), fast_arithmetic(pick_device(device)):
         return _train_here(dataset, model, train, run_folder, identity, pick_device(device), on_log)
 
@@ -115,7 +116,7 @@ def _train_here(
             raise TrainingError(f"stopped at step {run.step} of {train.steps}; run the same command to go on")
         if leads:
             with _writing(run, folder):
-                save_averages(run, folder.path)
+                save_weights(run, folder.path)
     except BaseException as error:
         if leads and not noted:
             folder.note("stop", run.step, cause=str(error) or type(error).__name__, **_spent(run, first, since))
@@ -123,7 +124,7 @@ def _train_here(
     if leads:
         folder.close(run.step, train.batch_size, run.step - first, time.perf_counter() - since, run.facts())
     distributed.largest(0)
-    return _record(*average_paths(folder.path, train).values())
+    return _record(folder.path, train)
 
 
 @dataclass
@@ -482,11 +483,17 @@ def average_paths(folder: Path, config: TrainConfig) -> dict[float, Path]:
     return {first: folder / "ema.safetensors", **{decay: folder / f"ema-{decay}.safetensors" for decay in others}}
 
 
-def save_averages(run: Run, folder: Path) -> None:
-    """Write the EMA weights of each decay."""
+def weight_paths(folder: Path, config: TrainConfig) -> list[Path]:
+    """Return every weights file of a finished training: the averages', and that of the last weights."""
+    return [*average_paths(folder, config).values(), folder / RAW]
+
+
+def save_weights(run: Run, folder: Path) -> None:
+    """Write the EMA weights of each decay, and the raw ones."""
+    facts = {"images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
     for decay, path in average_paths(folder, run.config).items():
-        facts = {"ema_decay": decay, "images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
-        save_generator(path, run.emas[decay], run.net.config, run.classes, run.step, facts)
+        save_generator(path, run.emas[decay], run.net.config, run.classes, run.step, {"ema_decay": decay, **facts})
+    save_generator(folder / RAW, run.weights, run.net.config, run.classes, run.step, {"ema_decay": None, **facts})
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -494,10 +501,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return RunFolder(folder).log()
 
 
-def _record(path: Path, *others: Path) -> Checkpoint:
-    header, averages = read_header(path, "generator"), tuple(map(_record, others))
-    facts = {"step": header["step"], "facts": header["facts"], "averages": averages}
-    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", **facts)
+def _record(folder: Path, config: TrainConfig) -> Checkpoint:
+    def one(path: Path) -> Checkpoint:
+        header = read_header(path, "generator")
+        return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=header["step"], facts=header["facts"])
+
+    first, *averages, raw = map(one, weight_paths(folder, config))
+    return first.model_copy(update={"averages": tuple(averages), "raw": raw})
 
 
 def _count_skipped(run: Run, folder: RunFolder) -> None:

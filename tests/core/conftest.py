@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_report
+from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_inference, make_report
 from safetensors.torch import save_file
 
-from tinycats_core import costs, data, export, sampling
+from tinycats_core import costs, data, export, grids, sampling
 from tinycats_core.checkpoint import load_generator
 from tinycats_core.config import CLASSES, ReleaseConfig, load
 from tinycats_core.files import sha256_of, write_json
@@ -76,6 +76,10 @@ def parts(
         "classifier": None,
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
         "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351)],
+        "inference": make_inference(folder / "inference.json"),
+        "ema_and_raw": grids.draw_ema_and_raw(
+            checkpoint, make_checkpoint(folder / "raw.safetensors", seed=1), choice.sample, folder / "ema_and_raw.png"
+        ),
     }
 
 

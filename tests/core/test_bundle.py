@@ -38,6 +38,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
         *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
         *("training_diary.jsonl", "training_cost.json", "sweep.json", "samples/neighbours.png", "README.md", "release.json"),
+        "samples/ema_and_raw.png",
     }
     manifest = bundle.verify(built.folder)
     assert set(manifest["files"]) == files - {"release.json"}
@@ -67,7 +68,8 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
     assert metrics["onnx"]["onnx-int8"]["metrics"] == parts["onnx_reports"][0].metrics
     benchmark = json.loads((built.folder / "benchmark.json").read_text())
     assert benchmark["onnx"] == {model.precision: model.facts for model in parts["models"]}
-    assert benchmark["machine"]["cpu"]
+    assert benchmark["inference"] == parts["inference"].facts
+    assert (built.folder / "samples/ema_and_raw.png").read_bytes() == parts["ema_and_raw"].path.read_bytes()
     data = json.loads((built.folder / "data.json").read_text())
     assert data["counts"]["Bombay"] == {"train": 2, "val": 1, "test": 2}
     frame = pandas.read_csv(built.folder / "metrics.csv", index_col="metric")
@@ -142,6 +144,17 @@ def test_the_same_parents_give_the_same_version_which_stays_as_it_is(built: Rele
 
 def test_other_parents_give_another_version(built: Release, parts: dict[str, Any], tmp_path: Path):
     assert bundle.build(tmp_path, **{**parts, "baseline": None}).version != built.version
+
+
+def test_a_release_that_is_timed_again_is_the_same_release(built: Release, parts: dict[str, Any], tmp_path: Path):
+    again = parts["inference"].model_copy(update={"facts": parts["inference"].facts | {"notes": ["slower today"]}})
+    assert bundle.build(tmp_path, **{**parts, "inference": again}).version == built.version
+
+
+def test_a_training_without_raw_weights_is_released_without_their_picture(parts: dict[str, Any], tmp_path: Path):
+    release = bundle.build(tmp_path, **{**parts, "ema_and_raw": None})
+    assert not (release.folder / "samples/ema_and_raw.png").exists()
+    assert "ema_and_raw.png" not in (release.folder / "README.md").read_text()
 
 
 def test_a_damaged_version_is_moved_aside_and_made_again(
@@ -257,7 +270,7 @@ def test_what_a_download_from_the_hub_leaves_beside_a_release_is_no_problem(rele
 def test_the_command_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     version = json.loads((release / "release.json").read_text())["version"]
     assert bundle.main(["verify", str(release)]) == 0
-    assert capsys.readouterr() == (f"tinycats {version}: 30 files, all as they were made\n", "")
+    assert capsys.readouterr() == (f"tinycats {version}: 31 files, all as they were made\n", "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
     assert bundle.main(["verify", str(release)]) == 1

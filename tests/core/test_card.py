@@ -91,6 +91,23 @@ def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Pa
     assert "The rule: the first. Note: there are too few." in alone
 
 
+def test_how_fast_each_runtime_draws_is_told_with_the_machine(built: Release):
+    section = (built.folder / "README.md").read_text().split("## Speed\n\n")[1].split("\n## ")[0]
+    head, pytorch, fp32, int8 = tables(section)
+    assert head[:6] == ["runtime", "device", "p50", "p95", "p99", "images"]
+    assert pytorch[:6] == ["pytorch", "cpu", "31.5", "47.25", "–", "80"]
+    assert [row[0] for row in (fp32, int8)] == ["onnx-fp32", "onnx-int8"]
+    assert int8[-2:] == ["24.38", "95.62"]
+    assert "ab2 in 3 steps at guidance 1.5" in section
+    assert "1.9 times as fast as the fp32 file" in section
+    assert "- pytorch on cpu has no p99: it takes 100 images" in section
+    assert "cpu A CPU, cores 2, torch_threads 1, torch 2.0." in section
+
+
+def test_the_average_is_shown_beside_the_raw_weights(built: Release):
+    assert "](samples/ema_and_raw.png)" in (built.folder / "README.md").read_text()
+
+
 def test_copies_of_training_images_are_told(built: Release, tmp_path: Path):
     text = (built.folder / "README.md").read_text()
     assert "a share of 0.0022 lies three times nearer" in text

@@ -1,13 +1,15 @@
 """Devices: absent ones are named, and what makes a CPU fast leaves accuracy and settings as they were."""
 
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tinycats_core.device import fast_arithmetic, is_out_of_memory, matmul_peak, pick_device, pick_precision
+from tinycats_core.device import fast_arithmetic, is_out_of_memory, machine, matmul_peak, pick_device, pick_precision, versions
 from tinycats_core.errors import ComputeError
 
 CPU = torch.device("cpu")
@@ -78,3 +80,16 @@ def test_running_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
     assert not is_out_of_memory(MemoryError())
+
+
+def test_the_machine_is_described_and_not_named():
+    facts = machine()
+    assert facts["cpu"]
+    assert facts["cores"] >= 1
+    assert facts["torch_threads"] == torch.get_num_threads()
+    assert facts.keys() == {"cpu", "cores", "torch_threads", "gpu"}
+    assert (facts["gpu"] is None) == (not torch.cuda.is_available())
+
+
+def test_versions_are_those_of_what_is_installed():
+    assert versions("torch", "no-such-package") == {"python": platform.python_version(), "torch": version("torch")}

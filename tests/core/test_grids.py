@@ -1,9 +1,18 @@
 """Sheets show each image where it belongs."""
 
-import numpy as np
-import torch
+from pathlib import Path
 
-from tinycats_core.grids import contact_sheet, neighbour_sheet
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from release_parts import make_checkpoint
+
+from tinycats_core import sampling
+from tinycats_core.checkpoint import load_generator
+from tinycats_core.config import SampleConfig
+from tinycats_core.errors import TinycatsError
+from tinycats_core.grids import contact_sheet, draw_ema_and_raw, neighbour_sheet
 
 
 def test_a_row_holds_a_class_and_a_place_an_image():
@@ -24,3 +33,33 @@ def test_each_image_stands_beside_its_nearest_training_image():
         shown = torch.from_numpy(sheet[top : top + 8, 130 : 130 + 16].copy()).permute(2, 0, 1)
         assert torch.equal(shown[:, :, :8], images[row])
         assert torch.equal(shown[:, :, 8:], train[of])
+
+
+def test_captions_stand_above_the_parts_of_each_image():
+    images = torch.zeros(2, 3, 8, 80, dtype=torch.uint8)
+    plain = np.asarray(contact_sheet(images, torch.tensor([0, 1]), ("a", "b"), per_class=1))
+    captioned = np.asarray(contact_sheet(images, torch.tensor([0, 1]), ("a", "b"), per_class=1, captions=("I", "raw")))
+    assert (captioned[20:] == plain).all()
+    left, right = ((captioned[:20, start : start + 40] < 128).sum() for start in (130, 170))
+    assert 0 < left < right
+
+
+def test_the_average_and_the_raw_weights_draw_from_the_same_noise_side_by_side(tmp_path: Path):
+    ema, raw = (make_checkpoint(tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(2))
+    settings = SampleConfig(steps=3, seed=5)
+    picture = draw_ema_and_raw(ema, raw, settings, tmp_path / "pictures" / "ema_and_raw.png").verify()
+    with Image.open(picture.path) as opened:
+        sheet = torch.from_numpy(np.asarray(opened).copy()).permute(2, 0, 1)[:, 20:, 130:]
+    labels = torch.arange(13).repeat_interleave(4)
+    for place, weights in enumerate((ema, raw)):
+        wanted = sampling.sample(load_generator(weights.path)[0], labels, 16, 13, settings)
+        assert wanted.float().std() > 10
+        for index in (0, 3, 4 * 7 + 2):  # a row a class, four pairs in each; 16 pixels enlarged to 64
+            top, left = index // 4 * 66, index % 4 * 130 + place * 64
+            shown = sheet[:, top : top + 64 : 4, left : left + 64 : 4]
+            assert (shown.int() - wanted[index].int()).abs().max() <= 1
+    again = draw_ema_and_raw(ema, raw, settings, tmp_path / "again.png")
+    assert again.content == picture.content
+    (tmp_path / "1.safetensors").unlink()
+    with pytest.raises(TinycatsError, match=r"1.safetensors is gone"):
+        draw_ema_and_raw(ema, raw, settings, tmp_path / "third.png")

@@ -1,8 +1,13 @@
 """TinyDiT: shapes, round trips, and that what it is told makes a difference."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from tinycats_core.checkpoint import save_generator
 from tinycats_core.config import ModelConfig
 from tinycats_core.model import TinyDiT, patchify, sincos_positions, unpatchify
 
@@ -40,6 +45,18 @@ def test_the_patch_embedding_and_the_output_agree_on_where_a_patch_is():
         images = torch.randn(1, 3, 8, 8)
         tokens = model.patch_embed(images).flatten(2).transpose(1, 2)
     assert torch.allclose(unpatchify(tokens, 2), images)
+
+
+def test_a_file_is_loaded_without_pytorchs_compiler(tmp_path: Path):
+    save_generator(tmp_path / "weights", TinyDiT(SMALL).state_dict(), SMALL, [str(n) for n in range(SMALL.num_classes)], step=1)
+    code = """
+import sys
+from pathlib import Path
+from tinycats_core.checkpoint import load_generator
+load_generator(Path(sys.argv[1]))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "weights")], check=True)
 
 
 def test_the_plan_has_33_million_parameters():

@@ -196,9 +196,9 @@ def test_result_is_that_of_training_here(finished: tuple[Path, Checkpoint, list[
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
     assert sorted(path.name for path in there.iterdir()) == [
-        *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "modal_call.json", "samples")
+        *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "modal_call.json", "raw.safetensors", "samples")
     ]
-    assert [average.path for average in checkpoint.averages] == [there / "ema-0.5.safetensors"]
+    assert [other.path for other in checkpoint.others] == [there / "ema-0.5.safetensors", there / "raw.safetensors"]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
 

@@ -39,7 +39,7 @@ def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def good(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu")
+    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu").alone()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,15 @@ def test_progress_is_told_pair_by_pair(good: Checkpoint, cats: Dataset, eyes: Ch
     told: list[Any] = []
     sweep.choose(good, cats, THREE, CONFIG, eyes, folder, "cpu", on_row=lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_raw_weights_are_never_a_choice(
+    good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path
+) -> None:
+    tempted = spoilt.model_copy(update={"raw": good})
+    choice = sweep.choose(tempted, cats, ONE, CONFIG, eyes, folder, "cpu")
+    assert choice.checkpoint == spoilt
+    assert choice.rows == ()
 
 
 def test_averages_that_the_training_was_too_short_for_are_tried_once(tmp_path: Path) -> None:

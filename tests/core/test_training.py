@@ -75,6 +75,31 @@ def test_the_shipped_weights_are_the_average_not_the_raw_ones(two_colours: Datas
     assert any(not torch.equal(shipped[name], last[f"net/{name}"]) for name in shipped)
 
 
+def test_the_raw_weights_lie_beside_the_averages_and_are_none_of_them(two_colours: Dataset, tmp_path: Path):
+    settings = config(ema_decays=(0.9,))
+    made = train(two_colours, MODEL, settings, tmp_path / "run")
+    last, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000012.safetensors", "training")
+    assert made.raw
+    assert made.raw.path == tmp_path / "run" / "raw.safetensors"
+    assert (made.raw.step, made.raw.facts["ema_decay"]) == (12, None)
+    assert made.averages == ()
+    raw, _ = read_safetensors(made.raw.path, "generator")
+    assert all(torch.equal(raw[name], last[f"net/{name}"]) for name in raw)
+    assert made.alone() == made.model_copy(update={"raw": None})
+    made.raw.path.unlink()
+    assert not made.is_intact()
+    again = train(two_colours, MODEL, settings, tmp_path / "run", on_log=lambda row: pytest.fail("trained again"))
+    assert again == made.verify()
+
+
+def test_weights_moved_to_another_folder_are_found_there(two_colours: Dataset, tmp_path: Path):
+    made = train(two_colours, MODEL, config(ema_decays=(0.9, 0.5)), tmp_path / "run")
+    moved = made.in_folder(Path(shutil.copytree(tmp_path / "run", tmp_path / "there"))).verify()
+    assert {other.path.parent for other in (moved, *moved.others)} == {tmp_path / "there"}
+    assert len(moved.others) == 2
+    assert moved.content == made.content
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_going_on_gives_the_same_bits_as_never_stopping(two_colours: Dataset, tmp_path: Path, accumulation: int):
     settings = config(accumulation=accumulation)

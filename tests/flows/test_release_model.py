@@ -57,8 +57,15 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "denoiser-int8.onnx",
         "metrics.json",
         "sweep.json",
+        "samples/ema_and_raw.png",
         "README.md",
     } <= files.keys()
+    benchmark = json.loads((release.folder / "benchmark.json").read_text())
+    assert [row["runtime"] for row in benchmark["inference"]["rows"]] == ["pytorch", "onnx-fp32", "onnx-int8"]
+    assert (
+        benchmark["inference"]["sample"]["guidance"]
+        == json.loads((release.folder / "sweep.json").read_text())["sample"]["guidance"]
+    )
     sweep = json.loads((release.folder / "sweep.json").read_text())
     assert [(row["ema_decay"], row["guidance"]) for row in sweep["rows"]] == [(0.98, 1), (0.98, 1.5), (0.9, 1), (0.9, 1.5)]
     assert read_header(release.folder / "model.safetensors", "generator")["facts"]["ema_decay"] == sweep["ema_decay"]
@@ -100,11 +107,15 @@ def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_
         ("training/*/ema.safetensors", "changed", "train_generator"),
         ("training/*/ema-0.9.safetensors", "gone", "train_generator"),
         ("training/*/ema-0.9.safetensors", "changed", "train_generator"),
+        ("training/*/raw.safetensors", "gone", "train_generator"),
+        ("training/*/raw.safetensors", "changed", "train_generator"),
         ("evaluations/sweep-*.json", "gone", "choose_sampling"),
+        ("samples/*/ema_and_raw.png", "changed", "compare_with_raw"),
         ("samples/*/samples.safetensors", "gone", "generate_samples"),
         ("evaluations/fidelity-*.json", "gone", "measure"),
         ("export/*/denoiser-fp32.onnx", "gone", "export_onnx"),
         ("export/*/denoiser-int8.onnx", "changed", "quantize"),
+        ("export/*/inference.json", "gone", "benchmark_inference"),
     ],
 )
 def test_a_damaged_file_is_made_again_by_its_own_stage_alone(
@@ -138,7 +149,7 @@ def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: di
         of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         artifacts = client.read_artifacts(artifact_filter=of_this_run)
         (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-    assert {"decision", "sweep"} <= {artifact.key for artifact in artifacts}
+    assert {"decision", "sweep", "ema-and-raw"} <= {artifact.key for artifact in artifacts}
     assert run.state_name == "Failed"
 
 
