@@ -62,6 +62,7 @@ def build_bundle(
     decision: Decision,
     models: Sequence[OnnxModel],
     classifier: Checkpoint | None,
+    classifier_onnx: OnnxModel | None,
     baseline: FidelityReport | None,
     onnx_reports: Sequence[FidelityReport],
 ) -> Release:
@@ -76,6 +77,7 @@ def build_bundle(
         decision,
         models,
         classifier,
+        classifier_onnx,
         baseline,
         onnx_reports,
     )

@@ -157,7 +157,7 @@ class Decision(Record):
 
 
 class OnnxModel(Record):
-    """One ONNX file of the denoiser and what was measured of it (size in bytes, parity, latency)."""
+    """One ONNX file, of the denoiser or the classifier, and what was measured of it (size in bytes, parity, latency)."""
 
     precision: str  # "fp32" | "int8"
     facts: dict[str, float | int | str | None] = {}

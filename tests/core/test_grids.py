@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tinycats_core.grids import contact_sheet, neighbour_sheet
+from tinycats_core.grids import confusion_matrix, contact_sheet, neighbour_sheet
 
 
 def test_a_row_holds_a_class_and_a_place_an_image():
@@ -24,3 +24,13 @@ def test_each_image_stands_beside_its_nearest_training_image():
         shown = torch.from_numpy(sheet[top : top + 8, 130 : 130 + 16].copy()).permute(2, 0, 1)
         assert torch.equal(shown[:, :, :8], images[row])
         assert torch.equal(shown[:, :, 8:], train[of])
+
+
+def test_a_cell_is_as_dark_as_its_share_of_the_row():
+    def darkest(*rows: list[int]) -> int:
+        return int((np.asarray(confusion_matrix(rows, ("Egyptian_Mau", "other"))) == (8, 48, 107)).all(axis=2).sum())
+
+    one, both = darkest([5, 0], [0, 0]), darkest([5, 0], [0, 500])
+    assert darkest([0, 0], [0, 0]) == 0  # classes without images stay white
+    assert one > 1000
+    assert 1.8 * one < both < 2.2 * one
