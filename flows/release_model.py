@@ -10,7 +10,7 @@ from flows.evaluate_model import evaluate, evaluate_published
 from flows.shell import add_settings, run, settings
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
-from tasks.export import benchmark_inference, check_onnx, export_onnx, quantize
+from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
 from tasks.preflight import check_judgeable, check_ready, configure
 from tasks.publishing import (
     build_bundle,
@@ -57,10 +57,12 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     int8 = check_onnx(choice.checkpoint, quantize(fp32), config.export) if config.export.int8 else None
     onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
+    judge = export_classifier(classifier, dataset, config.export) if classifier else None
+
     models = [model for model in (fp32, int8) if model]
     speed = benchmark_inference(choice.checkpoint, models, choice.sample, config.compute.device)
     release = build_bundle(
-        config, dataset, choice, samples, report, decision, models, classifier, baseline, [onnx_report], speed, compared
+        config, dataset, choice, samples, report, decision, models, classifier, judge, baseline, [onnx_report], speed, compared
     )
     wait_for_approval(config.publish, release)
     return summarize(read_back(publish(release, config.publish), config.publish), "published")

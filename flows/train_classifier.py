@@ -9,7 +9,8 @@ from prefect import flow
 from flows.shell import add_settings, run, settings
 from tasks import training
 from tasks.data import prepare_data, validate_data
-from tasks.preflight import check_inputs, configure
+from tasks.export import export_classifier
+from tasks.preflight import check_images, configure
 from tasks.stage import log, tally
 from tinycats_core.records import Checkpoint
 
@@ -23,11 +24,12 @@ def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = N
         overrides: nested settings on top of the preset, such as {"classifier": {"epochs": 10}}.
     """
     config = configure(preset, overrides)
-    check_inputs(config)
+    check_images(config.data)
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data, config.model.num_classes)
     classifier = training.train_classifier(dataset, config.classifier, config.compute)
-    log().info("%s: %s; %s", classifier.path, classifier.facts, tally())
+    exported = export_classifier(classifier, dataset, config.export)
+    log().info("%s, %s: %s; %s", classifier.path, exported.path, classifier.facts, tally())
     return classifier
 
 

@@ -1,4 +1,4 @@
-"""The export stages: ONNX files of the denoiser, checked against PyTorch, and how fast they draw."""
+"""The export stages: ONNX files of the denoiser and the classifier, checked against PyTorch, and how fast the denoiser draws."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from tasks.stage import key_of, log, stage
 from tinycats_core import export, inference
 from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.files import home
-from tinycats_core.records import Checkpoint, InferenceReport, OnnxModel
+from tinycats_core.records import Checkpoint, Dataset, InferenceReport, OnnxModel
 
 
 @stage(version=1)
@@ -28,8 +28,7 @@ def quantize(model: OnnxModel) -> OnnxModel:
 def check_onnx(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size."""
     checked = export.check(checkpoint, model, config, home() / "export" / key_of(checkpoint, model, config))
-    frame = show.metrics_frame({"value": {k: v for k, v in checked.facts.items() if isinstance(v, int | float)}})
-    show.table(f"onnx-{model.precision}", frame, f"denoiser-{model.precision}.onnx against PyTorch")
+    show.table(f"onnx-{model.precision}", _frame(checked), f"denoiser-{model.precision}.onnx against PyTorch")
     return checked
 
 
@@ -45,3 +44,16 @@ def benchmark_inference(checkpoint: Checkpoint, models: Sequence[OnnxModel], con
     for note in report.facts["notes"]:
         log().info(note)
     return report
+
+
+@stage(version=1)
+def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig) -> OnnxModel:
+    """Write the breed classifier as ONNX, and compare it with the network it was made from on real images."""
+    folder = home() / "export" / key_of(checkpoint, dataset, config)
+    model = export.export_classifier(checkpoint, dataset, config, folder)
+    show.table("onnx-classifier", _frame(model), "classifier.onnx against PyTorch")
+    return model
+
+
+def _frame(model: OnnxModel) -> pd.DataFrame:
+    return show.metrics_frame({"value": {k: v for k, v in model.facts.items() if isinstance(v, int | float)}})

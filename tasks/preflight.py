@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.stage import log
 from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote, run_folder
-from tinycats_core.config import ReleaseConfig, resolve
+from tinycats_core.config import DataConfig, ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
 from tinycats_core.records import Dataset
 
@@ -34,9 +34,14 @@ def check_ready(config: ReleaseConfig) -> None:
     log().info("to train: %s", costs.estimate(config.model, config.train, config.compute))
 
 
+def check_images(config: DataConfig) -> None:
+    """Raise DataError where the images are not there."""
+    data.fingerprint(config)
+
+
 def check_inputs(config: ReleaseConfig) -> None:
     """Raise a TinycatsError where the images, the judge's weights or the checkpoint to go on from are not there."""
-    data.fingerprint(config.data)
+    check_images(config.data)
     if config.train.resume_from is not None:
         run_folder.find_checkpoint(config.train.resume_from)
     if config.evaluate.extractor == "inception":

@@ -1,17 +1,19 @@
 """The training stages: the breed classifier and the generator."""
 
+import pandas as pd
+
 from tasks import show
 from tasks.stage import NETWORK, key_of, log, stage
 from tinycats_core import classifier, costs, grids, remote, training
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
-from tinycats_core.files import home
+from tinycats_core.files import home, read_json
 from tinycats_core.records import Checkpoint, Dataset
 
 
-@stage(version=1, beside=("report.json",))
+@stage(version=2, beside=("report.json",))
 def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Checkpoint:
     """Train the network that tells the breeds."""
-    folder = home() / "classifier" / key_of(dataset, config)
+    folder = home() / "classifier" / key_of(classifier.VERSION, dataset, config)
     bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
     checkpoint = classifier.train_classifier(
         dataset,
@@ -22,6 +24,10 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     )
     facts = {name: value for name, value in checkpoint.facts.items() if isinstance(value, float)}
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
+    report = read_json(checkpoint.path.with_name("report.json"))
+    show.table("classifier-classes", pd.DataFrame(report["classes"]), "The breed classifier on held-out images, class by class")
+    matrix = grids.confusion_matrix(report["confusion"], dataset.classes)
+    show.picture("classifier-confusion", matrix, "Held-out images of each class (a row), and which class was named (a column)")
     log().info("breed classifier: %s", ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
     return checkpoint
 

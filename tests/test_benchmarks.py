@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common
+from benchmarks import classifier, common
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
@@ -58,6 +58,21 @@ def test_every_script_explains_itself(script: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
+
+
+def test_wilsons_interval_is_that_of_the_textbook():
+    assert classifier.wilson(0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
+    assert classifier.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-4)  # Newcombe 1998, table I
+    assert classifier.wilson(15, 148) == pytest.approx([0.0624, 0.1605], abs=1e-4)
+
+
+def test_cats_are_told_from_others_whatever_breed_is_named():
+    confusion = [[3, 2, 1], [0, 4, 0], [1, 1, 8]]  # of two breeds and what is no cat
+    found = classifier.cats_from_others(confusion, ("Bengal", "Sphynx", "other"), [0] * 5 + [1] * 2 + [2] * 9)
+    assert found is not None
+    assert (found["accuracy"], found["majority"]) == (17 / 20, 10 / 20)
+    assert classifier.cats_from_others(confusion, ("a", "b", "c"), [0, 1, 2]) is None
+    assert classifier.accuracy_of(confusion, [5, 2, 4])["majority"] == 6 / 20
 
 
 def test_without_the_peer_one_line_says_what_to_install():

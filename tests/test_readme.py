@@ -1,6 +1,7 @@
 """The README says what is: its numbers come from files, its presets from the configuration, its links lead somewhere."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,20 @@ def test_the_metrics_are_those_of_the_release_whose_grid_is_shown():
         found = measured[name.strip("`")]
         for text, column in ((candidate, "candidate"), (int8, "onnx-int8"), (floor, "floor")):
             assert float(text) == pytest.approx(float(found[column]), abs=0.5 * 10 ** -len(text.partition(".")[2])), name
+
+
+def test_what_the_classifier_gets_right_is_what_its_benchmark_measured():
+    block = README.split("<!-- classifier:begin -->")[1].split("<!-- classifier:end -->")[0]
+    found = json.loads((ROOT / "benchmarks" / "results" / "classifier.json").read_text())
+    images = found["runs"][0]["images"]
+    assert f"on {images['train']} of them" in block
+    assert f"of {images['test']} unseen ones" in block
+    assert {run["settings"]["image_size"] for run in found["runs"]} == {32}
+    names = ("toy_accuracy", "breed_accuracy", "breed_interval", "breed_majority", "cat_accuracy", "cat_interval", "cat_majority")
+    names += ("breed_accuracy_balance_1", "macro_recall_balance_1", "macro_recall_balance_0", "macro_recall_chance")
+    values = [value for name in names for value in (found[name] if isinstance(found[name], list) else [found[name]])]
+    assert re.findall(r"\d+\.\d(?=[ –])", block) == [f"{value:.1%}".rstrip("%") for value in values]
+    assert found["balance"] == 0
 
 
 def test_the_deployments_are_the_presets():

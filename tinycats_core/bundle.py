@@ -18,7 +18,7 @@ from tinycats_core import __version__, card
 from tinycats_core.config import ReleaseConfig
 from tinycats_core.data import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
-from tinycats_core.files import atomic_path, digest_of, write_json, write_text
+from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
 from tinycats_core.grids import contact_sheet, neighbour_sheet
 from tinycats_core.manifest import inspect, read_release, seal, verify
 from tinycats_core.records import (
@@ -65,6 +65,7 @@ def build(
     decision: Decision,
     models: Sequence[OnnxModel],
     classifier: Checkpoint | None,
+    classifier_onnx: OnnxModel | None,
     baseline: FidelityReport | None,
     onnx_reports: Sequence[FidelityReport],
     inference: InferenceReport,
@@ -94,6 +95,7 @@ def build(
         "report": report,
         "decision": decision,
         "classifier": classifier,
+        "classifier-onnx": classifier_onnx,
         "baseline": baseline,
         "ema_and_raw": ema_and_raw,
         **{f"denoiser-{model.precision}": model for model in models},
@@ -119,6 +121,8 @@ def build(
                 shutil.copyfile(model.path, folder / f"denoiser-{model.precision}.onnx")
             if classifier is not None:
                 shutil.copyfile(classifier.path, folder / "classifier.safetensors")
+            if classifier_onnx is not None:
+                shutil.copyfile(classifier_onnx.path, folder / "classifier.onnx")
             facts = {
                 "config.json": _settings(config),
                 "data.json": _data(dataset),
@@ -131,6 +135,8 @@ def build(
                 },
                 "decision.json": decision.model_dump(mode="json", exclude={"path", "sha256"}),
             }
+            if classifier is not None:
+                facts["classifier.json"] = _classifier(classifier, classifier_onnx)
             for file, value in facts.items():
                 write_json(folder / file, portable(value))
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
@@ -171,6 +177,12 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "counts": {name: {split: counts[name, split] for split in get_args(Split)} for name in dataset.classes},
         "findings": dict(Counter(finding["kind"] for finding in manifest["findings"])),
     }
+
+
+def _classifier(classifier: Checkpoint, model: OnnxModel | None) -> dict[str, Any]:
+    """Return what was measured of the classifier when it was trained, and of its ONNX file."""
+    report = read_json(classifier.path.with_name("report.json"))
+    return {**{name: value for name, value in report.items() if name != "made"}, "onnx": model and model.facts}
 
 
 def _metrics(

@@ -53,6 +53,9 @@ FILES = {
     "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",
     "decision.json": "the gate's terms",
     "sweep.json": "the averages and guidances that were tried on the validation images, and which of them this release is",
+    "classifier.safetensors": "the breed classifier that judged it",
+    "classifier.onnx": "the same for onnxruntime: its metadata say what its images are",
+    "classifier.json": "what the classifier gets right on the test images: class by class, the confusion matrix, the baseline",
     "config.json": "the whole configuration",
     "data.json": "images of each class and split, and what was found wrong with them",
     "training_log.jsonl": "loss, learning rate and speed over the training",
@@ -215,6 +218,7 @@ def _body(
         f"settings that were measured:\n\n```python\n{snippet}\n```",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.checkpoint.load_generator` reads it, and its "
         "own metadata says how the network is built.",
+        *_classifier(folder / "classifier.json"),
         *_training(folder / "training_cost.json"),
         f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
@@ -298,6 +302,30 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
+
+
+def _classifier(path: Path) -> list[str]:
+    """Return the section on the breed classifier; none where none is in the release."""
+    if not path.is_file():
+        return []
+    report = read_json(path)
+    accuracy, majority, recall = (number(report[key]) for key in ("accuracy", "majority_accuracy", "macro_recall"))
+    made, parity = report["conditions"], report["onnx"]
+    return [
+        f"## Classifier\n\nThe breed classifier ({made['config']['backbone']}) names the class of a share of {accuracy} of the "
+        f"{number(made['test_images'])} test images; always naming the commonest class would reach {majority}. The mean of the "
+        f"classes' recall is {recall}."
+        + (
+            f" `classifier.onnx` gives PyTorch's logits but for {number(parity['relative_error'])} of the largest (allowed: "
+            f"{number(parity['tolerance'])})."
+            if parity
+            else ""
+        ),
+        _table(
+            ["class", "precision", "recall", "F1", "test images"],
+            [[row["class"], *(number(row[key]) for key in ("precision", "recall", "f1", "support"))] for row in report["classes"]],
+        ),
+    ]
 
 
 def _training(path: Path) -> list[str]:

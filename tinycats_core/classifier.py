@@ -21,7 +21,7 @@ from tinycats_core.files import check_writable, digest_of, read_json, sha256_of,
 from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.training import pick_precision
 
-VERSION = 2  # of the recipe below: bump it when the same configuration gives other weights
+VERSION = 3  # of the recipe and the report below: bump it when the same configuration gives others
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 logger = logging.getLogger("tinycats.classifier")
@@ -77,8 +77,8 @@ def train_classifier(
     """Train a classifier on the training split and report on the test split. A finished folder is returned as it is.
 
     The epoch is chosen on the validation split, without one it is the last; the test split is used once, for the report.
-    The folder gets `classifier.safetensors` and `report.json`: accuracy, precision, recall, F1 and support of each class,
-    confusion matrix (a row a true class), and the accuracy of always naming the commonest training class.
+    In the loss a class weighs 1 / (its images ** config.balance). The learning rate rises to config.lr over the first 30 % of
+    the steps and falls to nothing (OneCycleLR). The folder gets `classifier.safetensors` and `report.json`: see `report_on`.
 
     Args:
         on_log: called after each epoch with epoch, epochs, loss, val_loss and val_accuracy (None without validation images), lr,
@@ -117,6 +117,8 @@ def train_classifier(
         "test_accuracy": report["accuracy"],
         "val_accuracy": best["val_accuracy"],
         "majority_accuracy": report["majority_accuracy"],
+        "macro_recall": report["macro_recall"],
+        "macro_f1": report["macro_f1"],
         "epoch": best["epoch"],
         "epoch_chosen_by": chosen_by,
         "backbone": config.backbone,
@@ -191,26 +193,39 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def report_on(predicted: Tensor, labels: Tensor, train_labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Return accuracy, the report of each class, the confusion matrix and the majority baseline. 0/0 is None."""
+    """Return what a classifier got right: accuracy beside the baseline, the report of each class, the confusion matrix.
+
+    `majority_accuracy` is that of always naming the commonest training class; `macro_recall` and `macro_f1` are means over the
+    classes that have images here (recall of the majority baseline: 1 / their number); `classes` holds precision, recall, F1 and
+    support of each class, `confusion` a row a true class and a column a named one. 0/0 is None.
+    """
     count = len(classes)
     confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
     hits, support, named = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
     commonest = int(torch.bincount(train_labels, minlength=count).argmax())
+    rows = [
+        {
+            "class": classes[i],
+            "precision": _ratio(hits[i], named[i]),
+            "recall": _ratio(hits[i], support[i]),
+            "f1": _ratio(2 * hits[i], named[i] + support[i]),
+            "support": support[i],
+        }
+        for i in range(count)
+    ]
+    seen = [row for row in rows if row["support"]]
     return {
-        "accuracy": sum(hits) / len(labels),
-        "majority_accuracy": support[commonest] / len(labels),
-        "classes": [
-            {
-                "class": classes[i],
-                "precision": hits[i] / named[i] if named[i] else None,
-                "recall": hits[i] / support[i] if support[i] else None,
-                "f1": 2 * hits[i] / (named[i] + support[i]) if named[i] + support[i] else None,
-                "support": support[i],
-            }
-            for i in range(count)
-        ],
+        "accuracy": _ratio(sum(hits), len(labels)),
+        "majority_accuracy": _ratio(support[commonest], len(labels)),
+        "macro_recall": _ratio(sum(row["recall"] for row in seen), len(seen)),
+        "macro_f1": _ratio(sum(row["f1"] for row in seen), len(seen)),
+        "classes": rows,
         "confusion": confusion.tolist(),
     }
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _fit(
@@ -224,7 +239,7 @@ def _fit(
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
     """Train all epochs. Returns the log, the weights of the chosen epoch (on the CPU) and its row of the log."""
     device = images.device
-    class_weights = 1 / torch.bincount(labels, minlength=len(classifier.classes)).float()
+    class_weights = torch.bincount(labels, minlength=len(classifier.classes)).float() ** -config.balance
     class_weights = class_weights / class_weights.mean()
     steps = math.ceil(len(labels) / config.batch_size)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -235,7 +250,7 @@ def _fit(
     weights: dict[str, Tensor] = {}
     best: dict[str, Any] = {}
     for epoch in range(1, config.epochs + 1):
-        started, losses = time.perf_counter(), []
+        started, losses, rate = time.perf_counter(), [], config.lr
         generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
         classifier.train()
         for batch in torch.randperm(len(labels), generator=generator).tensor_split(steps):  # none of a single image
@@ -246,6 +261,7 @@ def _fit(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+            rate = schedule.get_last_lr()[0]
             schedule.step()
             losses.append(loss.detach())
         logits = predict(classifier, val_images) if len(val_labels) else None
@@ -255,7 +271,7 @@ def _fit(
             "loss": torch.stack(losses).mean().item(),
             "val_loss": None if logits is None else F.cross_entropy(logits, val_labels).item(),
             "val_accuracy": None if logits is None else (logits.argmax(1) == val_labels).double().mean().item(),
-            "lr": schedule.get_last_lr()[0],
+            "lr": rate,
             "images_per_s": len(labels) / (time.perf_counter() - started),
         }
         if not (math.isfinite(row["loss"]) and math.isfinite(row["val_loss"] or 0)):

@@ -161,9 +161,10 @@ class ClassifierConfig(Part):
     backbone: Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"] = "resnet18"
     pretrained: bool = False  # ImageNet weights, downloaded by torchvision
     epochs: Positive = 30
-    batch_size: Positive = 64
-    lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    batch_size: Annotated[int, Field(ge=3)] = 64  # batch normalisation cannot take one image; of 2, an odd number leaves one
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-3  # the highest: it rises for 30 % of the steps, then falls to nothing
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    balance: Fraction = 1.0  # 1: every class weighs the same in the loss, 0: every image does
     seed: Seed = 0
 
 

@@ -1,33 +1,38 @@
-"""The denoiser as ONNX files, fp32 and int8, and the proof that they compute what the trained network computes."""
+"""The trained networks as ONNX files, and the proof that they compute what PyTorch computes: denoiser and classifier."""
 
 import json
 import math
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinycats_core.checkpoint import GeneratorHeader, load_generator
+from tinycats_core.classifier import load_classifier, predict
 from tinycats_core.config import ExportConfig
+from tinycats_core.data import load_split
 from tinycats_core.errors import ExportError
-from tinycats_core.files import sha256_of, write_atomically, write_json
+from tinycats_core.files import atomic_path, sha256_of, write_atomically, write_json
 from tinycats_core.model import TinyDiT
-from tinycats_core.records import Checkpoint, OnnxModel
+from tinycats_core.records import Checkpoint, Dataset, OnnxModel
 from tinycats_core.sampling import Velocity, initial_noise
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-FORMAT = "tinycats-denoiser/1"
+DENOISER, CLASSIFIER = "tinycats-denoiser/1", "tinycats-classifier/1"  # formats
 CONVENTION = "t=0 noise, t=1 data, x_t = t*x1 + (1-t)*x0, velocity = x1 - x0; images are RGB, value = pixel/127.5 - 1"
 INPUTS = ("x", "t", "labels")
 OUTPUT = "velocity"
+PICTURES = "uint8 RGB, (batch, 3, image_size, image_size); cut to the largest square in the middle, then resized by Lanczos"
 TIMES = (0.0, 0.02, 0.5, 0.95, 1.0)  # where parity is measured: both ends, near both ends, and the middle
 PARITY_BATCH = 3
+PARITY_IMAGES = 256  # real ones, for the classifier
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -40,9 +45,20 @@ def export_denoiser(checkpoint: Checkpoint, config: ExportConfig, folder: Path) 
         ExportError: the network cannot be expressed in this opset.
     """
     network, header = load_generator(checkpoint.verify().path)
-    model = _trace(network, config.opset)
-    _describe(model, header, checkpoint.sha256)
-    return _write(model, "fp32", folder)
+    size = network.config.image_size
+    example = (torch.zeros(2, 3, size, size), torch.tensor([0.25, 0.75]), torch.tensor([0, network.config.num_classes]))
+    model = _trace(network, example, INPUTS, OUTPUT, config.opset)
+    facts = {
+        "format": DENOISER,
+        "image_size": str(header.model.image_size),
+        "classes": json.dumps(header.classes),
+        "null_class": str(header.model.num_classes),
+        "convention": CONVENTION,
+        "prediction": header.model.prediction,
+        "source_sha256": checkpoint.sha256,
+    }
+    _describe(model, facts)
+    return _write(model, folder / "denoiser-fp32.onnx", "fp32")
 
 
 def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
@@ -70,7 +86,7 @@ def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=products[-1:],
         )
-        return _write(onnx.load(quantized), "int8", folder)
+        return _write(onnx.load(quantized), folder / "denoiser-int8.onnx", "int8")
 
 
 def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder: Path) -> OnnxModel:
@@ -83,7 +99,7 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
         ExportError: the file is damaged, of another network, or its error exceeds the tolerance of its precision.
     """
     network, header = load_generator(checkpoint.verify().path)
-    session = _open(model.verify().path)
+    session = _open(model.verify().path, DENOISER)
     _require_same(session, header, checkpoint, model)
     velocity = _velocity(session)
     errors = _relative_errors(network, velocity)
@@ -114,7 +130,7 @@ def onnx_velocity(path: Path, device: str = "cpu") -> Velocity:
     Raises:
         ExportError: the file is missing, damaged, or not a denoiser of this project; onnxruntime cannot use the device.
     """
-    return _velocity(_open(path, device))
+    return _velocity(_open(path, DENOISER, device))
 
 
 def onnx_devices() -> list[str]:
@@ -125,12 +141,70 @@ def onnx_devices() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider in offered]
 
 
-def _trace(network: TinyDiT, opset: int) -> "onnx.ModelProto":
+def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig, folder: Path) -> OnnxModel:
+    """Write the breed classifier as `classifier.onnx`: images (B, 3, S, S) uint8 to logits (B, classes) f32. Return what was found.
+
+    The file normalises the images itself. Its metadata says what it is: classes, image size, what the images are, and the
+    sha256 of the weights. Parity: the largest difference of a logit from PyTorch's, by the largest logit, and the share of
+    images that are put into the same class, over up to 256 held-out images (of the training where none are held out).
+
+    Raises:
+        ExportError: the network cannot be expressed in this opset, the images are not of its size, the error exceeds
+            export.fp32_tolerance, or an image is put into another class. No file is left then.
+    """
+    network = load_classifier(checkpoint.verify().path)
+    size = network.image_size
+    if dataset.image_size != size:
+        raise ExportError(
+            f"{checkpoint.path} sees {size} px and the data set has {dataset.image_size} px. Train the classifier on this data set."
+        )
+    model = _trace(network, (torch.zeros(2, 3, size, size, dtype=torch.uint8),), ["images"], "logits", config.opset)
+    facts = {
+        "format": CLASSIFIER,
+        "image_size": str(size),
+        "classes": json.dumps(network.classes),
+        "images": PICTURES,
+        "backbone": network.backbone_name,
+        "source_sha256": checkpoint.sha256,
+    }
+    _describe(model, facts)
+    images = next(split for name in ("test", "train") if len(split := load_split(dataset, name)[0]))
+    images = images[torch.linspace(0, len(images) - 1, min(len(images), PARITY_IMAGES)).long()]  # of every class
+    wanted = predict(network, images)
+    with atomic_path(folder / "classifier.onnx") as path:
+        written = _write(model, path, "fp32")
+        found = onnx_logits(path)(images)
+        error = float((found - wanted).abs().max() / wanted.abs().max())
+        same = (found.argmax(1) == wanted.argmax(1)).double().mean().item()
+        if not (error <= config.fp32_tolerance and same == 1):  # NaN is beyond it too
+            raise ExportError(
+                f"the ONNX file of {checkpoint.path} differs from the trained classifier: relative error {error:.3g}, allowed "
+                f"{config.fp32_tolerance:g} (export.fp32_tolerance), and {same:.2%} of {len(images)} images in the same class, "
+                "which must be all. Try another export.opset."
+            )
+    parity = {"relative_error": error, "tolerance": config.fp32_tolerance, "same_class": same, "images": len(images)}
+    return written.model_copy(update={"path": folder / "classifier.onnx", "facts": written.facts | parity})
+
+
+def onnx_logits(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return the classifier of an ONNX file of this project, run on the CPU: logits (N, classes) of uint8 images (N, 3, S, S).
+
+    Raises:
+        ExportError: the file is missing, damaged, or not a classifier of this project.
+    """
+    session = _open(path, CLASSIFIER)
+
+    def logits(images: Tensor) -> Tensor:
+        (result,) = session.run(["logits"], {"images": images.cpu().numpy()})
+        return torch.from_numpy(result)
+
+    return logits
+
+
+def _trace(network: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], output: str, opset: int) -> "onnx.ModelProto":
     batch = torch.export.Dim("batch")
-    size = network.config.image_size
-    example = (torch.zeros(2, 3, size, size), torch.tensor([0.25, 0.75]), torch.tensor([0, network.config.num_classes]))
     with warnings.catch_warnings():
-        # It warns that the three inputs share one batch axis, which is what is meant.
+        # It warns that several inputs share one batch axis, which is what is meant.
         warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")
         try:
             program = torch.onnx.export(
@@ -138,14 +212,15 @@ def _trace(network: TinyDiT, opset: int) -> "onnx.ModelProto":
                 example,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_shapes={name: {0: batch} for name in INPUTS},
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes={name: {0: batch} for name in inputs},
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
-            raise ExportError(f"the denoiser cannot be exported at export.opset={opset}: {reason} Try 20.") from error
+            name = type(network).__name__
+            raise ExportError(f"the network ({name}) cannot be exported at export.opset={opset}: {reason} Try 20.") from error
     assert program is not None  # None is for the old exporter
     model = program.model_proto
     graph = model.graph
@@ -157,33 +232,23 @@ def _trace(network: TinyDiT, opset: int) -> "onnx.ModelProto":
     return model
 
 
-def _describe(model: "onnx.ModelProto", header: GeneratorHeader, source: str) -> None:
+def _describe(model: "onnx.ModelProto", facts: Mapping[str, str]) -> None:
     from onnx.helper import set_model_props
 
-    facts = {
-        "format": FORMAT,
-        "image_size": str(header.model.image_size),
-        "classes": json.dumps(header.classes),
-        "null_class": str(header.model.num_classes),
-        "convention": CONVENTION,
-        "prediction": header.model.prediction,
-        "source_sha256": source,
-    }
-    set_model_props(model, facts)
+    set_model_props(model, dict(facts))
 
 
-def _write(model: "onnx.ModelProto", precision: str, folder: Path) -> OnnxModel:
+def _write(model: "onnx.ModelProto", path: Path, precision: str) -> OnnxModel:
     import onnx
 
     onnx.checker.check_model(model, full_check=True)
-    path = folder / f"denoiser-{precision}.onnx"
     write_atomically(path, lambda temporary: onnx.save(model, temporary))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     facts: dict[str, float | int | str | None] = {"bytes": path.stat().st_size, "opset": opset}
     return OnnxModel(path=path, sha256=sha256_of(path), precision=precision, facts=facts)
 
 
-def _open(path: Path, device: str = "cpu") -> "onnxruntime.InferenceSession":
+def _open(path: Path, format: str, device: str = "cpu") -> "onnxruntime.InferenceSession":
     import onnxruntime
 
     if not path.is_file():
@@ -200,8 +265,9 @@ def _open(path: Path, device: str = "cpu") -> "onnxruntime.InferenceSession":
         raise ExportError(
             f"onnxruntime cannot run {path} on {device}. Install what it needs there, or set compute.device to 'cpu'."
         )
-    if session.get_modelmeta().custom_metadata_map.get("format") != FORMAT:
-        raise ExportError(f"{path} is not a denoiser of this project: its metadata has no format {FORMAT}. Export again.")
+    if session.get_modelmeta().custom_metadata_map.get("format") != format:
+        kind = format.partition("/")[0].removeprefix("tinycats-")
+        raise ExportError(f"{path} is not a {kind} of this project: its metadata has no format {format}. Export again.")
     return session
 
 

@@ -1,8 +1,8 @@
-"""Pictures that people look at: contact sheets of images, and the loss curve."""
+"""Pictures that people look at: contact sheets of images, the loss curve, and the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from tinycats_core.files import sha256_of, write_atomically
 from tinycats_core.memorization import nearest_images
 from tinycats_core.records import Checkpoint, Picture
 from tinycats_core.sampling import sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def contact_sheet(
@@ -89,7 +92,6 @@ def first_of_each_class(labels: Tensor, per_class: int) -> Tensor:
 
 def loss_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
     """Draw the training loss over steps from the rows of a training log."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.2), dpi=110, layout="constrained")
@@ -97,6 +99,31 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
     axes.plot([row["step"] for row in log], [row["loss"] for row in log], linewidth=1.2)
     axes.set(xlabel="step", ylabel="flow-matching loss (velocity MSE)", yscale="log")
     axes.grid(alpha=0.3, which="both")
+    return _drawn(figure)
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
+    """Draw how many images of each class (a row) were put into each class (a column), shaded by their share of the row."""
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(confusion)
+    names = [name.replace("_", " ") for name in classes]
+    figure = Figure(figsize=(2.2 + 0.42 * len(names), 1.8 + 0.36 * len(names)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    share = counts / counts.sum(axis=1, keepdims=True).clip(1)  # a class without images stays white
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xlabel="class that was named", ylabel="true class")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for row, column in np.argwhere(counts):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)
+    return _drawn(figure)
+
+
+def _drawn(figure: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

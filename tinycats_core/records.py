@@ -168,7 +168,7 @@ class Decision(Record):
 
 
 class OnnxModel(Record):
-    """One ONNX file of the denoiser and what was measured of it (size in bytes, parity)."""
+    """One ONNX file, of the denoiser or the classifier, and what was measured of it (size in bytes, parity)."""
 
     precision: str  # "fp32" | "int8"
     facts: dict[str, float | int | str | None] = {}

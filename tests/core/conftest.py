@@ -9,9 +9,10 @@ import torch
 from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_inference, make_report
 from safetensors.torch import save_file
 
+from tinycats_core import classifier as classifiers
 from tinycats_core import costs, data, export, grids, sampling
 from tinycats_core.checkpoint import load_generator
-from tinycats_core.config import CLASSES, ReleaseConfig, load
+from tinycats_core.config import CLASSES, ClassifierConfig, ExportConfig, ReleaseConfig, load
 from tinycats_core.files import sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset, Decision, OnnxModel
 
@@ -48,6 +49,17 @@ def dataset(config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def classifier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A resnet18 that has seen each drawing once."""
+    return classifiers.train_classifier(dataset, ClassifierConfig(epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
+
+
+@pytest.fixture(scope="session")
+def classifier_onnx(classifier: Checkpoint, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    return export.export_classifier(classifier, dataset, ExportConfig(), tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="session")
 def parts(
     config: ReleaseConfig,
     checkpoint: Checkpoint,
@@ -74,6 +86,7 @@ def parts(
         "decision": Decision(path=decision, sha256=sha256_of(decision), promoted=True, terms=terms, baseline="0123456789ab"),
         "models": [export.check(checkpoint, model, config.export, folder) for model in (fp32, int8)],
         "classifier": None,
+        "classifier_onnx": None,
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
         "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351)],
         "inference": make_inference(folder / "inference.json"),

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from tinycats_core import bundle
+from tinycats_core.card import number
 from tinycats_core.checkpoint import load_generator
 from tinycats_core.config import ReleaseConfig, load
 from tinycats_core.errors import RegistryError, TinycatsError
-from tinycats_core.records import Release
+from tinycats_core.files import read_json
+from tinycats_core.records import Checkpoint, OnnxModel, Release
 
 ROOT = Path(bundle.__file__).parents[1]
 
@@ -49,6 +51,29 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     assert not built.published
     assert built.verify() == built
     assert [path.name for path in built.folder.parent.iterdir()] == [built.version]  # no temporary folder is left
+
+
+def test_a_release_with_a_classifier_holds_it_twice_with_what_it_gets_right(
+    parts: dict[str, Any], classifier: Checkpoint, classifier_onnx: OnnxModel, tmp_path: Path
+):
+    release = bundle.build(tmp_path, **{**parts, "classifier": classifier, "classifier_onnx": classifier_onnx})
+    manifest = bundle.verify(release.folder)
+    assert {"classifier.safetensors", "classifier.onnx", "classifier.json"} <= manifest["files"].keys()
+    assert manifest["files"]["classifier.onnx"]["sha256"] == classifier_onnx.sha256
+    assert manifest["parents"]["classifier-onnx"]["sha256"] == classifier_onnx.sha256
+    text = (release.folder / "classifier.json").read_text()
+    assert os.fsencode(classifier.path.parent) not in text.encode()
+    kept, report = json.loads(text), read_json(classifier.path.with_name("report.json"))
+    assert kept["onnx"] == classifier_onnx.facts
+    assert {name: kept[name] for name in report if name != "made"} == {name: report[name] for name in report if name != "made"}
+    card = (release.folder / "README.md").read_text()
+    section = card.split("## Classifier\n\n")[1].split("\n## ")[0]
+    assert f"a share of {number(report['accuracy'])} of the 26 test images" in section
+    assert f"would reach {number(report['majority_accuracy'])}" in section
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == list(parts["dataset"].classes)
+    assert rows[2][1:] == [number(report["classes"][0][key]) for key in ("precision", "recall", "f1", "support")]
+    assert "| `classifier.onnx` |" in card
 
 
 def test_the_weights_are_the_trained_ones_to_the_bit(built: Release, parts: dict[str, Any]):

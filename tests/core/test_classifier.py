@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from small_sets import draw_cats, make_dataset
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from tinycats_core.classifier import (
 )
 from tinycats_core.config import ClassifierConfig
 from tinycats_core.data import load_split
-from tinycats_core.errors import CheckpointError, DataError, TinycatsError, TrainingError
+from tinycats_core.errors import CheckpointError, ComputeError, DataError, TinycatsError, TrainingError
 from tinycats_core.files import read_json
 from tinycats_core.records import Checkpoint, Dataset
 
@@ -166,6 +167,86 @@ def test_without_validation_images_the_last_epoch_is_kept(cats: Dataset, tmp_pat
     assert "no validation images" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def few(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A fifth of the cats, without validation images."""
+    train, test = ([tensor[::5] for tensor in load_split(cats, split)] for split in ("train", "test"))
+    return make_dataset(tmp_path_factory.mktemp("few"), (train[0], train[1]), (test[0], test[1]), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def plain(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return train_classifier(few, SHORT, tmp_path_factory.mktemp("plain"), "cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 2}, {"batch_size": 8}, {"lr": 3e-3}, {"weight_decay": 0.9}, {"backbone": "resnet18"}, {"seed": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_changes_what_is_learnt(few: Dataset, plain: Checkpoint, change: dict[str, Any], tmp_path: Path) -> None:
+    changed = train_classifier(few, SHORT.model_copy(update=change), tmp_path, "cpu")
+    assert changed.sha256 != plain.sha256
+    tensors, others = (read_safetensors(made.path, "classifier")[0] for made in (changed, plain))
+    assert not torch.equal(tensors["head.weight"], others["head.weight"])
+    assert changed.step == change.get("epochs", 1) * (4 if "batch_size" in change else 1)  # of 32 images
+
+
+def test_the_learning_rate_rises_to_what_was_asked_for_and_falls_to_nothing(few: Dataset, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    train_classifier(few, SHORT.model_copy(update={"epochs": 10, "lr": 2e-3, "batch_size": 64}), tmp_path, "cpu", rows.append)
+    rates = [row["lr"] for row in rows]
+    highest = rates.index(max(rates))
+    assert rates[:highest] == sorted(rates[:highest])
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
+    assert 1 <= highest <= 3
+    assert max(rates) == pytest.approx(2e-3, rel=0.05)
+    assert rates[-1] < 1e-6
+
+
+def test_the_rare_class_weighs_as_much_as_balance_says(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(80) % 10 == 0).long()  # one in ten, and nothing to tell it by
+    dataset = make_dataset(tmp_path / "noise", (images[:60], labels[:60]), (images[60:], labels[60:]), ("common", "rare"))
+    found = {}
+    for balance in (0.0, 0.5, 1.0):
+        settings = ClassifierConfig(epochs=8, batch_size=20, balance=balance)
+        made = train_classifier(dataset, settings, tmp_path / str(balance), "cpu")
+        found[balance] = predict(load_classifier(made.path), images[60:]).softmax(1)[:, 1].mean().item()
+    assert found[0.0] < 0.15
+    assert found[0.0] < found[0.5] < found[1.0]
+    assert found[1.0] == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused(few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ComputeError, match=r"compute\.device is 'cuda'"):
+        train_classifier(few, SHORT, tmp_path, "cuda")
+
+
+def test_no_batch_has_a_single_image(tmp_path: Path) -> None:
+    images, labels = draw_cats(CLASSES[:2], 2, 32, seed=0)  # at 32 px the last layer sees one pixel: batch norm needs two images
+    for count in (3, 4):
+        dataset = make_dataset(tmp_path / f"{count}", (images[:count], labels[:count]), (255 - images, 1 - labels), CLASSES[:2])
+        settings = ClassifierConfig(epochs=1, batch_size=3)
+        assert train_classifier(dataset, settings, tmp_path / f"{count}-classifier", "cpu").step == count - 2
+    with pytest.raises(ValidationError, match="greater than or equal to 3"):
+        ClassifierConfig(batch_size=2)
+
+
+def test_what_has_no_test_images_has_no_figures(few: Dataset, tmp_path: Path) -> None:
+    train, (images, labels) = load_split(few, "train"), load_split(few, "test")
+    lacking = make_dataset(tmp_path / "lacking", train, (images[labels != 1], labels[labels != 1]), CLASSES)
+    report = read_json(train_classifier(lacking, SHORT, tmp_path / "1", "cpu").path.with_name("report.json"))
+    assert (report["classes"][1]["recall"], report["classes"][1]["support"]) == (None, 0)
+    assert report["macro_recall"] == pytest.approx(sum(row["recall"] for row in report["classes"] if row["support"]) / 3)
+    untested = make_dataset(tmp_path / "untested", train, (images[:0], labels[:0]), CLASSES)
+    made = train_classifier(untested, SHORT, tmp_path / "2", "cpu")
+    assert made.facts["test_accuracy"] is None
+    report = read_json(made.path.with_name("report.json"))
+    assert {report[name] for name in ("accuracy", "majority_accuracy", "macro_recall", "macro_f1")} == {None}
+
+
 def test_a_class_without_training_images_is_refused(cats: Dataset, tmp_path: Path) -> None:
     images, labels = load_split(cats, "train")
     lacking = make_dataset(tmp_path / "data", (images[labels != 1], labels[labels != 1]), load_split(cats, "test"), CLASSES)
@@ -183,6 +264,8 @@ def test_report_by_hand() -> None:
     assert (b["precision"], b["recall"], b["f1"]) == (1 / 2, 1 / 2, 1 / 2)
     assert (c["precision"], c["recall"], c["f1"]) == (None, 0, 0)
     assert (d["precision"], d["recall"], d["f1"], d["support"]) == (None, None, None, 0)
+    assert report["macro_recall"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)  # of the classes that have images
+    assert report["macro_f1"] == pytest.approx((4 / 7 + 1 / 2 + 0) / 3)
     json.dumps(report, allow_nan=False)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from release_parts import make_checkpoint
 
 from tinycats_core import export, sampling
 from tinycats_core.checkpoint import load_generator
-from tinycats_core.config import ExportConfig, ReleaseConfig, SampleConfig
+from tinycats_core.classifier import load_classifier, predict
+from tinycats_core.config import CLASSES, ExportConfig, ReleaseConfig, SampleConfig
+from tinycats_core.data import load_split
 from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
 from tinycats_core.files import sha256_of
-from tinycats_core.records import Checkpoint, OnnxModel
+from tinycats_core.records import Checkpoint, Dataset, OnnxModel
 
 
 def measure(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder: Path) -> dict[str, Any]:
@@ -136,7 +139,9 @@ def test_a_file_of_another_network_is_refused(fp32: OnnxModel, tmp_path: Path):
         export.check(other, fp32, ExportConfig(), tmp_path)
 
 
-def test_damaged_missing_and_foreign_files_are_named(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+def test_damaged_missing_and_foreign_files_are_named(
+    checkpoint: Checkpoint, fp32: OnnxModel, classifier_onnx: OnnxModel, tmp_path: Path
+):
     short, foreign = tmp_path / "short.onnx", tmp_path / "foreign.onnx"
     short.write_bytes(fp32.path.read_bytes()[:5000])
     model = onnx.load(fp32.path)
@@ -148,6 +153,10 @@ def test_damaged_missing_and_foreign_files_are_named(checkpoint: Checkpoint, fp3
         export.onnx_velocity(foreign)
     with pytest.raises(ExportError, match="absent.onnx does not exist"):
         export.onnx_velocity(tmp_path / "absent.onnx")
+    with pytest.raises(ExportError, match="classifier.onnx is not a denoiser of this project"):
+        export.onnx_velocity(classifier_onnx.path)
+    with pytest.raises(ExportError, match="denoiser-fp32.onnx is not a classifier of this project"):
+        export.onnx_logits(fp32.path)
     changed = fp32.model_copy(update={"path": short})
     with pytest.raises(TinycatsError, match="short.onnx has changed"):
         export.check(checkpoint, changed, ExportConfig(), tmp_path)
@@ -178,3 +187,65 @@ def test_sampling_runs_on_the_file(checkpoint: Checkpoint, fp32: OnnxModel, conf
     found = sampling.sample(export.onnx_velocity(fp32.path), labels, 16, 13, settings).int()
     assert wanted.float().std() > 10
     assert (found - wanted).abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 26])
+def test_the_classifier_gives_what_the_network_gives_of_images_as_they_are_stored(
+    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, batch: int
+):
+    images = load_split(dataset, "test")[0][:batch]
+    wanted = predict(load_classifier(classifier.path), images)
+    assert wanted.shape == (batch, 13)
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(export.onnx_logits(classifier_onnx.path)(images), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_classifier_says_what_it_is_and_how_it_was_checked(
+    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path
+):
+    onnx.checker.check_model(classifier_onnx.path, full_check=True)
+    assert [path.name for path in classifier_onnx.path.parent.iterdir()] == ["classifier.onnx"]
+    text = classifier_onnx.verify().path.read_bytes()
+    assert b"site-packages" not in text
+    assert os.fsencode(Path(export.__file__).parent) not in text
+    facts = metadata(classifier_onnx)
+    assert json.loads(facts["classes"]) == list(CLASSES)
+    assert (facts["image_size"], facts["backbone"]) == ("16", "resnet18")
+    assert facts["source_sha256"] == classifier.sha256
+    assert "uint8 RGB" in facts["images"]
+    session = onnxruntime.InferenceSession(classifier_onnx.path)
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("images", "tensor(uint8)", ["batch", 3, 16, 16])]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [("logits", "tensor(float)", ["batch", 13])]
+    found = classifier_onnx.facts
+    assert (found["same_class"], found["images"], found["opset"]) == (1, 26, 20)
+    assert found["bytes"] == len(text)
+    error = found["relative_error"]
+    assert isinstance(error, float)
+    assert 0 < error < 1e-4
+    assert export.export_classifier(classifier, dataset, ExportConfig(), tmp_path).sha256 == classifier_onnx.sha256
+
+
+def test_a_classifier_file_that_computes_something_else_is_refused_and_not_left(
+    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wrong = onnx.load(classifier_onnx.path)
+    bias = next(item for item in wrong.graph.initializer if item.name == "head.bias")
+    values = np.frombuffer(bias.raw_data, np.float32).copy()
+    values[7] += 10
+    bias.raw_data = values.tobytes()
+    monkeypatch.setattr(export, "_trace", lambda *arguments: wrong)
+    with pytest.raises(ExportError, match=r"relative error \d.*allowed 0\.001 .*of 26 images in the same class.*export\.opset"):
+        export.export_classifier(classifier, dataset, ExportConfig(), tmp_path)
+    with pytest.raises(ExportError, match=r"(?<!\d)\d{1,2}\.\d\d% of 26 images in the same class"):  # whatever error is allowed
+        export.export_classifier(classifier, dataset, ExportConfig(fp32_tolerance=1e6), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_of_other_images_is_refused(classifier: Checkpoint, two_colours: Dataset, tmp_path: Path):
+    with pytest.raises(ExportError, match="sees 16 px and the data set has 8 px"):
+        export.export_classifier(classifier, two_colours, ExportConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_classifier_at_other_opsets(classifier: Checkpoint, dataset: Dataset, opset: int, tmp_path: Path):
+    assert export.export_classifier(classifier, dataset, ExportConfig(opset=opset), tmp_path).facts["opset"] == opset

@@ -12,7 +12,7 @@ from tinycats_core import sampling
 from tinycats_core.checkpoint import load_generator
 from tinycats_core.config import SampleConfig
 from tinycats_core.errors import TinycatsError
-from tinycats_core.grids import contact_sheet, draw_ema_and_raw, neighbour_sheet
+from tinycats_core.grids import confusion_matrix, contact_sheet, draw_ema_and_raw, neighbour_sheet
 
 
 def test_a_row_holds_a_class_and_a_place_an_image():
@@ -63,3 +63,13 @@ def test_the_average_and_the_raw_weights_draw_from_the_same_noise_side_by_side(t
     (tmp_path / "1.safetensors").unlink()
     with pytest.raises(TinycatsError, match=r"1.safetensors is gone"):
         draw_ema_and_raw(ema, raw, settings, tmp_path / "third.png")
+
+
+def test_a_cell_is_as_dark_as_its_share_of_the_row():
+    def darkest(*rows: list[int]) -> int:
+        return int((np.asarray(confusion_matrix(rows, ("Egyptian_Mau", "other"))) == (8, 48, 107)).all(axis=2).sum())
+
+    one, both = darkest([5, 0], [0, 0]), darkest([5, 0], [0, 500])
+    assert darkest([0, 0], [0, 0]) == 0  # classes without images stay white
+    assert one > 1000
+    assert 1.8 * one < both < 2.2 * one

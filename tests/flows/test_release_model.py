@@ -55,6 +55,8 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "model.safetensors",
         "denoiser-fp32.onnx",
         "denoiser-int8.onnx",
+        "classifier.onnx",
+        "classifier.json",
         "metrics.json",
         "sweep.json",
         "samples/ema_and_raw.png",
@@ -116,6 +118,7 @@ def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_
         ("export/*/denoiser-fp32.onnx", "gone", "export_onnx"),
         ("export/*/denoiser-int8.onnx", "changed", "quantize"),
         ("export/*/inference.json", "gone", "benchmark_inference"),
+        ("export/*/classifier.onnx", "changed", "export_classifier"),
     ],
 )
 def test_a_damaged_file_is_made_again_by_its_own_stage_alone(

@@ -1,22 +1,28 @@
 """What is done with a finished release: the nightly evaluation, an evaluation alone; and the classifier alone."""
 
+import json
 import logging
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows import nightly_eval as nightly
+from flows import train_classifier as alone
 from flows.evaluate_model import evaluate_model
 from flows.nightly_eval import nightly_eval
 from flows.release_model import release_model
 from flows.train_classifier import train_classifier
-from tinycats_core import manifest, shipped
+from tinycats_core import manifest, shipped, toycats
 from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
-from tinycats_core.files import read_json, write_json
+from tinycats_core.files import home, read_json, write_json
+from tinycats_core.records import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -129,11 +135,43 @@ def test_a_release_is_evaluated_alone_and_gives_its_own_numbers(latest: Path) ->
 
 
 def test_the_classifier_is_trained_alone(tiny: dict[str, Any]) -> None:
-    classifier = train_classifier("smoke", tiny)
-    assert classifier.kind == "classifier"
-    assert classifier.verify().path.with_name("report.json").is_file()
+    state = train_classifier("smoke", tiny, return_state=True)
+    classifier = state.result()
+    assert isinstance(classifier, Checkpoint)
+    report = read_json(classifier.verify().path.with_name("report.json"))
+    run_id = state.state_details.flow_run_id
+    assert run_id
+    with get_client(sync_client=True) as client:
+        of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        shown = {artifact.key: str(artifact.data) for artifact in client.read_artifacts(artifact_filter=of_this_run)}
+    rows = json.loads(shown["classifier-classes"], parse_constant=pytest.fail)  # no NaN
+    assert [(row["class"], row["support"]) for row in rows] == [(row["class"], row["support"]) for row in report["classes"]]
+    assert shown["classifier-confusion"].startswith("![Held-out images of each class")
+    assert {row["metric"] for row in json.loads(shown["onnx-classifier"])} >= {"relative_error", "same_class"}
     with pytest.raises(TinycatsError, match="classifier.epochs is 0"):
         train_classifier("smoke", {"classifier": {"epochs": 0}})
+
+
+def test_the_classifier_of_ones_own_photos_is_trained_from_the_command_line_and_needs_no_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TINYCATS_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("tabby", "tiger")):
+        (tmp_path / "cats" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(np.array(toycats.draw(label, rng, 40))).save(tmp_path / "cats" / name / f"{number}.png")
+    overrides = {"data": {"folder": str(tmp_path / "cats")}, "model": {"num_classes": 2}, "classifier": {"epochs": 1}}
+    assert alone.main(["--preset", "photos", "--overrides", json.dumps(overrides)]) == 0
+    files = [path for path in home().glob("classifier/*/report.json") if read_json(path)["classes"][0]["class"] == "tabby"]
+    assert len(files) == 1
+    capsys.readouterr()
+    missing = {"data": {"folder": str(tmp_path / "dogs")}}
+    assert alone.main(["--preset", "photos", "--overrides", json.dumps(missing)]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "dogs" in error
 
 
 def test_a_copied_release_is_the_same_release(latest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
