@@ -24,7 +24,7 @@ from tasks.publishing import (
 from tasks.sampling import compare_with_raw
 from tasks.sweep import choose_sampling
 from tasks.training import train_classifier, train_generator
-from tinycats_core.records import Release
+from tinycats_core.records import Release, ReleaseParts
 
 
 @flow(name="release-model")
@@ -57,13 +57,23 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     int8 = check_onnx(choice.checkpoint, quantize(fp32), config.export) if config.export.int8 else None
     onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
-    judge = export_classifier(classifier, dataset, config.export) if classifier else None
-
-    models = [model for model in (fp32, int8) if model]
-    speed = benchmark_inference(choice.checkpoint, models, choice.sample, config.compute.device)
-    release = build_bundle(
-        config, dataset, choice, samples, report, decision, models, classifier, judge, baseline, [onnx_report], speed, compared
+    models = (fp32, int8) if int8 else (fp32,)
+    parts = ReleaseParts(
+        config=config,
+        dataset=dataset,
+        choice=choice,
+        samples=samples,
+        report=report,
+        decision=decision,
+        models=models,
+        classifier=classifier,
+        classifier_onnx=export_classifier(classifier, dataset, config.export) if classifier else None,
+        baseline=baseline,
+        onnx_reports=(onnx_report,),
+        inference=benchmark_inference(choice.checkpoint, models, choice.sample, config.compute.device),
+        ema_and_raw=compared,
     )
+    release = build_bundle(parts)
     wait_for_approval(config.publish, release)
     return summarize(read_back(publish(release, config.publish), config.publish), "published")
 

@@ -14,18 +14,7 @@ from tinycats_core import bundle, hub, manifest, registry
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
-from tinycats_core.records import (
-    Checkpoint,
-    Choice,
-    Dataset,
-    Decision,
-    FidelityReport,
-    InferenceReport,
-    OnnxModel,
-    Picture,
-    Release,
-    SampleSet,
-)
+from tinycats_core.records import Dataset, Release, ReleaseParts
 
 APPROVAL_SECONDS = 7 * 24 * 3600
 
@@ -63,39 +52,10 @@ def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dat
     return published is not None and read_json(published.path)["key"] == bundle.release_key(config, dataset)
 
 
-@stage(version=2)
-def build_bundle(
-    config: ReleaseConfig,
-    dataset: Dataset,
-    choice: Choice,
-    samples: SampleSet,
-    report: FidelityReport,
-    decision: Decision,
-    models: Sequence[OnnxModel],
-    classifier: Checkpoint | None,
-    classifier_onnx: OnnxModel | None,
-    baseline: FidelityReport | None,
-    onnx_reports: Sequence[FidelityReport],
-    inference: InferenceReport,
-    ema_and_raw: Picture | None,
-) -> Release:
+@stage(version=3)
+def build_bundle(parts: ReleaseParts) -> Release:
     """Put everything that is shipped into one release folder of the registry."""
-    release = bundle.build(
-        config.publish.folder,
-        config,
-        dataset,
-        choice,
-        samples,
-        report,
-        decision,
-        models,
-        classifier,
-        classifier_onnx,
-        baseline,
-        onnx_reports,
-        inference,
-        ema_and_raw,
-    )
+    release = bundle.build(parts.config.publish.folder, parts)
     log().info("release %s %s in %s", release.name, release.version, release.folder)
     return release
 

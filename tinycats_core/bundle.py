@@ -21,19 +21,7 @@ from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
 from tinycats_core.grids import contact_sheet, neighbour_sheet
 from tinycats_core.manifest import inspect, read_release, seal, verify
-from tinycats_core.records import (
-    Checkpoint,
-    Choice,
-    Dataset,
-    Decision,
-    FidelityReport,
-    InferenceReport,
-    OnnxModel,
-    Picture,
-    Record,
-    Release,
-    SampleSet,
-)
+from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, ReleaseParts, SampleSet
 from tinycats_core.registry import open_registry
 from tinycats_core.sampling import load_samples
 
@@ -55,51 +43,31 @@ def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
     return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content, "version": __version__})
 
 
-def build(
-    registry: Path,
-    config: ReleaseConfig,
-    dataset: Dataset,
-    choice: Choice,
-    samples: SampleSet,
-    report: FidelityReport,
-    decision: Decision,
-    models: Sequence[OnnxModel],
-    classifier: Checkpoint | None,
-    classifier_onnx: OnnxModel | None,
-    baseline: FidelityReport | None,
-    onnx_reports: Sequence[FidelityReport],
-    inference: InferenceReport,
-    ema_and_raw: Picture | None,
-) -> Release:
+def build(registry: Path, parts: ReleaseParts) -> Release:
     """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
 
     The version follows from the parents: the same parents give the same version, and one that stands there intact is
     returned untouched. One that is damaged is moved aside, to `<version>.damaged-…`, and made again.
 
-    Args:
-        onnx_reports: fidelity of what the ONNX files draw; `conditions["runtime"]` says which file.
-        inference: no parent: its times differ whenever they are measured, and the release stays what it is.
-        ema_and_raw: None where the training has left no raw weights.
-
     Raises:
         TinycatsError: a parent is gone or has changed.
         RegistryError: the registry cannot be used or written.
     """
-    name, checkpoint = config.publish.name, choice.checkpoint
+    config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.checkpoint, parts.config.publish.name
     open_registry(registry)
     made_of: dict[str, Record | None] = {
         "dataset": dataset,
         "checkpoint": checkpoint,
-        "choice": choice,
-        "samples": samples,
-        "report": report,
-        "decision": decision,
-        "classifier": classifier,
-        "classifier-onnx": classifier_onnx,
-        "baseline": baseline,
-        "ema_and_raw": ema_and_raw,
-        **{f"denoiser-{model.precision}": model for model in models},
-        **{f"report-{_runtime(item)}": item for item in onnx_reports},
+        "choice": parts.choice,
+        "samples": parts.samples,
+        "report": parts.report,
+        "decision": parts.decision,
+        "classifier": parts.classifier,
+        "classifier-onnx": parts.classifier_onnx,
+        "baseline": parts.baseline,
+        "ema-and-raw": parts.ema_and_raw,
+        **{f"denoiser-{model.precision}": model for model in parts.models},
+        **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
     parents = {name: part and {"sha256": part.verify().sha256, "content": part.content} for name, part in made_of.items()}
     key = release_key(config, dataset)
@@ -115,37 +83,38 @@ def build(
             logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
         with atomic_path(target, replace=False) as folder:
             (folder / "samples").mkdir(parents=True)
-            shutil.copyfile(checkpoint.path, folder / "model.safetensors")
-            shutil.copyfile(choice.path, folder / "sweep.json")
-            for model in models:
-                shutil.copyfile(model.path, folder / f"denoiser-{model.precision}.onnx")
-            if classifier is not None:
-                shutil.copyfile(classifier.path, folder / "classifier.safetensors")
-            if classifier_onnx is not None:
-                shutil.copyfile(classifier_onnx.path, folder / "classifier.onnx")
+            files: dict[str, Record | None] = {
+                "model.safetensors": checkpoint,
+                "sweep.json": parts.choice,
+                **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
+                "classifier.safetensors": parts.classifier,
+                "classifier.onnx": parts.classifier_onnx,
+                "samples/ema_and_raw.png": parts.ema_and_raw,
+            }
+            for file, part in files.items():
+                if part is not None:
+                    shutil.copyfile(part.path, folder / file)
             facts = {
                 "config.json": _settings(config),
                 "data.json": _data(dataset),
-                "metrics.json": _metrics(report, decision, baseline, onnx_reports),
+                "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
                 "benchmark.json": {
-                    "onnx": {model.precision: model.facts for model in models},
-                    "inference": inference.facts,
+                    "onnx": {model.precision: model.facts for model in parts.models},
+                    "inference": parts.inference.facts,
                     "training": {"step": checkpoint.step, **checkpoint.facts},
-                    "classifier": classifier and classifier.facts,
+                    "classifier": parts.classifier and parts.classifier.facts,
                 },
-                "decision.json": decision.model_dump(mode="json", exclude={"path", "sha256"}),
+                "decision.json": parts.decision.model_dump(mode="json", exclude={"path", "sha256"}),
             }
-            if classifier is not None:
-                facts["classifier.json"] = _classifier(classifier, classifier_onnx)
+            if parts.classifier is not None:
+                facts["classifier.json"] = _classifier(parts.classifier, parts.classifier_onnx)
             for file, value in facts.items():
                 write_json(folder / file, portable(value))
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
             for beside, kept in TRAINING.items():
                 if checkpoint.path.with_name(beside).is_file():
                     write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
-            _write_samples(folder / "samples", samples, dataset)
-            if ema_and_raw is not None:
-                shutil.copyfile(ema_and_raw.path, folder / "samples" / "ema_and_raw.png")
+            _write_samples(folder / "samples", parts.samples, dataset)
             write_text(folder / "README.md", card.model_card(folder, name, version))
             seal(folder, name, version, key, parents)
     except OSError as error:

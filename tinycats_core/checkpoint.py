@@ -114,7 +114,7 @@ def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Tiny
         header = GeneratorHeader.model_validate({key: raw.get(key) for key in GeneratorHeader.model_fields})
     except ValidationError as error:
         raise CheckpointError(f"{path} has a header that this version cannot read: {error.errors()[0]['msg']}.") from None
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # initial weights, which are thrown away, must not cost random numbers
         model = TinyDiT(header.model)
     load_strictly(model, tensors, path)
     return model.to(device).eval(), header

@@ -149,8 +149,8 @@ def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportCo
     images that are put into the same class, over up to 256 held-out images (of the training where none are held out).
 
     Raises:
-        ExportError: the network cannot be expressed in this opset, the images are not of its size, the error exceeds
-            export.fp32_tolerance, or an image is put into another class. No file is left then.
+        ExportError: the network cannot be expressed in this opset, the images are not of its size, or the error exceeds
+            export.fp32_tolerance. No file is left then.
     """
     network = load_classifier(checkpoint.verify().path)
     size = network.image_size
@@ -176,11 +176,10 @@ def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportCo
         found = onnx_logits(path)(images)
         error = float((found - wanted).abs().max() / wanted.abs().max())
         same = (found.argmax(1) == wanted.argmax(1)).double().mean().item()
-        if not (error <= config.fp32_tolerance and same == 1):  # NaN is beyond it too
+        if not error <= config.fp32_tolerance:  # NaN is beyond it too
             raise ExportError(
                 f"the ONNX file of {checkpoint.path} differs from the trained classifier: relative error {error:.3g}, allowed "
-                f"{config.fp32_tolerance:g} (export.fp32_tolerance), and {same:.2%} of {len(images)} images in the same class, "
-                "which must be all. Try another export.opset."
+                f"{config.fp32_tolerance:g} (export.fp32_tolerance). Try another export.opset."
             )
     parity = {"relative_error": error, "tolerance": config.fp32_tolerance, "same_class": same, "images": len(images)}
     return written.model_copy(update={"path": folder / "classifier.onnx", "facts": written.facts | parity})

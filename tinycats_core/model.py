@@ -29,7 +29,7 @@ class TinyDiT(nn.Module):
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         self.register_buffer("positions", sincos_positions(config.image_size // config.patch_size, width))
         self.time_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.class_embed = ClassEmbedding(config.num_classes + 1, width)  # the last one is the null class
+        self.class_embed = nn.Embedding(config.num_classes + 1, width)  # the last one is the null class
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_linear = nn.Linear(width, config.patch_size**2 * 3)
@@ -56,9 +56,7 @@ class TinyDiT(nn.Module):
         return drawn if self.config.prediction == "v" else velocity_from_data(drawn.float(), x, t)
 
     def _initialise(self) -> None:
-        """DiT's initialisation: Xavier for matrices, 0.02 for embeddings, zero for gates and the output; nothing on `meta`."""
-        if self.class_embed.weight.is_meta:
-            return
+        """DiT's initialisation: Xavier for matrices, 0.02 for embeddings, zero for gates and the output."""
         for name, parameter in self.named_parameters():
             if "scale" in name:
                 continue  # of queries and keys: ones
@@ -68,14 +66,6 @@ class TinyDiT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             else:
                 nn.init.xavier_uniform_(parameter.flatten(1))
-
-
-class ClassEmbedding(nn.Embedding):
-    """An embedding that is not filled on `meta`: to draw or to divide there, PyTorch imports its compiler, for seconds."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
 
 
 class Block(nn.Module):
@@ -130,9 +120,9 @@ def time_features(t: Tensor, dim: int = 256) -> Tensor:
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Return fixed 2-D sine-cosine positions of a side × side grid, row by row: (1, side², width), on the CPU."""
-    frequencies = 1 / 10_000 ** (torch.arange(width // 4, device="cpu") / (width // 4))
-    angles = torch.arange(side, device="cpu")[:, None] * frequencies  # (side, width/4)
+    """Return fixed 2-D sine-cosine positions of a side × side grid, row by row: (1, side², width)."""
+    frequencies = 1 / 10_000 ** (torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * frequencies  # (side, width/4)
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width/2)
     rows = line[:, None].expand(side, side, -1)
     columns = line[None].expand(side, side, -1)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from tinycats_core.config import SampleConfig
+from tinycats_core.config import Part, ReleaseConfig, SampleConfig
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import digest_of, sha256_of
 
@@ -182,6 +182,24 @@ class InferenceReport(Record):
 
 class Picture(Record):
     """A picture for people, as a PNG file."""
+
+
+class ReleaseParts(Part):
+    """Everything that a release is made of."""
+
+    config: ReleaseConfig
+    dataset: Dataset
+    choice: Choice
+    samples: SampleSet
+    report: FidelityReport
+    decision: Decision
+    models: tuple[OnnxModel, ...]
+    classifier: Checkpoint | None
+    classifier_onnx: OnnxModel | None
+    baseline: FidelityReport | None
+    onnx_reports: tuple[FidelityReport, ...]  # of what the ONNX files draw; `conditions["runtime"]` says which file
+    inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
+    ema_and_raw: Picture | None  # None where the training has left no raw weights
 
 
 class Release(Record):

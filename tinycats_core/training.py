@@ -576,7 +576,7 @@ def status(row: dict[str, Any]) -> str:
 
 def _draw(run: Run, folder: Path) -> None:
     """Draw four images a class from the EMA, with the same noise every time."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         model = TinyDiT(run.net.config)
     model.load_state_dict(run.emas[run.config.ema_decays[0]], assign=True)
     labels = torch.arange(model.config.num_classes).repeat_interleave(4)

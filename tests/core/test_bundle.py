@@ -17,14 +17,14 @@ from tinycats_core.checkpoint import load_generator
 from tinycats_core.config import ReleaseConfig, load
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import read_json
-from tinycats_core.records import Checkpoint, OnnxModel, Release
+from tinycats_core.records import Checkpoint, OnnxModel, Release, ReleaseParts
 
 ROOT = Path(bundle.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def built(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return bundle.build(tmp_path_factory.mktemp("registry"), **parts)
+    return bundle.build(tmp_path_factory.mktemp("registry"), ReleaseParts(**parts))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
 def test_a_release_with_a_classifier_holds_it_twice_with_what_it_gets_right(
     parts: dict[str, Any], classifier: Checkpoint, classifier_onnx: OnnxModel, tmp_path: Path
 ):
-    release = bundle.build(tmp_path, **{**parts, "classifier": classifier, "classifier_onnx": classifier_onnx})
+    release = bundle.build(tmp_path, ReleaseParts(**{**parts, "classifier": classifier, "classifier_onnx": classifier_onnx}))
     manifest = bundle.verify(release.folder)
     assert {"classifier.safetensors", "classifier.onnx", "classifier.json"} <= manifest["files"].keys()
     assert manifest["files"]["classifier.onnx"]["sha256"] == classifier_onnx.sha256
@@ -114,7 +114,7 @@ def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: di
 def test_a_training_without_a_diary_is_released_without_its_cost(parts: dict[str, Any], tmp_path: Path):
     alone = shutil.copyfile(parts["choice"].checkpoint.path, tmp_path / "ema.safetensors")
     choice = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": alone})})
-    release = bundle.build(tmp_path / "registry", **{**parts, "choice": choice})
+    release = bundle.build(tmp_path / "registry", ReleaseParts(**{**parts, "choice": choice}))
     assert [path.name for path in release.folder.glob("training_*")] == []
     assert "## Training\n" not in (release.folder / "README.md").read_text()
 
@@ -131,7 +131,7 @@ def test_the_sheets_show_the_samples(built: Release):
 
 def test_nobodys_own_photos_leave_the_machine(built: Release, parts: dict[str, Any], tmp_path: Path):
     own = parts["dataset"].model_copy(update={"source": "folder"})
-    release = bundle.build(tmp_path / "registry", **{**parts, "dataset": own})
+    release = bundle.build(tmp_path / "registry", ReleaseParts(**{**parts, "dataset": own}))
     assert not (release.folder / "samples/neighbours.png").exists()
     assert "neighbours.png" not in (release.folder / "README.md").read_text()
     assert "(samples/neighbours.png)" in (built.folder / "README.md").read_text()
@@ -154,7 +154,7 @@ def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp
     settings = parts["config"].model_copy(
         update={"data": config.data, "publish": load({"publish": {"folder": "/private/r"}}).publish}
     )
-    release = bundle.build(tmp_path, **{**parts, "config": settings, "dataset": photos})
+    release = bundle.build(tmp_path, ReleaseParts(**{**parts, "config": settings, "dataset": photos}))
     kept = json.loads((release.folder / "config.json").read_text())
     assert kept["data"]["folder"] == "pets"
     assert kept["publish"]["folder"] == "r"
@@ -163,21 +163,21 @@ def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp
 
 def test_the_same_parents_give_the_same_version_which_stays_as_it_is(built: Release, parts: dict[str, Any]):
     stamps = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")}
-    assert bundle.build(built.folder.parents[1], **parts) == built
+    assert bundle.build(built.folder.parents[1], ReleaseParts(**parts)) == built
     assert {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")} == stamps
 
 
 def test_other_parents_give_another_version(built: Release, parts: dict[str, Any], tmp_path: Path):
-    assert bundle.build(tmp_path, **{**parts, "baseline": None}).version != built.version
+    assert bundle.build(tmp_path, ReleaseParts(**{**parts, "baseline": None})).version != built.version
 
 
 def test_a_release_that_is_timed_again_is_the_same_release(built: Release, parts: dict[str, Any], tmp_path: Path):
     again = parts["inference"].model_copy(update={"facts": parts["inference"].facts | {"notes": ["slower today"]}})
-    assert bundle.build(tmp_path, **{**parts, "inference": again}).version == built.version
+    assert bundle.build(tmp_path, ReleaseParts(**{**parts, "inference": again})).version == built.version
 
 
 def test_a_training_without_raw_weights_is_released_without_their_picture(parts: dict[str, Any], tmp_path: Path):
-    release = bundle.build(tmp_path, **{**parts, "ema_and_raw": None})
+    release = bundle.build(tmp_path, ReleaseParts(**{**parts, "ema_and_raw": None}))
     assert not (release.folder / "samples/ema_and_raw.png").exists()
     assert "ema_and_raw.png" not in (release.folder / "README.md").read_text()
 
@@ -185,9 +185,9 @@ def test_a_training_without_raw_weights_is_released_without_their_picture(parts:
 def test_a_damaged_version_is_moved_aside_and_made_again(
     built: Release, parts: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    first = bundle.build(tmp_path, **parts)
+    first = bundle.build(tmp_path, ReleaseParts(**parts))
     (first.folder / "README.md").write_text("precious")
-    second = bundle.build(tmp_path, **parts)
+    second = bundle.build(tmp_path, ReleaseParts(**parts))
     assert second.version == first.version
     bundle.verify(second.folder)
     (aside,) = second.folder.parent.glob("*.damaged-*")
@@ -197,7 +197,7 @@ def test_a_damaged_version_is_moved_aside_and_made_again(
 
 def test_two_builders_at_once_end_with_one_intact_release(parts: dict[str, Any], tmp_path: Path):
     found: list[Release] = []
-    threads = [threading.Thread(target=lambda: found.append(bundle.build(tmp_path, **parts))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(bundle.build(tmp_path, ReleaseParts(**parts)))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -213,7 +213,7 @@ def test_a_parent_that_changed_is_refused_and_nothing_is_left(parts: dict[str, A
     copy.write_bytes(parts["choice"].checkpoint.path.read_bytes()[:-1])
     spoilt = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": copy})})
     with pytest.raises(TinycatsError, match="ema.safetensors has changed"):
-        bundle.build(tmp_path / "registry", **{**parts, "choice": spoilt})
+        bundle.build(tmp_path / "registry", ReleaseParts(**{**parts, "choice": spoilt}))
     assert [path.name for path in (tmp_path / "registry").iterdir()] == ["registry.json"]
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from tinycats_core import bundle, card, costs, export, sampling
 from tinycats_core.errors import TinycatsError
-from tinycats_core.records import Release
+from tinycats_core.records import Release, ReleaseParts
 
 
 @pytest.fixture(scope="module")
 def built(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return bundle.build(tmp_path_factory.mktemp("registry"), **parts)
+    return bundle.build(tmp_path_factory.mktemp("registry"), ReleaseParts(**parts))
 
 
 def numbers_of(value: Any) -> set[str]:

@@ -234,10 +234,8 @@ def test_a_classifier_file_that_computes_something_else_is_refused_and_not_left(
     values[7] += 10
     bias.raw_data = values.tobytes()
     monkeypatch.setattr(export, "_trace", lambda *arguments: wrong)
-    with pytest.raises(ExportError, match=r"relative error \d.*allowed 0\.001 .*of 26 images in the same class.*export\.opset"):
+    with pytest.raises(ExportError, match=r"relative error \d.*allowed 0\.001 .*export\.opset"):
         export.export_classifier(classifier, dataset, ExportConfig(), tmp_path)
-    with pytest.raises(ExportError, match=r"(?<!\d)\d{1,2}\.\d\d% of 26 images in the same class"):  # whatever error is allowed
-        export.export_classifier(classifier, dataset, ExportConfig(fp32_tolerance=1e6), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

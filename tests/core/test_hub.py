@@ -10,7 +10,7 @@ from hub_server import TOKEN, Hub, loopback_hub
 from tinycats_core import bundle, hub, manifest
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError
-from tinycats_core.records import Release
+from tinycats_core.records import Release, ReleaseParts
 
 CONFIG = PublishConfig(name="tinycats-test", to="hub")
 REPO = "someone/tinycats-test"
@@ -50,7 +50,7 @@ def on_disk(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_whole_release_goes_up_in_one_commit_and_comes_back_the_same(server: Hub, parts: dict[str, Any], tmp_path: Path):
-    built = bundle.build(tmp_path / "registry", **parts)
+    built = bundle.build(tmp_path / "registry", ReleaseParts(**parts))
     published = hub.publish_to_hub(built, CONFIG)
     (_, _), (commit, _) = server.commits[REPO]  # the creation of the repository, and one commit
     assert published == built.model_copy(update={"published": True, "location": f"{server.url}/{REPO}/tree/{commit}"})

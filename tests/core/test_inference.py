@@ -12,12 +12,12 @@ import pytest
 from tinycats_core import bundle, inference
 from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
 from tinycats_core.files import read_json
-from tinycats_core.records import Checkpoint, OnnxModel, Release
+from tinycats_core.records import Checkpoint, OnnxModel, Release, ReleaseParts
 
 
 @pytest.fixture(scope="module")
 def built(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return bundle.build(tmp_path_factory.mktemp("registry"), **parts)
+    return bundle.build(tmp_path_factory.mktemp("registry"), ReleaseParts(**parts))
 
 
 def test_percentiles_are_those_of_the_times_and_rise():
