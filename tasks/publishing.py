@@ -1,6 +1,5 @@
 """The last stages: look up what is published, bundle the release, publish it, and read it back."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeGuard
 

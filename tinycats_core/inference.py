@@ -3,7 +3,7 @@
     python -m tinycats_core.inference releases/tinycats-smoke/latest
 
 Each runtime is measured in a fresh process of its own, so that its memory and the time that its file takes to load are
-nobody else's. They take turns one after another: what else the machine does falls on one of them alone.
+nobody else's. They run one after another, so that what else the machine does meanwhile may fall on one of them alone.
 """
 
 import argparse
@@ -213,7 +213,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{row['runtime']} on {row['device']} has no {name}: it takes {_needed(int(name[1:]))} images, "
-        f"and {row['repeats']} were drawn in the {LATENCY_SECONDS:g} s for it."
+        f"and {row['repeats']} were drawn; after {LATENCY_SECONDS:g} s no more than {LEAST} are."
         for row in rows
         for name, value in row["latency_ms"].items()
         if value is None
