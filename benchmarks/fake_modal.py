@@ -261,7 +261,7 @@ def _contain(root: Path, call: Path, mounted: Path) -> NoReturn:
     app.claims = Claims(root / "claims")  # pyright: ignore[reportAttributeAccessIssue]
     app.modal.current_function_call_id = lambda: call.name
     modal_client.ModalClient = partial(FakeModal, root)  # pyright: ignore[reportAttributeAccessIssue]
-    jobs.KEEP_SECONDS = 0.0
+    jobs.KEEP_SECONDS = 0.2
     asked = read_json(call / "request.json")
     code = 130
     try:
