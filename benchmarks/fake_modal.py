@@ -262,6 +262,7 @@ def _contain(root: Path, call: Path, mounted: Path) -> NoReturn:
     app.modal.current_function_call_id = lambda: call.name
     modal_client.ModalClient = partial(FakeModal, root)  # pyright: ignore[reportAttributeAccessIssue]
     jobs.KEEP_SECONDS = 0.2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started all this in the background
     asked = read_json(call / "request.json")
     code = 130
     try:

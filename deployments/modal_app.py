@@ -2,23 +2,30 @@
 
     modal deploy deployments/modal_app.py                                   # once, and after every change of the code
     modal run deployments/modal_app.py::train --preset high-accuracy        # or train at once, without a release
+    modal run deployments/modal_app.py::prepare --preset standard           # the data set, there, without an upload
+    modal run deployments/modal_app.py::generate --run RUN --per-class 64   # draw from what was trained, side by side
+    modal run deployments/modal_app.py::judge --run RUN                     # and measure it
 
 Importing this file needs neither network nor credentials.
 """
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import modal
+import torch
 
 from tinycats_core import jobs, modal_client, remote
-from tinycats_core.config import parse_overrides, resolve
+from tinycats_core.config import ModelConfig, ReleaseConfig, parse_overrides, resolve
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import home
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm")  # what training imports
+# What training and judging import, by the names of constraints.txt.
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
 DATA, OUTPUTS = Path("/data"), Path("/outputs")  # where the volumes are mounted
 
 logger = logging.getLogger("tinycats.modal")
@@ -77,6 +84,34 @@ def train_classifier(request: jobs.Request) -> jobs.Result:
     return jobs.run(request, place(), jobs.train_classifier)
 
 
+@app.function(image=image, volumes={str(OUTPUTS): outputs_volume}, timeout=3600, retries=2)
+def generate_samples(run: str, labels: list[int], first: int, sample: dict[str, Any], device: str) -> bytes:
+    """Draw a part of a set of images."""
+    outputs_volume.reload()
+    return jobs.draw(OUTPUTS, run, labels, first, sample, device)
+
+
+@app.function(image=image, volumes={str(DATA): data_volume, str(OUTPUTS): outputs_volume}, timeout=6 * 3600)
+def evaluate(
+    run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None = None
+) -> dict[str, Any]:
+    """Measure what a run's weights draw."""
+    data_volume.reload()
+    outputs_volume.reload()
+    report = jobs.evaluate(DATA, OUTPUTS, run, sample, evaluate, device, classifier_run)
+    outputs_volume.commit()
+    return report
+
+
+@app.function(image=image, volumes={str(DATA): data_volume}, timeout=6 * 3600)
+def prepare_data(config: dict[str, Any]) -> str:
+    """Prepare a data set on the data volume, and return its sha256."""
+    data_volume.reload()
+    dataset = jobs.prepare_data(DATA, config)
+    data_volume.commit()
+    return dataset.sha256
+
+
 def place() -> jobs.Place:
     """Return where a container stands."""
 
@@ -105,14 +140,72 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
     """Prepare the data here, train on Modal, and download the checkpoint to .tinycats/modal/."""
     from tinycats_core.data import prepare
 
-    try:
+    with told():
         config = resolve(preset, parse_overrides(overrides))
         dataset = prepare(config.data, home() / "data")
         job = remote.generator_job(dataset, config.model, config.train)
         client = remote.ModalClient({"check": check, "train_generator": train_generator})
-        checkpoint = remote.train_on_modal(
-            job, config.compute, home() / "modal" / job.run, lambda row: print(json.dumps(row)), client
-        )
+        folder = home() / "modal" / job.run
+        checkpoint = remote.train_on_modal(job, config.compute, folder, lambda row: print(json.dumps(row)), client)
+        print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")
+
+
+@app.local_entrypoint()
+def prepare(preset: str = "standard", overrides: str = "{}") -> None:
+    """Prepare the data on Modal: a training that needs it finds it there."""
+    with told():
+        config = resolve(preset, parse_overrides(overrides)).data
+        if config.source == "folder":
+            raise ComputeError("data.source is 'folder', and the folder is here: a training uploads it by itself")
+        print(prepare_data.remote(config.model_dump(mode="json")))
+
+
+@app.local_entrypoint()
+def generate(
+    run: str, per_class: int = 8, shards: int = 4, preset: str = "standard", overrides: str = "{}", out: str = "samples"
+) -> None:
+    """Draw images of every class from a run's weights, in shards side by side, and write OUT.safetensors and OUT.png."""
+    from tinycats_core.checkpoint import write_safetensors
+    from tinycats_core.grids import contact_sheet
+
+    with told():
+        config = resolve(preset, parse_overrides(overrides))
+        sample = config.sample.candidates()[0]
+        with modal_client.explained():
+            shape = ModelConfig(**json.loads(b"".join(remote.ModalClient().read(f"{jobs.run_folder(run)}/run.json")))["model"])
+            labels = torch.arange(shape.num_classes).repeat_interleave(per_class)
+            size = max(1, -(-len(labels) // shards // sample.batch_size)) * sample.batch_size  # whole batches, to change no bit
+            parts = [(run, part.tolist(), number * size) for number, part in enumerate(labels.split(size))]
+            given = sample.model_dump(mode="json"), config.compute.device_on_modal
+            drawn = b"".join(on_gpu(generate_samples, config).starmap([(*part, *given) for part in parts]))
+        images = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(len(labels), 3, shape.image_size, shape.image_size)
+        header = {"kind": "samples", "settings": {**given[0], "run": run, "runtime": "pytorch"}}
+        write_safetensors(Path(f"{out}.safetensors"), {"images": images, "labels": labels}, header)
+        names = tuple(map(str, range(shape.num_classes)))
+        contact_sheet(images, labels, names, per_class=min(per_class, 8), scale=1).save(f"{out}.png")
+        print(f"{out}.safetensors  {len(images)} images in {len(parts)} shards")
+
+
+@app.local_entrypoint()
+def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_run: str = "") -> None:
+    """Measure what a run's weights draw on Modal, and print the report."""
+    with told():
+        config = resolve(preset, parse_overrides(overrides))
+        settings = config.sample.candidates()[0].model_dump(mode="json"), config.evaluate.model_dump(mode="json")
+        with modal_client.explained():
+            report = on_gpu(evaluate, config).remote(run, *settings, config.compute.device_on_modal, classifier_run or None)
+        print(json.dumps(report, indent=2))
+
+
+def on_gpu(function: Any, config: ReleaseConfig) -> Any:
+    """Return a function of the app with the GPU and the region of a configuration."""
+    return function.with_options(gpu=config.compute.one_gpu().gpu, region=config.compute.region)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the program with one line for an error that is meant for people."""
+    try:
+        yield
     except TinycatsError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")

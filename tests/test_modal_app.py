@@ -18,6 +18,7 @@ import pytest
 from benchmarks.fake_modal import Claims, FakeModal, Mounted
 from deployments import modal_app
 from tinycats_core import jobs, remote
+from tinycats_core.checkpoint import read_safetensors
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
 from tinycats_core.errors import ComputeError
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .* function is executing loc
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    config = DataConfig(source="toycats", image_size=16, toy_train_per_class=1, toy_val_per_class=1, toy_test_per_class=1)
+    config = DataConfig(source="toycats", image_size=16, toy_train_per_class=2, toy_val_per_class=1, toy_test_per_class=2)
     return prepare(config, tmp_path_factory.mktemp("data"))
 
 
@@ -145,6 +146,58 @@ def test_entrypoint_trains_and_downloads(
     assert ['"step": 1' in printed[-3], '"step": 2' in printed[-2]] == [True, True]
 
 
+class Mapped:
+    """A function of the app as it answers without Modal; keeps what it is asked."""
+
+    def __init__(self, body: Any):
+        self.body, self.options, self.asked = body, {}, []
+
+    def with_options(self, **options: Any) -> "Mapped":
+        self.options = options
+        return self
+
+    def starmap(self, given: list[tuple[Any, ...]]) -> list[Any]:
+        self.asked = given
+        return [self.body(*arguments) for arguments in given]
+
+    def remote(self, *given: Any) -> Any:
+        return self.body(*given)
+
+
+def test_images_drawn_in_shards_are_those_drawn_at_once(
+    request_: jobs.Request, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained = {**request_["model"], "prediction": "v"}  # which draws its own noise
+    modal_app.train_generator.local(request_ | {"model": untrained})
+    monkeypatch.setattr(remote, "ModalClient", lambda: FakeModal(mounted))
+    drawer = Mapped(modal_app.generate_samples.local)
+    monkeypatch.setattr(modal_app, "generate_samples", drawer)
+    overrides = {"compute": {"gpu": "L4", "device": "cpu"}, "sample": {"batch_size": 4, "steps": 2, "guidance": 2.0}}
+    for shards in (1, 3):
+        modal_app.generate(request_["run"], 2, shards, "smoke", json.dumps(overrides), str(mounted / f"in-{shards}"))
+        assert len(drawer.asked) == shards
+    assert drawer.options == {"gpu": "L4", "region": None}
+    whole, parts = (read_safetensors(mounted / f"in-{shards}.safetensors", "samples")[0] for shards in (1, 3))
+    assert whole["labels"].tolist() == [number // 2 for number in range(26)]
+    assert whole["images"].shape == (26, 3, 16, 16)
+    assert (whole["images"] == parts["images"]).all()
+    assert whole["images"].float().std() > 1
+    assert "26 images in 3 shards" in capsys.readouterr().out
+
+
+def test_data_prepared_there_is_what_would_be_uploaded(
+    mounted: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(modal_app, "prepare_data", Mapped(modal_app.prepare_data.local))
+    settings = {"image_size": 16, "toy_train_per_class": 2, "toy_val_per_class": 1, "toy_test_per_class": 2}
+    overrides = {"data": settings, "model": {"image_size": 16}}
+    modal_app.prepare("smoke", json.dumps(overrides))
+    assert capsys.readouterr().out.strip() == dataset.sha256
+    assert sha256_of(mounted / "data" / jobs.data_folder(dataset.sha256) / "images.safetensors") == dataset.sha256
+    with pytest.raises(SystemExit, match=r"data\.source is 'folder', and the folder is here"):
+        modal_app.prepare("photos")
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
@@ -251,7 +304,7 @@ class Image:
 loaded = {name.split(".")[0] for name in sys.modules} & owners.keys() - here
 assert not loaded, loaded
 sys.meta_path[:] = [Image()]
-for name in ("prefect", "huggingface_hub", "onnxruntime", "torch_fidelity", "pandas", "matplotlib", "flows", "tasks"):
+for name in ("prefect", "huggingface_hub", "onnxruntime", "pandas", "matplotlib", "flows", "tasks"):
     try:
         __import__(name)
     except ModuleNotFoundError:
@@ -268,22 +321,29 @@ class Claims(dict):
 modal_app.DATA, modal_app.OUTPUTS = Path(sys.argv[1], "data"), Path(sys.argv[1], "outputs")
 modal_app.data_volume = modal_app.outputs_volume = Volume()
 modal_app.claims = Claims()
-function, request = getattr(modal_app, sys.argv[2]), json.loads(sys.argv[3])
-modal_app.check.local(request["dataset"]["sha256"])
-print(json.dumps(function.local(request)["files"]))
+generator, classifier = json.loads(sys.argv[2])
+modal_app.check.local(generator["dataset"]["sha256"])
+made = modal_app.train_generator.local(generator)["files"] | modal_app.train_classifier.local(classifier)["files"]
+modal_app.generate_samples.local(generator["run"], [0, 1, 2], 0, {"steps": 1}, "cpu")
+judged = {"extractor": "breed", "samples": 26, "kid_subsets": 2}
+report = modal_app.evaluate.local(generator["run"], {"steps": 1}, judged, "cpu", classifier["run"])
+digest = modal_app.prepare_data.local({"source": "toycats", "image_size": 16, "toy_train_per_class": 1, "toy_test_per_class": 1})
+print(json.dumps([*made, *report["metrics"], digest]))
 """
 
 
-@pytest.mark.parametrize("function", ["train_generator", "train_classifier"])
-def test_body_runs_on_what_the_image_holds(function: str, request_: jobs.Request, tmp_path: Path) -> None:
+def test_bodies_run_on_what_the_image_holds(request_: jobs.Request, tmp_path: Path) -> None:
+    requests = json.dumps([request_, request_ | {"run": "fedcba9876543210"}])
     done = subprocess.run(
-        [sys.executable, "-c", CONTAINER, str(tmp_path), function, json.dumps(request_)],
+        [sys.executable, "-c", CONTAINER, str(tmp_path), requests],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "meter.json" in json.loads(done.stdout)
+    *made, digest = json.loads(done.stdout.splitlines()[-1])
+    assert {"ema.safetensors", "classifier.safetensors", "kid_breed", "breed_accuracy"} <= set(made)
+    assert (tmp_path / "data" / jobs.data_folder(digest) / "manifest.json").is_file()
 
 
 def test_app_imports_nothing_of_the_project_but_the_core() -> None:
@@ -292,10 +352,10 @@ def test_app_imports_nothing_of_the_project_but_the_core() -> None:
     assert {name for name in imported if name and name.split(".")[0] in ("flows", "tasks", "deployments")} == set()
 
 
-@pytest.mark.parametrize("reference", ["deployments/modal_app.py::train"])
-def test_help_needs_neither_network_nor_credentials(reference: str) -> None:
+@pytest.mark.parametrize("name", ["train", "generate"])
+def test_help_needs_neither_network_nor_credentials(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "modal", "run", reference, "--help"],
+        [sys.executable, "-m", "modal", "run", f"deployments/modal_app.py::{name}", "--help"],
         cwd=ROOT,
         env=os.environ | {"MODAL_SERVER_URL": "http://127.0.0.1:1"},
         capture_output=True,

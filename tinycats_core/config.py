@@ -297,6 +297,11 @@ class ComputeConfig(Part):
     region: str | None = None  # of Modal's; None: wherever there is a GPU
     secrets: tuple[str, ...] = ()  # of Modal's, by name: environment variables where it trains
 
+    @property
+    def device_on_modal(self) -> str:
+        """The device of a container: `auto` must not mean a GPU's price for a CPU's work."""
+        return "cuda" if self.device == "auto" else self.device
+
     def one_gpu(self) -> "ComputeConfig":
         """Return the same place with one GPU, for what does not share its batch."""
         return self.model_copy(update={"gpu": self.gpu.partition(":")[0], "processes": 1})

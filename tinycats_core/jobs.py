@@ -6,6 +6,7 @@ what the training leaves, `meter.json` (the seconds of each attempt) and, last, 
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,12 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from pydantic import ValidationError
 
-from tinycats_core.config import ClassifierConfig, ModelConfig, TrainConfig
-from tinycats_core.device import is_out_of_memory
+from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.data import load_split
+from tinycats_core.device import fast_arithmetic, is_out_of_memory
 from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
-from tinycats_core.files import digest_of, make_folder, read_json, sha256_of, write_json
+from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.signals import stop_signals
@@ -101,7 +104,8 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
             raise TrainingError("stopped; run the same command to go on")
 
     try:
-        dataset = Dataset(path=place.data / data_folder(request["dataset"]["sha256"]) / "images.safetensors", **request["dataset"])
+        write_json(folder / "request.json", request)
+        dataset = _dataset(request, place.data)
         if not dataset.is_intact():
             found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
@@ -130,6 +134,59 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def draw(outputs: Path, run: str, labels: list[int], first: int, sample: dict[str, Any], device: str) -> bytes:
+    """Draw a part of a set of images from the weights of a run; `first` is the number of its first image in the set.
+
+    Returns uint8 (N, 3, S, S) as bytes: on the same device those of the set drawn at once, where `first` is a multiple of the
+    batch size.
+    """
+    from tinycats_core import checkpoint, sampling
+
+    network, header = checkpoint.load_generator(outputs / run_folder(run) / "ema.safetensors", device)
+    size, classes = header.model.image_size, len(header.classes)
+    config = SampleConfig(**sample)
+    with fast_arithmetic(torch.device(device)):
+        images = sampling.sample(network, torch.tensor(labels), size, classes, config, device, first)
+    return images.numpy().tobytes()
+
+
+def evaluate(
+    data: Path, outputs: Path, run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None
+) -> dict[str, Any]:
+    """Measure what the weights of a run draw against the test images of the data that it was trained on.
+
+    Returns `metrics`, `floor` and `conditions` of the report. `classifier_run` is the training of the breed classifier.
+    """
+    from tinycats_core import checkpoint, fidelity, sampling
+
+    folder = outputs / run_folder(run)
+    request = read_json(folder / "request.json")
+    dataset, config = _dataset(request, data), EvaluateConfig(**evaluate)
+    weights = folder / "ema.safetensors"
+    network, header = checkpoint.load_generator(weights, device)
+    labels = sampling.labels_like(load_split(dataset, "test")[1], config.samples, len(dataset.classes))
+    settings = {"model": sha256_of(weights), "runtime": "pytorch", "occasion": "", "patch_size": header.model.patch_size}
+    path, size = folder / "evaluation" / "samples.safetensors", dataset.image_size
+    samples = sampling.generate(network, labels, size, len(dataset.classes), SampleConfig(**sample), path, settings, device)
+    classifier = None
+    if classifier_run:
+        there = outputs / run_folder(classifier_run)
+        classifier = Checkpoint.model_validate(read_json(there / "result.json")["checkpoint"]).in_folder(there)
+    report = fidelity.evaluate(samples, dataset, config, classifier, folder / "evaluation", device)
+    return {"metrics": report.metrics, "floor": report.floor, "conditions": report.conditions}
+
+
+def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:
+    """Prepare a data set on the data volume, where a training looks for it."""
+    from tinycats_core.data import prepare
+
+    dataset = prepare(DataConfig(**config), data / "prepared")
+    target = data / data_folder(dataset.sha256)
+    with atomic_path(target) as temporary:
+        shutil.copytree(dataset.path.parent, temporary)
+    return dataset.model_copy(update={"path": target / dataset.path.name})
 
 
 def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Checkpoint:
@@ -254,6 +311,10 @@ def run_folder(run: str) -> str:
 def data_folder(dataset_sha256: str) -> str:
     """Return where a data set lies on the data volume."""
     return f"datasets/{dataset_sha256}"
+
+
+def _dataset(request: Request, data: Path) -> Dataset:
+    return Dataset(path=data / data_folder(request["dataset"]["sha256"]) / "images.safetensors", **request["dataset"])
 
 
 def _finished(folder: Path) -> Result | None:

@@ -283,7 +283,7 @@ def _start_call(client: ModalClient, job: Job, compute: ComputeConfig) -> str:
         "run": job.run,
         "revision": jobs.revision(),
         "dataset": job.dataset.verify().model_dump(mode="json", exclude={"path"}),
-        "device": "cuda" if compute.device == "auto" else compute.device,  # never a GPU's price for a CPU's work
+        "device": compute.device_on_modal,
         "processes": compute.processes,
         "budget": _budget(compute),
         **job.settings,

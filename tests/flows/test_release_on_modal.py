@@ -11,6 +11,7 @@ from modal_server import Server, loopback_modal
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from pydantic import SecretStr
 
 from benchmarks.fake_modal import FakeModal
 from flows.release_model import release_model
@@ -113,7 +114,7 @@ def test_a_token_may_lie_in_prefects_blocks(server: Server, on_modal: dict[str, 
     with pytest.raises(ComputeError, match="no Modal credentials"):
         release_model("smoke", on_modal)
     for name, value in (("modal-token-id", "ak-block"), ("modal-token-secret", "as-hidden")):
-        cast(Any, Secret(value=value)).save(name, overwrite=True)
+        cast(Any, Secret(value=SecretStr(value))).save(name, overwrite=True)
     server.answers["ClientHello"] = grpclib.Status.UNAUTHENTICATED
     with pytest.raises(ComputeError, match="Modal rejected the token from MODAL_TOKEN_ID and MODAL_TOKEN_SECRET") as caught:
         release_model("smoke", on_modal)
