@@ -103,8 +103,10 @@ def train_on_modal(
     call = read_json(state) if state.is_file() else {}
     if call and call["run"] != job.run:
         raise ComputeError(f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file")
-    if "checkpoint" in call and (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
-        return checkpoint
+    if "checkpoint" in call:
+        if (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
+            return checkpoint
+        call = {}  # that call is over, and what it made is on the volume, or made anew
     if call:
         client.check_credentials()
         logger.info("attached to call %s, which an earlier run started", call["call_id"])

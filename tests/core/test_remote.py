@@ -144,6 +144,14 @@ def test_finished_run_is_brought_here_without_a_call(finished: Finished, job: Jo
     assert client.spawned == 0
 
 
+def test_weights_that_were_damaged_here_are_brought_here_anew(finished: Finished, job: Job, tmp_path: Path) -> None:
+    client = Replay(finished[0])
+    checkpoint = train_on_modal(job, COMPUTE, tmp_path, client=client)
+    checkpoint.path.write_bytes(b"?")
+    assert train_on_modal(job, COMPUTE, tmp_path, client=client).is_intact()
+    assert client.spawned == 0
+
+
 def test_names_of_trainings(dataset: Dataset, job: Job) -> None:
     assert generator_job(dataset, MODEL, TRAIN).run == job.run
     others = [
