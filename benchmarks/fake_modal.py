@@ -299,14 +299,20 @@ def _await(pid: int, mounted: Path, timeout: float) -> dict[str, Any]:
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """Make a folder like another: new files first, so that a kill in between loses none. Hidden files are not yet whole."""
-    for path in _files(source):
+    """Make a folder like another, nearly at once: new files first, so that a kill in between loses none.
+
+    Hidden files are left out: they are not yet whole.
+    """
+    ready: list[tuple[Path, Path]] = []
+    for path in sorted(_files(source), key=lambda path: path.name == "result.json"):
         copy = target / path.relative_to(source)
         if not copy.is_file() or copy.stat().st_mtime_ns != path.stat().st_mtime_ns:
             copy.parent.mkdir(parents=True, exist_ok=True)
             part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
             shutil.copy2(path, part)
-            part.replace(copy)
+            ready.append((part, copy))
+    for part, copy in ready:
+        part.replace(copy)
     for path in _files(target):
         if not (source / path.relative_to(target)).exists():
             path.unlink()

@@ -91,7 +91,7 @@ def client(tmp_path: Path) -> Iterator[FakeModal]:
             made.cancel(call_id)
 
 
-def until(true: Any, seconds: float = 60.0) -> Any:
+def until(true: Any, seconds: float = 240.0) -> Any:
     """Wait for a function's result to become true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := true()):
@@ -204,10 +204,11 @@ def test_orchestrator_that_is_killed_is_replaced_and_attaches(job: Job, client: 
     )
     parts = [part.model_dump_json() for part in (job.dataset, MODEL, LONG, COMPUTE)]
     command = [sys.executable, "-c", code, *parts, str(client.root), str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    until(lambda: client.calls() and client.log("fc-0000"))
-    process.kill()
-    process.wait()
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        try:
+            until(lambda: client.calls() and client.log("fc-0000"))
+        finally:
+            process.kill()
     assert read_json(tmp_path / "run" / "modal_call.json") == {"run": long.run, "call_id": "fc-0000"}
 
     seen: list[int] = []
