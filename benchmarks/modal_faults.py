@@ -259,10 +259,8 @@ def overspend(site: Site, go_on: bool) -> dict[str, Any]:
     if go_on:
         again = site.release(**longer, compute={"max_cost_usd": 100 * cap})
         again.process.wait(LONGEST)  # published or refused: that is the gate's business
-        rows = run.diary()
-        figures["went_on_after_cost_stop"] = (
-            rows[2]["event"] == "resume" and rows[2]["step"] == stop["step"] and rows[-1]["step"] == 3000
-        )
+        _, _, resumed, *_, end = run.diary()
+        figures["went_on_after_cost_stop"] = (resumed["step"], end["step"]) == (stop["step"], longer["train"]["steps"])
     return figures
 
 
