@@ -134,7 +134,8 @@ class Site:
 
     def published(self) -> list[str]:
         """Return the versions that are published."""
-        return sorted(path.parent.name for path in (self.folder / "releases").glob("small/*/release.json"))
+        folders = [path.parent for path in (self.folder / "releases").glob("small/*/release.json")]
+        return sorted(folder.name for folder in folders if not folder.is_symlink())  # which `latest` is
 
 
 @dataclass
