@@ -1,28 +1,34 @@
-"""The Modal app: where the generator is trained when compute.where is `modal`.
+"""The Modal app: where the networks are trained when compute.where is `modal`.
 
-    modal deploy deployments/modal_app.py                              # once, and after every change of the code
-    modal run deployments/modal_app.py --preset high-accuracy          # or train at once, without a release
+    modal deploy deployments/modal_app.py                                   # once, and after every change of the code
+    modal run deployments/modal_app.py::train --preset high-accuracy        # or train at once, without a release
+    modal run deployments/modal_app.py::prepare --preset standard           # the data set, there, without an upload
+    modal run deployments/modal_app.py::generate --run RUN --per-class 64   # draw from what was trained, side by side
+    modal run deployments/modal_app.py::judge --run RUN                     # and measure it
 
 Importing this file needs neither network nor credentials.
 """
 
 import json
-import time
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import modal
-from pydantic import ValidationError
+import torch
 
-from tinycats_core import remote
-from tinycats_core.config import ModelConfig, TrainConfig, parse_overrides, resolve
+from tinycats_core import jobs, modal_client, remote
+from tinycats_core.config import ModelConfig, ReleaseConfig, parse_overrides, resolve
 from tinycats_core.errors import ComputeError, TinycatsError
-from tinycats_core.files import home, sha256_of
-from tinycats_core.records import Dataset
+from tinycats_core.files import home
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm")  # what training imports
+# What training and judging import, by the names of constraints.txt.
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
 DATA, OUTPUTS = Path("/data"), Path("/outputs")  # where the volumes are mounted
-COMMIT_SECONDS = 30.0  # a preempted attempt loses at most the checkpoints of this time
+
+logger = logging.getLogger("tinycats.modal")
 
 
 def pinned(text: str) -> list[str]:
@@ -33,61 +39,100 @@ def pinned(text: str) -> list[str]:
     return [pins[name] for name in PACKAGES]
 
 
-app = modal.App(remote.APP)
-image = modal.Image.debian_slim(python_version="3.11")
-if modal.is_local():  # in the container the image is made already, and constraints.txt is not there
+def make_image() -> modal.Image:
+    """Return an image with PACKAGES and what they require, all in the versions of constraints.txt, and the core's sources."""
+    image = modal.Image.debian_slim(python_version="3.11")
+    if not modal.is_local():  # in the container the image is made already, and constraints.txt is not there
+        return image
     constraints = Path(__file__).resolve().parent.parent / "constraints.txt"
-    image = image.uv_pip_install(*pinned(constraints.read_text())).add_local_python_source("tinycats_core")
-data_volume = modal.Volume.from_name(remote.DATA_VOLUME, create_if_missing=True)
-outputs_volume = modal.Volume.from_name(remote.OUTPUTS_VOLUME, create_if_missing=True)
+    image = image.add_local_file(constraints, "/constraints.txt", copy=True)
+    image = image.uv_pip_install(*pinned(constraints.read_text()), extra_options="--constraint /constraints.txt")
+    return image.add_local_python_source("tinycats_core")
 
 
-@app.function(
-    image=image,
-    volumes={str(DATA): data_volume, str(OUTPUTS): outputs_volume},
-    timeout=24 * 3600,
-    retries=modal.Retries(initial_delay=0.0, max_retries=10),
-    single_use_containers=True,
-)
-def train_generator(request: dict[str, Any]) -> dict[str, Any]:
-    """Train, or go on from the last checkpoint on the volume, and return the record and the sha256 of each file.
+app = modal.App(modal_client.APP)
+image = make_image()
+data_volume = modal.Volume.from_name(modal_client.DATA_VOLUME, create_if_missing=True)
+outputs_volume = modal.Volume.from_name(modal_client.OUTPUTS_VOLUME, create_if_missing=True)
+claims = modal.Dict.from_name(modal_client.CLAIMS, create_if_missing=True)
+# GPU, timeout, retries, region and secrets are given by the caller; what stands here is for one that gives none.
+training: dict[str, Any] = {
+    "image": image,
+    "volumes": {str(DATA): data_volume, str(OUTPUTS): outputs_volume},
+    "timeout": 24 * 3600,
+    "retries": modal.Retries(initial_delay=0.0, max_retries=10),
+    "single_use_containers": True,
+}
 
-    What a retry cannot mend comes back as {"error": message}: raising it would start ten more attempts. GPU, timeout
-    and retries are given by the caller.
-    """
-    from tinycats_core.training import train
 
+@app.function(image=image, volumes={str(DATA): data_volume}, timeout=600)
+def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
+    """Say which code is deployed, and what lies on the data volume: asked before a GPU is paid for."""
+    data_volume.reload()
+    return jobs.check(DATA, dataset_sha256)
+
+
+@app.function(**training)
+def train_generator(request: jobs.Request) -> jobs.Result:
+    """Train the generator, or go on from the last checkpoint on the volume."""
+    return jobs.run(request, place(), jobs.train_generator)
+
+
+@app.function(**training)
+def train_classifier(request: jobs.Request) -> jobs.Result:
+    """Train the breed classifier."""
+    return jobs.run(request, place(), jobs.train_classifier)
+
+
+@app.function(image=image, volumes={str(OUTPUTS): outputs_volume}, timeout=3600, retries=2)
+def generate_samples(run: str, labels: list[int], first: int, sample: dict[str, Any], device: str) -> bytes:
+    """Draw a part of a set of images."""
+    outputs_volume.reload()
+    return jobs.draw(OUTPUTS, run, labels, first, sample, device)
+
+
+@app.function(image=image, volumes={str(DATA): data_volume, str(OUTPUTS): outputs_volume}, timeout=6 * 3600)
+def evaluate(
+    run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None = None
+) -> dict[str, Any]:
+    """Measure what a run's weights draw."""
     data_volume.reload()
     outputs_volume.reload()
-    folder = OUTPUTS / remote.run_folder(request["run"])
-    data = remote.data_folder(request["dataset"]["sha256"])
-    committed = time.monotonic()
+    report = jobs.evaluate(DATA, OUTPUTS, run, sample, evaluate, device, classifier_run)
+    outputs_volume.commit()
+    return report
 
-    def commit_in_time(row: dict[str, Any]) -> None:
-        nonlocal committed
-        if time.monotonic() - committed >= COMMIT_SECONDS:
-            outputs_volume.commit()
-            committed = time.monotonic()
 
+@app.function(image=image, volumes={str(DATA): data_volume}, timeout=6 * 3600)
+def prepare_data(config: dict[str, Any]) -> str:
+    """Prepare a data set on the data volume, and return its sha256."""
+    data_volume.reload()
+    dataset = jobs.prepare_data(DATA, config)
+    data_volume.commit()
+    return dataset.sha256
+
+
+def place() -> jobs.Place:
+    """Return where a container stands."""
+
+    def reload() -> None:
+        data_volume.reload()
+        outputs_volume.reload()
+
+    def is_over(call_id: str) -> bool:
+        return modal_client.is_over(modal_client.ModalClient(), call_id)
+
+    return jobs.Place(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
+
+
+def keep(in_order: bool) -> None:
+    """Commit the outputs. While training holds a file open, Modal commits and then may refuse to show what others have done."""
     try:
-        dataset = Dataset(path=DATA / data / "images.safetensors", **request["dataset"])
-        model, training = ModelConfig(**request["model"]), TrainConfig(**request["train"])
-        if not dataset.is_intact():
-            volume = remote.DATA_VOLUME
-            raise ComputeError(f"{data} on {volume} is missing or damaged; run `modal volume rm -r {volume} {data}`")
-        checkpoint = train(dataset, model, training, folder, request["device"], commit_in_time, request["processes"])
-    except TinycatsError as error:
-        return {"error": str(error)}
-    except ValidationError:
-        return {"error": "the deployed code does not know these settings; run `modal deploy deployments/modal_app.py`"}
-    finally:
         outputs_volume.commit()
-    weights = [checkpoint.path, *(other.path for other in checkpoint.others)]
-    files = [*weights, folder / "log.jsonl", folder / "diary.jsonl", *sorted((folder / "samples").glob("*.png"))]
-    return {
-        "checkpoint": checkpoint.model_dump(mode="json"),
-        "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},
-    }
+    except RuntimeError as error:
+        if in_order or "open files" not in str(error):
+            raise
+        logger.warning("the commit of the outputs said: %s", error)
 
 
 @app.local_entrypoint()
@@ -95,19 +140,72 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
     """Prepare the data here, train on Modal, and download the checkpoint to .tinycats/modal/."""
     from tinycats_core.data import prepare
 
-    try:
+    with told():
         config = resolve(preset, parse_overrides(overrides))
         dataset = prepare(config.data, home() / "data")
-        folder = home() / "modal" / remote.run_id(dataset, config.model, config.train)
-        checkpoint = remote.train_on_modal(
-            dataset,
-            config.model,
-            config.train,
-            config.compute,
-            folder,
-            on_log=lambda row: print(json.dumps(row)),
-            client=remote.ModalClient(train_generator),
-        )
+        job = remote.generator_job(dataset, config.model, config.train)
+        client = remote.ModalClient({"check": check, "train_generator": train_generator})
+        folder = home() / "modal" / job.run
+        checkpoint = remote.train_on_modal(job, config.compute, folder, lambda row: print(json.dumps(row)), client)
+        print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")
+
+
+@app.local_entrypoint()
+def prepare(preset: str = "standard", overrides: str = "{}") -> None:
+    """Prepare the data on Modal: a training that needs it finds it there."""
+    with told():
+        config = resolve(preset, parse_overrides(overrides)).data
+        if config.source == "folder":
+            raise ComputeError("data.source is 'folder', and the folder is here: a training uploads it by itself")
+        print(prepare_data.remote(config.model_dump(mode="json")))
+
+
+@app.local_entrypoint()
+def generate(
+    run: str, per_class: int = 8, shards: int = 4, preset: str = "standard", overrides: str = "{}", out: str = "samples"
+) -> None:
+    """Draw images of every class from a run's weights, in shards side by side, and write OUT.safetensors and OUT.png."""
+    from tinycats_core.checkpoint import write_safetensors
+    from tinycats_core.grids import contact_sheet
+
+    with told():
+        config = resolve(preset, parse_overrides(overrides))
+        sample = config.sample.candidates()[0]
+        with modal_client.explained():
+            shape = ModelConfig(**json.loads(b"".join(remote.ModalClient().read(f"{jobs.run_folder(run)}/run.json")))["model"])
+            labels = torch.arange(shape.num_classes).repeat_interleave(per_class)
+            size = max(1, -(-len(labels) // shards // sample.batch_size)) * sample.batch_size  # whole batches, to change no bit
+            parts = [(run, part.tolist(), number * size) for number, part in enumerate(labels.split(size))]
+            given = sample.model_dump(mode="json"), config.compute.device_on_modal
+            drawn = b"".join(on_gpu(generate_samples, config).starmap([(*part, *given) for part in parts]))
+        images = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(len(labels), 3, shape.image_size, shape.image_size)
+        header = {"kind": "samples", "settings": {**given[0], "run": run, "runtime": "pytorch"}}
+        write_safetensors(Path(f"{out}.safetensors"), {"images": images, "labels": labels}, header)
+        names = tuple(map(str, range(shape.num_classes)))
+        contact_sheet(images, labels, names, per_class=min(per_class, 8), scale=1).save(f"{out}.png")
+        print(f"{out}.safetensors  {len(images)} images in {len(parts)} shards")
+
+
+@app.local_entrypoint()
+def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_run: str = "") -> None:
+    """Measure what a run's weights draw on Modal, and print the report."""
+    with told():
+        config = resolve(preset, parse_overrides(overrides))
+        settings = config.sample.candidates()[0].model_dump(mode="json"), config.evaluate.model_dump(mode="json")
+        with modal_client.explained():
+            report = on_gpu(evaluate, config).remote(run, *settings, config.compute.device_on_modal, classifier_run or None)
+        print(json.dumps(report, indent=2))
+
+
+def on_gpu(function: Any, config: ReleaseConfig) -> Any:
+    """Return a function of the app with the GPU and the region of a configuration."""
+    return function.with_options(gpu=config.compute.one_gpu().gpu, region=config.compute.region)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the program with one line for an error that is meant for people."""
+    try:
+        yield
     except TinycatsError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")

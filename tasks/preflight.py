@@ -1,11 +1,15 @@
 """What is settled before the first stage: the configuration, and that everything it needs is there."""
 
 import json
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from prefect.blocks.system import Secret
+
+from tasks import show
 from tasks.stage import log
-from tinycats_core import costs, data, distributed, fidelity, hub, registry, remote, run_folder
+from tinycats_core import costs, data, distributed, fidelity, hub, modal_auth, registry, remote, run_folder
 from tinycats_core.config import DataConfig, ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
 from tinycats_core.records import Dataset
@@ -22,6 +26,7 @@ def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> Releas
 def check_ready(config: ReleaseConfig) -> None:
     """Raise the TinycatsError of the first thing that is missing, before any stage has run, and log what training costs."""
     if config.compute.where == "modal":
+        find_modal_token()
         remote.check_compute(config.compute)
     else:
         distributed.check_processes(config.compute.device, config.compute.processes)
@@ -31,7 +36,21 @@ def check_ready(config: ReleaseConfig) -> None:
     check_writable(config.publish.folder)
     check_writable(home())
     check_inputs(config)
-    log().info("to train: %s", costs.estimate(config.model, config.train, config.compute))
+    expected = costs.estimate(config.model, config.train, config.compute)
+    log().info("to train: %s", expected)
+    costs.check_budget(expected, config.compute)
+
+
+def find_modal_token() -> None:
+    """Take Modal's token from Prefect's Secret blocks `modal-token-id` and `modal-token-secret` where there is none here."""
+    if modal_auth.has_credentials() or not show.in_run():
+        return
+    for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET"):
+        try:
+            block = cast(Secret[str], Secret.load(name.lower().replace("_", "-")))
+        except ValueError:  # no such block: what is missing is told with the credentials
+            continue
+        os.environ[name] = block.get()
 
 
 def check_images(config: DataConfig) -> None:

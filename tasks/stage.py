@@ -18,10 +18,9 @@ from prefect.exceptions import MissingContextError
 
 from tinycats_core import data, hub, manifest
 from tinycats_core.config import ComputeConfig, DataConfig, Part
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import ModalUnreachable, TinycatsError
 from tinycats_core.files import digest_of, home
 from tinycats_core.records import OnnxModel, Record, Release
-from tinycats_core.remote import ModalUnreachable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -185,3 +184,4 @@ class _Brief(logging.Filter):
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_Brief())
+logging.getLogger("tinycats.remote").setLevel(logging.INFO)  # Prefect gives `extra_loggers` a handler, but no level

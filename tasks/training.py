@@ -10,18 +10,19 @@ from tinycats_core.files import home, read_json
 from tinycats_core.records import Checkpoint, Dataset
 
 
-@stage(version=2, beside=("report.json",))
+@stage(version=2, beside=("report.json",), **NETWORK)
 def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Checkpoint:
-    """Train the network that tells the breeds."""
+    """Train the network that tells the breeds, here or on Modal."""
     folder = home() / "classifier" / key_of(classifier.VERSION, dataset, config)
     bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
-    checkpoint = classifier.train_classifier(
-        dataset,
-        config,
-        folder,
-        compute.device,
-        on_log=lambda row: bar(row["epoch"] / config.epochs, f"epoch {row['epoch']}"),
-    )
+
+    def on_log(row: dict) -> None:
+        bar(row["epoch"] / config.epochs, f"epoch {row['epoch']}")
+
+    if compute.where == "modal":
+        checkpoint = remote.train_on_modal(remote.classifier_job(dataset, config), compute.one_gpu(), folder, on_log)
+    else:
+        checkpoint = classifier.train_classifier(dataset, config, folder, compute.device, on_log)
     facts = {name: value for name, value in checkpoint.facts.items() if isinstance(value, float)}
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
     report = read_json(checkpoint.path.with_name("report.json"))
@@ -40,11 +41,12 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 
     def on_log(row: dict) -> None:
-        bar(row["step"] / train.steps, training.status(row))
+        spent = f"  ${row['dollars']:.2f} so far" if "dollars" in row else ""
+        bar(row["step"] / train.steps, training.status(row) + spent)
 
     expected = costs.estimate(model, train, compute)
     if compute.where == "modal":
-        checkpoint = remote.train_on_modal(dataset, model, train, compute, folder, on_log)
+        checkpoint = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
     else:
         checkpoint = training.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
     show.picture("loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps")

@@ -22,9 +22,9 @@ AT_HOME_IN = {
     "onnxruntime": {"export"},
     "huggingface_hub": {"hub", "card"},
     "httpx2": {"hub"},  # what huggingface_hub talks through
-    "modal": {"remote"},
-    "grpclib": {"remote"},  # what modal talks through
-    "aiohttp": {"remote"},
+    "modal": {"modal_client", "modal_auth"},
+    "grpclib": {"modal_client"},  # what modal talks through
+    "aiohttp": {"modal_client"},
     "pandas": {"bundle"},
     "matplotlib": {"grids"},
 }

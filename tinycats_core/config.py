@@ -284,7 +284,7 @@ class PublishConfig(Part):
 
 
 class ComputeConfig(Part):
-    """Where the generator is trained. Does not change what is computed, so it is in no cache key."""
+    """Where the networks are trained. Does not change what is computed, so it is in no cache key."""
 
     where: Literal["local", "modal"] = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -293,6 +293,19 @@ class ComputeConfig(Part):
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0
     retries: Annotated[int, Field(ge=0, le=10)] = 10
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call goes on
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None  # of one training on Modal, all its calls together; None: no limit
+    region: str | None = None  # of Modal's; None: wherever there is a GPU
+    secrets: tuple[str, ...] = ()  # of Modal's, by name: environment variables where it trains
+
+    @property
+    def device_on_modal(self) -> str:
+        """The device of a container: `auto` must not mean a GPU's price for a CPU's work."""
+        return "cuda" if self.device == "auto" else self.device
+
+    def one_gpu(self) -> "ComputeConfig":
+        """Return the same place with one GPU, for what does not share its batch."""
+        return self.model_copy(update={"gpu": self.gpu.partition(":")[0], "processes": 1})
 
 
 class ReleaseConfig(Part):

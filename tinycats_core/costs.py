@@ -19,40 +19,10 @@ from tinycats_core.config import PRESETS, ComputeConfig, ModelConfig, TrainConfi
 from tinycats_core.device import fast_arithmetic, matmul_peak, pick_device, pick_precision
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import home, read_json, write_json
-from tinycats_core.remote import GPUS
+from tinycats_core.prices import GPUS, PRICES, Price, parse_gpu
 
 logger = logging.getLogger("tinycats.costs")
 
-
-@dataclass(frozen=True)
-class Price:
-    """What Modal asks for one GPU, and where that was read. `seen` is the list's day, None for a list without one."""
-
-    usd_per_hour: float
-    seen: str | None
-    source: str
-
-    def __str__(self) -> str:
-        return f"${self.usd_per_hour:g}/h a GPU ({self.source}, {f'dated {self.seen}' if self.seen else 'undated'})"
-
-
-# Modal's prices at second hand: none was checked against https://modal.com/pricing. The recent ones stand in
-# https://techbytes.app/posts/serverless-gpu-pricing-matrix-modal-replicate-lambda-2026/ of 2026-05-07; the others come from
-# lists that are older and bear no date. Processor, memory, region and non-preemptible surcharges come on top.
-RECENT = {"seen": "2026-05-07", "source": "second-hand list, not verified"}
-OLDER = {"seen": None, "source": "older second-hand list, not verified"}
-PRICES = {
-    "T4": Price(0.5904, **RECENT),
-    "L4": Price(0.7992, **RECENT),
-    "A10": Price(1.10, **OLDER),
-    "L40S": Price(1.9512, **RECENT),
-    "A100": Price(2.10, **OLDER),  # asking for an A100 is asking for one of 40 GB
-    "A100-40GB": Price(2.10, **OLDER),
-    "A100-80GB": Price(2.4984, **RECENT),
-    "H100": Price(3.9492, **RECENT),
-    "H100!": Price(3.9492, **RECENT),  # an H100 that is never upgraded to an H200
-    "H200": Price(4.54, **OLDER),
-}
 # TFLOP/s of the tensor cores by NVIDIA's data sheets: dense bf16 with fp32 sums (the T4 has fp16 only). Not listed: GPUs whose
 # data sheet was not at hand, and B200+, which is one of two. An A10 of Modal's may be an A10G, which is slower.
 TENSOR_TFLOPS = {
@@ -144,6 +114,20 @@ def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> 
     return Estimate(train.steps, train.batch_size, place, rate, hours, dollars, price, basis, _charge(place))
 
 
+def check_budget(before: Estimate, compute: ComputeConfig) -> None:
+    """Raise ComputeError where a training will cost more than compute.max_cost_usd even by the low end of its estimate."""
+    limit = compute.max_cost_usd
+    if compute.where != "modal" or limit is None:
+        return
+    if before.dollars and before.dollars[0] > limit:
+        raise ComputeError(
+            f"compute.max_cost_usd is {limit:g} but the training will cost ${between(before.dollars)}, {before.basis}; "
+            "give a higher one, or fewer train.steps"
+        )
+    if not before.dollars or before.dollars[1] > limit:
+        logger.warning("compute.max_cost_usd is %g: the training may be stopped before it ends, at a checkpoint", limit)
+
+
 def find_place(train: TrainConfig, compute: ComputeConfig) -> Place:
     """Return where a configuration trains, with `auto` settled. Raises ComputeError."""
     if compute.where == "modal":
@@ -154,14 +138,6 @@ def find_place(train: TrainConfig, compute: ComputeConfig) -> Place:
     device = pick_device(compute.device)
     name = f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
     return Place(None, name, compute.processes, NAMES[pick_precision(train.precision, device)])
-
-
-def parse_gpu(gpu: str) -> tuple[str, int]:
-    """Return Modal's name of a GPU and how many are asked for: ("H100", 4) of "H100:4". Raises ComputeError."""
-    name, colon, count = gpu.upper().partition(":")
-    if name not in GPUS or (colon and not (count.isdecimal() and int(count) > 0)):
-        raise ComputeError(f"compute.gpu is {gpu!r}; allowed: {', '.join(GPUS)}, or several of one, such as H100:4")
-    return name, int(count or 1)
 
 
 def measured_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range, str] | None:
@@ -197,11 +173,14 @@ def record(
     gpu, count = parse_gpu(compute.gpu) if compute.where == "modal" else (None, 1)
     place = Place(gpu, end["device"], end["processes"], end["precision"])
     price, hours = PRICES.get(gpu or ""), end["seconds"] / 3600
+    meter = _read(folder / "meter.json")  # of Modal: from the start of each attempt to its end
+    billed = sum(meter["attempts"]) if meter else end["seconds"]
     cost = {
         **_kind(model, train, place),
         "gpus": count if gpu else None,
         "finished": end["time"],
         "steps": end["step"],
+        "steps_run": round(end["images"] / train.batch_size),
         "images": end["images"],
         "seconds": end["seconds"],
         "hours": hours,
@@ -210,7 +189,8 @@ def record(
         "attempts": end["attempts"],
         "seconds_lost": end["seconds_lost"],
         "price": price and asdict(price),
-        "dollars": hours * price.usd_per_hour * count if price else None,
+        "billed_seconds": billed if gpu else None,
+        "dollars": billed / 3600 * price.usd_per_hour * count if price else None,
         "charge": _charge(place),
         "estimate": _read(path).get("estimate") or asdict(before),
     }
@@ -221,6 +201,8 @@ def record(
 def account(cost: Mapping[str, Any]) -> str:
     """Say in one line what a recorded training took."""
     tries = f"{cost['attempts']} attempt{'s' if cost['attempts'] > 1 else ''}"
+    if cost["steps_run"] > cost["steps"]:
+        tries += f" with {cost['steps_run']:,} steps for {cost['steps']:,}"
     money = cost["charge"] if cost["dollars"] is None else f"${figure(cost['dollars'])}, {cost['charge']}"
     rate = figure(cost["images_per_s"])
     return f"training took {figure(cost['hours'])} h at {rate} images/s on {cost['gpu'] or cost['device']}, {tries}: {money}"

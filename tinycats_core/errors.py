@@ -37,6 +37,10 @@ class ComputeError(TinycatsError):
     """The place that should train is not available: no credentials, no such device, a remote job that failed."""
 
 
+class ModalUnreachable(ComputeError):
+    """Modal does not answer, or not now. What was started there goes on; asking again may help."""
+
+
 class ReleaseRejected(TinycatsError):
     """The candidate is not good enough to be published. Carries the decision record as its `decision`."""
 

@@ -1,361 +1,339 @@
-"""Training on Modal, seen from here: credentials, upload, one call that outlives this process, verified download.
+"""Training on Modal, seen from here: one call that outlives this process, watched, paid for, and its files verified.
 
-What runs there is `deployments/modal_app.py`. Every call to Modal goes through `ModalClient`.
+What runs there is `jobs.py`, in `deployments/modal_app.py`.
+
+Exactly one training: a run's name is made of its data and settings, and of all calls for a run only the one that has claimed
+it trains (`jobs.claim`); the others name that one and end, and whoever waits for them waits for it. So a second
+orchestrator, or one that was killed before it could note the call that it had started, costs a container's start and no
+second training. This holds as far as Modal keeps its word that an attempt of a call begins when the one before has ended.
+
+Command line: `python -m tinycats_core.remote prune --keep N [--dry-run]` removes old runs from the outputs volume.
 """
 
-import asyncio
+import argparse
 import json
 import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tinycats_core.config import ComputeConfig, ModelConfig, TrainConfig
-from tinycats_core.errors import ComputeError
+from tinycats_core import jobs
+from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
+from tinycats_core.errors import ComputeError, ModalUnreachable, TinycatsError
 from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json
+from tinycats_core.jobs import OnLog, data_folder, run_folder
+from tinycats_core.modal_auth import one_line
+from tinycats_core.modal_client import APP, DATA_VOLUME, OUTPUTS_VOLUME, ModalClient, explained, is_over, meaning_of
+from tinycats_core.prices import parse_gpu, usd_per_second
 from tinycats_core.records import Checkpoint, Dataset
 
-APP = "tinycats"
-FUNCTION = "train_generator"
-DATA_VOLUME = "tinycats-data"
-OUTPUTS_VOLUME = "tinycats-outputs"
-# https://modal.com/docs/guide/gpu
-GPUS = (
-    *("T4", "L4", "A10", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000"),
-    *("H100", "H100!", "H200", "B200", "B200+"),
-)
-ANSWER_SECONDS = 20.0  # Modal's own client would try for a minute before it gives up
-SET_BOTH = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
+AGAIN = "run the same command to go on from its last checkpoint"
+ATTACH = "run the same command to attach to it again"
 
 logger = logging.getLogger("tinycats.remote")
-
-
-class ModalUnreachable(ComputeError):
-    """Modal does not answer, or not now. What was started there goes on; asking again may help."""
 
 
 class CallEnded(ComputeError):
     """The remote call is over and there is no result."""
 
 
-class ModalClient:
-    """Every call that the project makes to Modal, each as thin as can be: the seam at which tests stand in for Modal.
+@dataclass(frozen=True)
+class Job:
+    """One training: the remote function that does it, its data and its settings."""
 
-    The methods raise what Modal's library raises. Paths are relative to the root of a volume.
+    function: str
+    dataset: Dataset
+    settings: dict[str, Any]
 
-    Args:
-        function: the remote function, when it is not the deployed one (as in `modal run`).
-    """
-
-    def __init__(self, function: Any = None):
-        self.function = function
-
-    def check_credentials(self) -> str:
-        return check_credentials()
-
-    def check_deployed(self) -> None:
-        self._function().hydrate()
-
-    def list_data(self, folder: str) -> dict[str, int]:
-        """Return name and bytes of each file in a folder of the data volume; none when there is no such folder."""
-        from modal.exception import NotFoundError
-
-        try:
-            return {PurePosixPath(entry.path).name: entry.size for entry in self._volume(DATA_VOLUME).listdir(folder)}
-        except (NotFoundError, FileNotFoundError):
-            return {}
-
-    def upload(self, files: Mapping[str, Path]) -> None:
-        """Put files on the data volume, all of them or none."""
-        with self._volume(DATA_VOLUME).batch_upload(force=True) as batch:
-            for remote, local in files.items():
-                batch.put_file(local, remote)
-
-    def spawn(self, request: dict[str, Any], compute: ComputeConfig) -> str:
-        """Start the remote function and return the id of the call."""
-        import modal
-
-        function = self._function().with_options(
-            gpu=compute.gpu,
-            timeout=round(compute.timeout_hours * 3600),
-            retries=modal.Retries(initial_delay=0.0, max_retries=compute.retries),
-        )
-        return function.spawn(request).object_id
-
-    def poll(self, call_id: str, seconds: float) -> dict[str, Any]:
-        """Return the result of a call, or raise what it raised. Raises an empty TimeoutError while it runs."""
-        import modal
-
-        return modal.FunctionCall.from_id(call_id).get(timeout=seconds)
-
-    def cancel(self, call_id: str) -> None:
-        import modal
-
-        modal.FunctionCall.from_id(call_id).cancel(terminate_containers=True)
-
-    def read(self, path: str) -> Iterator[bytes]:
-        """Yield a file of the outputs volume, as last committed. Raises FileNotFoundError."""
-        yield from self._volume(OUTPUTS_VOLUME).read_file(path)
-
-    def _function(self) -> Any:
-        import modal
-
-        return self.function or modal.Function.from_name(APP, FUNCTION)
-
-    def _volume(self, name: str) -> Any:
-        import modal
-
-        return modal.Volume.from_name(name, create_if_missing=True)
+    @property
+    def run(self) -> str:
+        """The name of the training: equal for equal data and settings, so that a new call goes on from its files."""
+        return digest_of([self.function, self.dataset.content, self.settings])[:16]
 
 
-def check_credentials() -> str:
-    """Ask Modal's server once whether it accepts the credentials, and return where they come from.
+def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job:
+    """Return the training of a generator."""
+    return Job("train_generator", dataset, {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")})
 
-    Raises:
-        ModalUnreachable: the server did not answer.
-        ComputeError: the credentials are missing, malformed or rejected. No message holds a secret.
-    """
-    try:
-        from modal.config import config, user_config_path
-    except ImportError:
-        raise ComputeError("compute.where is 'modal' but modal is not installed; run `pip install modal`") from None
-    except Exception:  # modal reads its file when imported; its message may quote the secret, so it is not repeated
-        path = os.environ.get("MODAL_CONFIG_PATH", "~/.modal.toml")
-        raise ComputeError(f"{path} is not a Modal configuration file; delete it and {SET_BOTH}") from None
-    if any(config.get(f"oauth_{name}") for name in ("refresh_token", "client_id", "client_secret", "jwt_key")):
-        source = "MODAL_OAUTH_* variables"
-    else:
-        source = _check_token(config.get("token_id"), config.get("token_secret"), str(user_config_path))
-    with ThreadPoolExecutor(1) as pool:  # the caller's thread may run an event loop already
-        pool.submit(asyncio.run, _hello(source)).result()
-    return source
+
+def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job:
+    """Return the training of a breed classifier."""
+    return Job("train_classifier", dataset, {"classifier": config.model_dump(mode="json")})
 
 
 def check_compute(compute: ComputeConfig, client: ModalClient | None = None) -> str:
-    """Check before any work that Modal will train: the GPU's name, the credentials, the deployed app.
+    """Check before any work that Modal will train: GPU, price, credentials, and that the app is deployed as it is here.
 
     Returns where the credentials come from. Raises ComputeError.
     """
     client = client or ModalClient()
     _check_gpu(compute)
+    _budget(compute)
     source = client.check_credentials()
-    with _explained():
-        client.check_deployed()
+    with explained():
+        deployed = client.check()["revision"]
+    if deployed != jobs.revision():
+        raise ComputeError(f"the code deployed on Modal is {deployed}, not {jobs.revision()} as here; {jobs.DEPLOY}")
     return source
 
 
 def train_on_modal(
-    dataset: Dataset,
-    model: ModelConfig,
-    train: TrainConfig,
-    compute: ComputeConfig,
-    folder: Path,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
-    client: ModalClient | None = None,
+    job: Job, compute: ComputeConfig, folder: Path, on_log: OnLog | None = None, client: ModalClient | None = None
 ) -> Checkpoint:
-    """Train a generator on Modal and return its EMA weights, as `training.train` does here.
+    """Train on Modal and return the weights, as the training here would. The folder gets the files that it would get.
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
     command attaches to the same call. An interrupt or any other error here cancels the call; a later run goes on from
-    the last checkpoint on the outputs volume. The folder gets `ema.safetensors`, the other averages and `raw.safetensors`,
-    `log.jsonl`, `diary.jsonl` and `samples/`.
+    the last checkpoint on the outputs volume.
 
     Args:
-        on_log: called with each row of the remote log, in order.
+        on_log: called with each row of the remote log, in order; `dollars` is what the GPU has cost so far.
 
     Raises:
-        CallEnded: the call failed or expired.
-        ModalUnreachable: Modal does not answer; the call goes on.
+        CallEnded: the call failed, expired, or has used up compute.max_cost_usd.
+        ModalUnreachable: Modal does not answer for compute.patience_minutes; the call goes on.
         ComputeError: the call cannot be started or asked, or what it made does not arrive intact.
     """
     client = client or ModalClient()
     check_writable(folder)
     state = folder / "modal_call.json"
-    run = run_id(dataset, model, train)
     call = read_json(state) if state.is_file() else {}
-    if call and call["run"] != run:
+    if call and call["run"] != job.run:
         raise ComputeError(f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file")
-    if "checkpoint" in call and (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
-        return checkpoint
+    if "checkpoint" in call:
+        if (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
+            return checkpoint
+        call = {}  # that call is over, and what it made is on the volume, or made anew
     if call:
         client.check_credentials()
         logger.info("attached to call %s, which an earlier run started", call["call_id"])
     else:
         check_compute(compute, client)
-        request = {
-            "run": run,
-            "dataset": dataset.verify().model_dump(mode="json", exclude={"path"}),
-            "model": model.model_dump(mode="json"),
-            "train": train.model_dump(mode="json"),
-            "device": "cuda" if compute.device == "auto" else compute.device,  # never a GPU's price for a CPU's work
-            "processes": compute.processes,
-        }
-        with _explained():
-            _upload(client, dataset)
-            call = {"run": run, "call_id": client.spawn(request, compute)}
+    result = _read_result(client, job.run)
+    if result is None:
+        call = call or {"run": job.run, "call_id": _find_call(client, job) or _start_call(client, job, compute)}
         write_json(state, call)
-        logger.info("started call %s on %s", call["call_id"], compute.gpu)
-    result = _follow(client, call["call_id"], run, compute, state, on_log)
+        result = Watch(client, job.run, compute, state, on_log).wait(call["call_id"])
     for name, sha256 in result["files"].items():
-        _download(client, f"{run_folder(run)}/{name}", folder / name, sha256)
+        _download(client, f"{run_folder(job.run)}/{name}", folder / name, sha256)
     checkpoint = Checkpoint.model_validate(result["checkpoint"]).in_folder(folder)
-    write_json(state, call | {"checkpoint": checkpoint.model_dump(mode="json")})
+    write_json(state, {"run": job.run, "call_id": call.get("call_id"), "checkpoint": checkpoint.model_dump(mode="json")})
     return checkpoint
 
 
-def run_id(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> str:
-    """Return the name of a training: equal for equal data and settings, so that a new call goes on from its files."""
-    return digest_of([dataset.content, model.digest(), train.digest()])[:16]
+class Watch:
+    """Waiting for a call: passes its log on, outlasts outages, cancels it when the wait is interrupted.
+
+    The file `state` is left only while the call can still be attached to.
+    """
+
+    def __init__(self, client: ModalClient, run: str, compute: ComputeConfig, state: Path, on_log: OnLog | None):
+        self.client, self.run, self.compute, self.state, self.on_log = client, run, compute, state, on_log
+        self.seen = 0
+        self.heard = time.monotonic()
+
+    def wait(self, call_id: str) -> jobs.Result:
+        """Return the result of a call, or of the one that does its work."""
+        try:
+            while True:
+                result = self._ask(call_id)
+                if result is None:
+                    continue
+                if "error" in result:
+                    raise CallEnded(f"training on Modal ended: {result['error']}")
+                if "call_id" not in result:
+                    return result
+                call_id = result["call_id"]
+                write_json(self.state, {"run": self.run, "call_id": call_id})
+                logger.info("call %s does this training already: attached to it", call_id)
+        except CallEnded:
+            self.state.unlink()
+            raise
+        except ComputeError:  # Modal cannot be asked now: the call goes on
+            raise
+        except BaseException:
+            try:
+                self.client.cancel(call_id)
+                self.state.unlink()
+            except Exception as error:
+                logger.error("call %s could not be cancelled (%s); run `modal app stop %s`", call_id, one_line(error), APP)
+            raise
+
+    def _ask(self, call_id: str) -> jobs.Result | None:
+        """Return the result of the call; None while it runs, or while there is still hope that Modal will answer."""
+        try:
+            result = self._poll(call_id)
+            self._pass_on()
+        except ModalUnreachable as error:
+            minutes = (time.monotonic() - self.heard) / 60
+            if minutes >= self.compute.patience_minutes:
+                raise
+            logger.warning("%s; trying again for up to %.0f minutes", error, self.compute.patience_minutes - minutes)
+            time.sleep(min(self.compute.poll_seconds, 60 * (self.compute.patience_minutes - minutes)))
+            return None
+        self.heard = time.monotonic()
+        return result
+
+    def _poll(self, call_id: str) -> jobs.Result | None:
+        try:
+            return self.client.poll(call_id, self.compute.poll_seconds)
+        except Exception as error:
+            meaning, said = meaning_of(error), one_line(error)
+        match meaning:
+            case "running":
+                return None
+            case "silent":
+                raise ModalUnreachable(f"Modal does not answer ({said}); call {call_id} goes on there, {ATTACH}")
+            case "refused":
+                raise ComputeError(f"Modal refuses ({said}); call {call_id} goes on there, {ATTACH}")
+            case "forgotten":
+                if (result := _read_result(self.client, self.run)) is not None:
+                    return result
+                raise CallEnded(f"Modal no longer knows the result of call {call_id}; {AGAIN}")
+            case "too long":
+                hours = self.compute.timeout_hours
+                raise CallEnded(f"training on Modal was stopped after compute.timeout_hours = {hours:g}; {AGAIN}")
+        if "memory" in said.lower():
+            advice = "its container had too little memory; ask for a larger compute.gpu, or for less data or a smaller model"
+            raise CallEnded(f"training on Modal failed: {said}: {advice}")
+        raise CallEnded(f"training on Modal failed: {said}; see `modal app logs {APP}`, then {AGAIN}")
+
+    def _pass_on(self) -> None:
+        """Pass on the rows of the log that are new. It is cut back when a preempted attempt resumes."""
+        folder = run_folder(self.run)
+        rows = [json.loads(line) for line in _read_text(self.client, f"{folder}/log.jsonl").splitlines(True) if line.endswith("\n")]
+        rows = [row for row in rows if _number(row) > self.seen]
+        if not rows:
+            return
+        meter = json.loads(_read_text(self.client, f"{folder}/meter.json") or '{"attempts": []}')
+        rate = usd_per_second(self.compute)
+        dollars = {} if rate is None else {"dollars": round(rate * sum(meter["attempts"]), 4)}
+        self.seen = _number(rows[-1])
+        spent = f", ${dollars['dollars']:.2f} so far" if dollars else ""
+        logger.info("%d of %d on Modal%s", self.seen, rows[-1].get("steps", rows[-1].get("epochs")), spent)
+        if self.on_log is not None:
+            for row in rows:
+                self.on_log(row | dollars)
 
 
-def data_folder(dataset_sha256: str) -> str:
-    """Return where a data set lies on the data volume."""
-    return f"datasets/{dataset_sha256}"
+def prune(keep: int, dry_run: bool = False, client: ModalClient | None = None) -> list[str]:
+    """Remove all but the newest runs from the outputs volume, and return a line for each of them.
 
-
-def run_folder(run: str) -> str:
-    """Return where a training lies on the outputs volume."""
-    return f"runs/{run}"
-
-
-def _check_token(token_id: str | None, secret: str | None, config_path: str) -> str:
-    """Return where the token comes from. Raises ComputeError without ever naming its value."""
-    if not token_id and not secret:
-        raise ComputeError(
-            f"no Modal credentials: MODAL_TOKEN_ID and MODAL_TOKEN_SECRET are not set and {config_path} has no active "
-            f"profile with a token; {SET_BOTH}"
-        )
-    names = {"MODAL_TOKEN_ID": (token_id, "ak-"), "MODAL_TOKEN_SECRET": (secret, "as-")}
-    sources = []
-    for name, (value, prefix) in names.items():
-        key = name.removeprefix("MODAL_").lower()
-        source = name if name in os.environ else f"{key} in {config_path}"
-        sources.append(source)
-        if not value:
-            raise ComputeError(f"half of the Modal token is missing: no {name} and no {key} in {config_path}; {SET_BOTH}")
-        if not re.fullmatch(rf"{prefix}[A-Za-z0-9_-]+", value):
-            raise ComputeError(
-                f"malformed Modal token: {source} must be '{prefix}' and then letters and digits, without spaces or "
-                f"quotes; {SET_BOTH}"
-            )
-    return " and ".join(sources)
-
-
-async def _hello(source: str) -> None:
-    import modal
-
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            client = await modal.Client.from_env.aio()  # pyright: ignore[reportFunctionMemberAccess]
-            await client.hello.aio()
-    except TimeoutError:
-        raise ModalUnreachable(
-            f"Modal's server did not answer within {ANSWER_SECONDS:.0f} s; check the network connection and run again"
-        ) from None
-    except modal.exception.AuthError:
-        raise ComputeError(f"Modal rejected the token from {source}; {SET_BOTH}") from None
-    except modal.exception.InvalidError as error:
-        raise ComputeError(f"Modal's configuration is not usable: {_one_line(error)}") from None
-    except (modal.Error, OSError) as error:
-        raise ModalUnreachable(
-            f"Modal's server cannot be reached ({_one_line(error)}); check the network connection and run again"
-        ) from None
+    A run that a call works on stays.
+    """
+    client = client or ModalClient()
+    client.check_credentials()
+    with explained():
+        sizes: dict[str, int] = {}
+        changed: dict[str, float] = {}
+        for path, size, time_of_change in client.list_outputs("runs"):
+            run = path.partition("/")[0]
+            sizes[run] = sizes.get(run, 0) + size
+            changed[run] = max(changed.get(run, 0.0), time_of_change)
+        lines = []
+        for number, run in enumerate(sorted(sizes, key=lambda run: changed[run], reverse=True)):
+            call_id = jobs.last_claim(client.claims(), run) if number >= keep else None
+            works = call_id is not None and not is_over(client, call_id)
+            if number < keep or works:
+                fate = f"kept: call {call_id} works on it" if works else "kept"
+            else:
+                fate = "would be removed" if dry_run else "removed"
+                if not dry_run:
+                    client.remove_outputs(run_folder(run))
+            when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(changed[run]))
+            lines.append(f"{run}  {when}  {sizes[run] / 1e6:10,.1f} MB  {fate}")
+    return lines
 
 
 def _check_gpu(compute: ComputeConfig) -> None:
-    gpu = compute.gpu
-    name, colon, count = gpu.partition(":")
-    if name.upper() not in GPUS:
-        raise ComputeError(f"compute.gpu is {gpu!r}; allowed: {', '.join(GPUS)}")
-    if (count if colon else "1") != str(compute.processes):
+    name, count = parse_gpu(compute.gpu)
+    if count != compute.processes:
         raise ComputeError(
-            f"compute.gpu is {gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, as in "
-            f"'{name}:2' and 2"
+            f"compute.gpu is {compute.gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, "
+            f"as in '{name}:2' and 2"
         )
 
 
+def _budget(compute: ComputeConfig) -> dict[str, float] | None:
+    """Return what a training may cost and what a second of it costs. Raises ComputeError where no price is known."""
+    if compute.max_cost_usd is None:
+        return None
+    rate = usd_per_second(compute)
+    if rate is None:
+        raise ComputeError(
+            f"compute.max_cost_usd is {compute.max_cost_usd:g} but no price of {compute.gpu} is known; ask for another "
+            "compute.gpu, or leave the limit out"
+        )
+    return {"usd": compute.max_cost_usd, "usd_per_second": rate}
+
+
+def _find_call(client: ModalClient, job: Job) -> str | None:
+    """Return a call that does this training already, None where there is none."""
+    with explained():
+        call_id = jobs.last_claim(client.claims(), job.run)
+        if call_id is None or is_over(client, call_id):
+            return None
+    logger.info("attached to call %s, which somebody else started", call_id)
+    return call_id
+
+
+def _start_call(client: ModalClient, job: Job, compute: ComputeConfig) -> str:
+    request = {
+        "run": job.run,
+        "revision": jobs.revision(),
+        "dataset": job.dataset.verify().model_dump(mode="json", exclude={"path"}),
+        "device": compute.device_on_modal,
+        "processes": compute.processes,
+        "budget": _budget(compute),
+        **job.settings,
+    }
+    with explained():
+        _upload(client, job.dataset)
+        call_id = client.spawn(job.function, request, compute)
+    logger.info("started call %s on %s", call_id, compute.gpu)
+    return call_id
+
+
 def _upload(client: ModalClient, dataset: Dataset) -> None:
-    """Put the data set on the data volume under its digest, unless it is there."""
+    """Put the data set on the data volume under its digest, unless it is there, and see that it has arrived intact."""
     folder = data_folder(dataset.sha256)
     files = [dataset.path, dataset.path.with_name("manifest.json")]
     if not files[1].is_file():
         raise ComputeError(f"{files[1]} is gone; delete {dataset.path.parent} and prepare the data again")
     present = client.list_data(folder)
-    if any(present.get(file.name) != file.stat().st_size for file in files):
-        client.upload({f"{folder}/{file.name}": file for file in files})
-        logger.info("uploaded the data set to %s/%s", DATA_VOLUME, folder)
+    if (
+        all(present.get(file.name) == file.stat().st_size for file in files)
+        and client.check(dataset.sha256)["data"] == dataset.sha256
+    ):
+        return
+    client.upload({f"{folder}/{file.name}": file for file in files})
+    logger.info("uploaded the data set to %s/%s", DATA_VOLUME, folder)
+    found = client.check(dataset.sha256)["data"]
+    if found != dataset.sha256:
+        raise ComputeError(
+            f"the data set did not arrive intact on {DATA_VOLUME}: its sha256 is {str(found)[:12]}… there and "
+            f"{dataset.sha256[:12]}… here; run the same command to upload it again"
+        )
 
 
-def _follow(
-    client: ModalClient,
-    call_id: str,
-    run: str,
-    compute: ComputeConfig,
-    state: Path,
-    on_log: Callable[[dict[str, Any]], None] | None,
-) -> dict[str, Any]:
-    """Wait for the call, passing on its log. Leaves `state` only while the call can still be attached to."""
-    seen = 0
+def _read_result(client: ModalClient, run: str) -> jobs.Result | None:
+    """Return the result that a finished run has left on the volume, None where there is none."""
+    text = _read_text(client, f"{run_folder(run)}/result.json")
+    return json.loads(text) if text else None
+
+
+def _number(row: dict[str, Any]) -> int:
+    return row["step"] if "step" in row else row["epoch"]
+
+
+def _read_text(client: ModalClient, path: str) -> str:
     try:
-        while True:
-            result = _poll(client, call_id, compute)
-            for row in _read_log(client, run):
-                if on_log and row["step"] > seen:  # the log is cut back when a preempted attempt resumes
-                    seen = row["step"]
-                    on_log(row)
-            if result is None:
-                continue
-            if "error" in result:
-                raise CallEnded(f"training on Modal failed: {result['error']}")
-            return result
-    except CallEnded:
-        state.unlink()
-        raise
-    except ComputeError:  # Modal cannot be asked now: the call goes on
-        raise
-    except BaseException:
-        try:
-            client.cancel(call_id)
-            state.unlink()
-        except Exception as error:
-            logger.error("call %s could not be cancelled (%s); run `modal app stop %s`", call_id, _one_line(error), APP)
-        raise
-
-
-def _poll(client: ModalClient, call_id: str, compute: ComputeConfig) -> dict[str, Any] | None:
-    """Return the result of the call, None while it runs. Raises ModalUnreachable, or CallEnded."""
-    from modal import exception as modal_errors
-
-    ended = modal_errors.RemoteError, modal_errors.InternalFailure, modal_errors.ExecutionError
-    again = "run the same command to go on from its last checkpoint"
-    try:
-        return client.poll(call_id, compute.poll_seconds)
-    except (modal_errors.OutputExpiredError, modal_errors.NotFoundError):
-        raise CallEnded(f"Modal no longer knows the result of call {call_id}; {again}") from None
-    except modal_errors.FunctionTimeoutError:
-        raise CallEnded(f"training on Modal was stopped after compute.timeout_hours = {compute.timeout_hours:g}; {again}") from None
-    except Exception as error:
-        if type(error) is TimeoutError and not error.args:
-            return None
-        if isinstance(error, _outages()) and not isinstance(error, (*ended, TimeoutError)):
-            raise ModalUnreachable(
-                f"Modal does not answer ({_one_line(error)}); call {call_id} goes on there, run the same command to "
-                "attach to it again"
-            ) from None
-        kind = "" if isinstance(error, ended) else f"{type(error).__name__}: "
-        raise CallEnded(f"training on Modal failed: {kind}{_one_line(error)}; see `modal app logs {APP}`, then {again}") from None
-
-
-def _read_log(client: ModalClient, run: str) -> list[dict[str, Any]]:
-    try:
-        text = b"".join(_read(client, f"{run_folder(run)}/log.jsonl")).decode()
+        return b"".join(_read(client, path)).decode()
     except FileNotFoundError:
-        return []  # nothing has been committed yet
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return ""  # nothing has been committed yet
 
 
 def _download(client: ModalClient, remote: str, path: Path, sha256: str) -> None:
@@ -368,7 +346,8 @@ def _download(client: ModalClient, remote: str, path: Path, sha256: str) -> None
                 file.writelines(_read(client, remote))
         except FileNotFoundError:
             raise ComputeError(
-                f"{remote} is gone from the volume {OUTPUTS_VOLUME}; delete {path.parent} and run the same command"
+                f"{remote} is gone from the volume {OUTPUTS_VOLUME}; run `modal volume rm -r {OUTPUTS_VOLUME} "
+                f"{PurePosixPath(remote).parent}` and then the same command, to train anew"
             ) from None
         found = sha256_of(temporary)
         if found != sha256:
@@ -379,38 +358,27 @@ def _download(client: ModalClient, remote: str, path: Path, sha256: str) -> None
 
 
 def _read(client: ModalClient, path: str) -> Iterator[bytes]:
-    with _explained():
+    with explained():
         yield from client.read(path)
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what Modal's library raises into one line."""
-    from modal import exception as modal_errors
-
+def main(arguments: Sequence[str] | None = None, connect: Callable[[], ModalClient] = ModalClient) -> int:
+    """Look after the outputs volume. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tinycats_core.remote", description="Look after the outputs volume on Modal.")
+    command = parser.add_subparsers(required=True).add_parser("prune", help="remove all but the newest runs")
+    command.add_argument("--keep", type=int, required=True, metavar="N", help="how many of the newest runs stay")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    given = parser.parse_args(arguments)
     try:
-        yield
-    except modal_errors.NotFoundError:
-        raise ComputeError(
-            f"Modal has no app {APP!r} with the function {FUNCTION!r}; run `modal deploy deployments/modal_app.py`"
-        ) from None
-    except modal_errors.AuthError:
-        raise ComputeError(f"Modal rejected the token; {SET_BOTH}") from None
-    except (modal_errors.InvalidError, modal_errors.PermissionDeniedError) as error:
-        raise ComputeError(f"Modal refused: {_one_line(error)}") from None
-    except _outages() as error:
-        raise ModalUnreachable(f"Modal does not answer ({_one_line(error)}); run the same command again") from None
+        if given.keep < 0:
+            raise ComputeError(f"--keep is {given.keep}; give 0 or more")
+        lines = prune(given.keep, given.dry_run, connect())
+    except TinycatsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines) or "no runs")
+    return 0
 
 
-def _outages() -> tuple[type[Exception], ...]:
-    """Return what Modal's library lets through when the network or the server fails."""
-    import aiohttp
-    import grpclib.exceptions
-    import modal
-
-    network = ConnectionError, TimeoutError, aiohttp.ClientError
-    return modal.Error, grpclib.GRPCError, grpclib.exceptions.StreamTerminatedError, *network
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+if __name__ == "__main__":
+    sys.exit(main())

@@ -91,6 +91,7 @@ def sample(
     num_classes: int,
     config: SampleConfig,
     device: str | torch.device = "cpu",
+    first: int = 0,
 ) -> Tensor:
     """Draw one image for each label.
 
@@ -99,6 +100,7 @@ def sample(
     Args:
         velocity: a network, or an ONNX file through `export.onnx_velocity`.
         labels: int64 (N,).
+        first: the number i of the first image, where this is a part of a larger set.
 
     Returns:
         uint8 (N, 3, S, S) on the CPU.
@@ -108,7 +110,7 @@ def sample(
     done = []
     for indices in torch.arange(len(labels)).split(config.batch_size):
         batch = labels[indices].to(device)
-        noise = initial_noise(indices.tolist(), image_size, config.seed).to(device)
+        noise = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
         field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
         done.append(to_uint8(integrate(field, noise, config.steps, config.sampler, config.shift)))
     return torch.cat(done) if done else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)

@@ -13,7 +13,7 @@ from tinycats_core.config import PRESETS, ComputeConfig, ModelConfig, ReleaseCon
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import home
 from tinycats_core.model import TinyDiT
-from tinycats_core.remote import GPUS
+from tinycats_core.prices import GPUS
 
 MODEL = ModelConfig()
 TRAIN = TrainConfig()
@@ -47,7 +47,7 @@ def a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(name: str, config: ReleaseConfig, compute: ComputeConfig, **end: Any) -> dict[str, Any]:
     """Leave a completed training below the home, and return its record."""
     folder = home() / "training" / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"event": "start", "step": 0}, FINISH | end]
     (folder / "diary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = costs.estimate(config.model, config.train, compute)
@@ -215,11 +215,41 @@ def test_the_record_of_a_training_on_modal():
     assert (cost["steps"], cost["attempts"], cost["seconds_lost"]) == (7, 2, 12.5)
     low, high = cost["estimate"]["hours"]
     assert 0 < low < high
-    assert costs.account(cost).startswith("training took 2 h at 1,000 images/s on L4, 2 attempts: $3.2, $0.7992/h a GPU (")
+    assert (cost["steps_run"], cost["billed_seconds"]) == (9, 7200.0)
+    said = "training took 2 h at 1,000 images/s on L4, 2 attempts with 9 steps for 7: $3.2, $0.7992/h a GPU ("
+    assert costs.account(cost).startswith(said)
+
+
+def test_a_metered_training_costs_what_was_metered():
+    config = resolve("standard")
+    (home() / "training" / "one").mkdir(parents=True)
+    (home() / "training" / "one" / "meter.json").write_text('{"attempts": [3600.0, 1800.0]}')
+    cost = trained("one", config, modal("L4"), seconds=3600.0)
+    assert (cost["hours"], cost["billed_seconds"]) == (1.0, 5400.0)
+    assert cost["dollars"] == pytest.approx(1.5 * costs.PRICES["L4"].usd_per_hour)
+
+
+@pytest.mark.parametrize(
+    ("limit", "refused", "warned"), [(None, False, False), (1e6, False, False), (3.0, False, True), (0.01, True, False)]
+)
+def test_an_estimate_is_held_against_the_limit(limit: float | None, refused: bool, warned: bool, caplog: pytest.LogCaptureFixture):
+    compute = modal("L4").model_copy(update={"max_cost_usd": limit})
+    found = costs.estimate(MODEL, TRAIN, compute)
+    assert found.dollars
+    assert 0.01 < found.dollars[0] < 3 < found.dollars[1]
+    if refused:
+        with pytest.raises(
+            ComputeError, match=r"^compute\.max_cost_usd is 0\.01 but the training will cost \$.* to .*; give a higher"
+        ):
+            costs.check_budget(found, compute)
+    else:
+        costs.check_budget(found, compute)
+    assert ("may be stopped" in caplog.text) == warned
+    costs.check_budget(found, compute.model_copy(update={"where": "local"}))
 
 
 def test_the_record_of_a_training_here_has_no_dollars():
-    cost = trained("one", resolve("smoke"), HERE, device="cpu", precision="fp32", seconds=36.0, attempts=1)
+    cost = trained("one", resolve("smoke"), HERE, device="cpu", precision="fp32", seconds=36.0, attempts=1, images=7 * 16)
     assert (cost["dollars"], cost["price"], cost["gpu"]) == (None, None, None)
     assert costs.account(cost) == f"training took 0.01 h at 0.504 images/s on cpu, 1 attempt: {costs.HERE}"
 

@@ -1,165 +1,54 @@
-"""The client side of training on Modal, against a stand-in at the seam and a loopback server that speaks gRPC."""
+"""The client side of training on Modal, against a Modal in a folder."""
 
-import asyncio
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpclib
-import grpclib.server
-import modal
 import pytest
-import torch
 from modal import exception as modal_errors
-from modal_proto import api_pb2
-from modal_proto.api_grpc import ModalClientBase
 
-from tinycats_core import remote
-from tinycats_core.config import ComputeConfig, DataConfig, ModelConfig, TrainConfig
+from benchmarks.fake_modal import FakeModal
+from tinycats_core import jobs, remote
+from tinycats_core.classifier import train_classifier
+from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
-from tinycats_core.errors import ComputeError
-from tinycats_core.files import read_json, sha256_of
+from tinycats_core.errors import ComputeError, ModalUnreachable
+from tinycats_core.files import read_json
 from tinycats_core.records import Checkpoint, Dataset
-from tinycats_core.remote import CallEnded, ModalClient, ModalUnreachable, check_credentials, train_on_modal
+from tinycats_core.remote import CallEnded, Job, classifier_job, generator_job, train_on_modal
 from tinycats_core.training import read_log, train
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
 TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=1, checkpoint_every=2, sample_every=6, log_every=1, ema_decays=(0.9, 0.5))
-COMPUTE = ComputeConfig(where="modal", device="cpu", poll_seconds=0.2)
+LONG = TRAIN.model_copy(update={"steps": 1_000_000, "checkpoint_every": 50, "sample_every": 1_000_000})
+COMPUTE = ComputeConfig(where="modal", device="cpu", gpu="T4", poll_seconds=0.1, patience_minutes=0)
+RUN = Path("outputs") / "runs"
 
-# Run in a process of its own for each call: the real body, with volumes that are stale until reload and private until
-# commit, as a container sees them.
-CONTAINER = """
-import json, os, shutil, sys
-from pathlib import Path
-import deployments.modal_app as modal_app
-
-state, call = Path(sys.argv[1]), Path(sys.argv[2])
-
-def mirror(source, target):
-    for path in [p for p in target.rglob("*") if p.is_file() and not (source / p.relative_to(target)).exists()]:
-        path.unlink()
-    for path in [p for p in source.rglob("*") if p.is_file()]:
-        copy = target / path.relative_to(source)
-        if not copy.is_file() or copy.stat().st_mtime_ns != path.stat().st_mtime_ns:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy.with_name(f".{copy.name}.part"))
-            os.replace(copy.with_name(f".{copy.name}.part"), copy)
-
-class Mounted:
-    def __init__(self, name):
-        self.committed, self.path = state / name, call / name
-        self.path.mkdir()
-    def reload(self):
-        mirror(self.committed, self.path)
-    def commit(self):
-        mirror(self.path, self.committed)
-
-modal_app.data_volume, modal_app.outputs_volume = Mounted("data"), Mounted("outputs")
-modal_app.DATA, modal_app.OUTPUTS = call / "data", call / "outputs"
-modal_app.COMMIT_SECONDS = 0.0
-try:
-    outcome = {"result": modal_app.train_generator.local(json.loads((call / "request.json").read_text()))}
-except Exception as error:
-    outcome = {"raised": str(error)}
-(call / "outcome.part").write_text(json.dumps(outcome))
-os.replace(call / "outcome.part", call / "outcome.json")
-"""
+Finished = tuple[Path, Checkpoint, list[dict]]
 
 
-class LocalModal(ModalClient):
-    """Modal in a folder: volumes, and a process for each call. Two objects on one folder see the same calls."""
-
-    def __init__(self, root: Path):
-        super().__init__()
-        self.root = root
-        for name in ("data", "outputs", "calls"):
-            (root / name).mkdir(parents=True, exist_ok=True)
-
-    @property
-    def calls(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "calls").iterdir())
-
-    def check_credentials(self) -> str:
-        return "nowhere"
-
-    def check_deployed(self) -> None:
-        pass
-
-    def list_data(self, folder: str) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in (self.root / "data" / folder).glob("*")}
-
-    def upload(self, files: Mapping[str, Path]) -> None:
-        for name, local in files.items():
-            target = self.root / "data" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(local, target)
-
-    def spawn(self, request: dict[str, Any], compute: ComputeConfig) -> str:
-        call_id = f"fc-{len(self.calls):04d}"
-        call = self.root / "calls" / call_id
-        call.mkdir()
-        (call / "request.json").write_text(json.dumps(request))
-        with open(call / "output.txt", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", CONTAINER, str(self.root), str(call)],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        threading.Thread(target=process.wait, daemon=True).start()  # so that it does not stay a zombie
-        (call / "pid").write_text(str(process.pid))
-        return call_id
-
-    def poll(self, call_id: str, seconds: float) -> dict[str, Any]:
-        outcome = self.root / "calls" / call_id / "outcome.json"
-        deadline = time.monotonic() + seconds
-        while not outcome.is_file():
-            if not self.runs(call_id) and not outcome.is_file():
-                text = (outcome.parent / "output.txt").read_text()
-                raise modal_errors.RemoteError(f"the container ended without a result: {text[-500:]}")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            time.sleep(0.02)
-        found = read_json(outcome)
-        if "raised" in found:
-            raise RuntimeError(found["raised"])
-        return found["result"]
-
-    def cancel(self, call_id: str) -> None:
-        os.killpg(int((self.root / "calls" / call_id / "pid").read_text()), signal.SIGKILL)
-
-    def read(self, path: str) -> Iterator[bytes]:
-        yield (self.root / "outputs" / path).read_bytes()
-
-    def runs(self, call_id: str) -> bool:
-        try:
-            os.kill(int((self.root / "calls" / call_id / "pid").read_text()), 0)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-class Replay(LocalModal):
-    """A LocalModal whose next call is one that has finished already: no process is started."""
+class Replay(FakeModal):
+    """A FakeModal whose next call is one that has been made already: no process is started. `outcome` is what it raises."""
 
     outcome: Exception | None = None
 
-    def spawn(self, request: dict[str, Any], compute: ComputeConfig) -> str:
-        return self.calls[0]
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.spawned = 0
 
-    def poll(self, call_id: str, seconds: float) -> dict[str, Any]:
-        if self.outcome:
+    def spawn(self, function: str, request: jobs.Request, compute: ComputeConfig) -> str:
+        self.spawned += 1
+        return self.calls()[0]
+
+    def poll(self, call_id: str, seconds: float) -> jobs.Result:
+        if self.outcome and self.spawned:
             raise self.outcome
         return super().poll(call_id, seconds)
 
@@ -171,103 +60,254 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint, list[dict]]:
+def job(dataset: Dataset) -> Job:
+    return generator_job(dataset, MODEL, TRAIN)
+
+
+@pytest.fixture(scope="module")
+def finished(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A Modal on which one whole training was run through the client: its folder, what came back, the rows reported."""
     modal_root, rows = tmp_path_factory.mktemp("modal"), []
-    folder = tmp_path_factory.mktemp("run")
-    client = LocalModal(modal_root)
-    checkpoint = train_on_modal(dataset, MODEL, TRAIN, COMPUTE, folder, rows.append, client)
+    checkpoint = train_on_modal(job, COMPUTE, tmp_path_factory.mktemp("run"), rows.append, FakeModal(modal_root))
     return modal_root, checkpoint, rows
 
 
 @pytest.fixture
-def replay(finished: tuple[Path, Checkpoint, list[dict]]) -> Replay:
-    return Replay(finished[0])
+def replay(finished: Finished, job: Job) -> Iterator[Replay]:
+    """The finished Modal before its result is known: the call is asked for it."""
+    result = finished[0] / RUN / job.run / "result.json"
+    aside = result.rename(result.with_name("aside.json"))
+    yield Replay(finished[0])
+    aside.rename(result)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[FakeModal]:
+    """A Modal without any call, whose calls end with the test."""
+    made = FakeModal(tmp_path / "modal")
+    yield made
+    for call_id in made.calls():
+        if made.processes(call_id):
+            made.cancel(call_id)
+
+
+def until(true: Any, seconds: float = 240.0) -> Any:
+    """Wait for a function's result to become true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+    return found
 
 
 # ---- the whole way
 
 
-def test_result_is_that_of_training_here(finished: tuple[Path, Checkpoint, list[dict]], dataset: Dataset, tmp_path: Path) -> None:
-    _, checkpoint, rows = finished
+def test_result_is_that_of_training_here(finished: Finished, dataset: Dataset, tmp_path: Path) -> None:
+    root, checkpoint, rows = finished
     here = train(dataset, MODEL, TRAIN, tmp_path, "cpu")
     there = checkpoint.verify().path.parent
     assert checkpoint.content == here.content
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
+    seconds = sum(read_json(there / "meter.json")["attempts"])
+    assert 0 <= rows[0]["dollars"] <= rows[-1]["dollars"] <= round(seconds * 0.5904 / 3600, 4)
     assert sorted(path.name for path in there.iterdir()) == [
-        *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "modal_call.json", "raw.safetensors", "samples")
+        *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "meter.json", "modal_call.json", "raw.safetensors"),
+        "samples",
     ]
     assert [other.path for other in checkpoint.others] == [there / "ema-0.5.safetensors", there / "raw.safetensors"]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
+    assert FakeModal(root).calls("train_generator") == ["fc-0000"]
 
 
-def test_finished_run_asks_modal_nothing(finished: tuple[Path, Checkpoint, list[dict]], dataset: Dataset) -> None:
+def test_classifier_is_trained_there_too(dataset: Dataset, client: FakeModal, tmp_path: Path) -> None:
+    config = ClassifierConfig(backbone="mobilenet_v3_small", epochs=2, batch_size=8)
+    rows: list[dict] = []
+    there = train_on_modal(classifier_job(dataset, config), COMPUTE, tmp_path / "there", rows.append, client)
+    here = train_classifier(dataset, config, tmp_path / "here", "cpu")
+    assert there.verify().content == here.content
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert (tmp_path / "there" / "report.json").is_file()
+    assert client.calls() == client.calls("train_classifier")
+
+
+def test_finished_run_asks_modal_nothing(finished: Finished, job: Job) -> None:
     checkpoint = finished[1]
-    client = ModalClient(function="nothing that could be called")
-    assert train_on_modal(dataset, MODEL, TRAIN, COMPUTE, checkpoint.path.parent, client=client) == checkpoint
+    client = remote.ModalClient({"check": "nothing that could be called"})
+    assert train_on_modal(job, COMPUTE, checkpoint.path.parent, client=client) == checkpoint
 
 
-def test_data_is_uploaded_once(replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(replay, "upload", lambda files: pytest.fail("uploaded again"))
-    assert train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay).step == 6
-    truncated = replay.root / "data" / remote.data_folder(dataset.sha256) / "manifest.json"
-    whole = truncated.read_bytes()
-    truncated.write_bytes(whole[:10])
-    monkeypatch.undo()
-    train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path / "other", client=replay)
-    assert truncated.read_bytes() == whole
-
-
-def test_lost_contact_leaves_the_call_and_the_next_run_attaches(
-    finished: tuple[Path, Checkpoint, list[dict]], dataset: Dataset, tmp_path: Path
-) -> None:
+def test_finished_run_is_brought_here_without_a_call(finished: Finished, job: Job, tmp_path: Path) -> None:
     client = Replay(finished[0])
-    client.outcome = modal_errors.ConnectionError("no route")
-    with pytest.raises(ModalUnreachable, match=r"no route.*fc-0000 goes on there"):
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=client)
-    assert read_json(tmp_path / "modal_call.json")["call_id"] == "fc-0000"
-    again = LocalModal(finished[0])
-    checkpoint = train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=again)
-    assert checkpoint.sha256 == finished[1].sha256
-    assert again.calls == ["fc-0000"]
+    assert train_on_modal(job, COMPUTE, tmp_path, client=client).content == finished[1].content
+    assert client.spawned == 0
 
 
-@pytest.mark.parametrize("where", ["poll", "read"])
-def test_token_that_is_withdrawn_leaves_the_call(
-    replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any, where: str
+def test_weights_that_were_damaged_here_are_brought_here_anew(finished: Finished, job: Job, tmp_path: Path) -> None:
+    client = Replay(finished[0])
+    checkpoint = train_on_modal(job, COMPUTE, tmp_path, client=client)
+    checkpoint.path.write_bytes(b"?")
+    assert train_on_modal(job, COMPUTE, tmp_path, client=client).is_intact()
+    assert client.spawned == 0
+
+
+def test_names_of_trainings(dataset: Dataset, job: Job) -> None:
+    assert generator_job(dataset, MODEL, TRAIN).run == job.run
+    others = [
+        generator_job(dataset, MODEL, LONG),
+        generator_job(dataset.model_copy(update={"sha256": "0" * 64}), MODEL, TRAIN),
+        generator_job(dataset, MODEL.model_copy(update={"depth": 2}), TRAIN),
+        classifier_job(dataset, ClassifierConfig()),
+    ]
+    assert len({job.run, *(other.run for other in others)}) == 5
+
+
+# ---- the data
+
+
+def test_data_is_uploaded_once_and_again_when_it_is_damaged_there(
+    replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def withdrawn(*arguments: Any) -> Any:
-        raise modal_errors.AuthError("token was revoked")
+    monkeypatch.setattr(replay, "upload", lambda files: pytest.fail("uploaded again"))
+    assert train_on_modal(job, COMPUTE, tmp_path / "a", client=replay).step == 6
+    monkeypatch.undo()
+    folder = replay.root / "data" / jobs.data_folder(job.dataset.sha256)
+    for name, damage in (("manifest.json", b"{"), ("images.safetensors", None)):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1] + b"?" if damage is None else damage)  # of the same size, where None
+        train_on_modal(job, COMPUTE, tmp_path / name, client=replay)
+        assert (folder / name).read_bytes() == whole
 
-    monkeypatch.setattr(replay, where, withdrawn)
-    monkeypatch.setattr(replay, "cancel", lambda call_id: pytest.fail("cancelled"))
-    with pytest.raises(ComputeError, match=r"rejected the token|token was revoked.*goes on there") as caught:
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay)
-    assert not isinstance(caught.value, CallEnded)
-    assert (tmp_path / "modal_call.json").exists()
+
+def test_data_that_does_not_arrive_intact_is_refused_before_a_gpu_is_asked_for(
+    replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "check", lambda sha256=None: {"revision": jobs.revision(), "data": "f" * 64})
+    with pytest.raises(ComputeError, match=r"did not arrive intact on tinycats-data: its sha256 is ffffffffffff… there and"):
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert replay.spawned == 0
 
 
-def test_interrupt_ends_the_remote_call(dataset: Dataset, tmp_path: Path) -> None:
-    client = LocalModal(tmp_path / "modal")
-    endless = TRAIN.model_copy(update={"steps": 1_000_000})
+# ---- one call, whatever happens here
+
+
+def test_orchestrator_that_is_killed_is_replaced_and_attaches(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    long = generator_job(job.dataset, MODEL, LONG)
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.fake_modal import FakeModal; from tinycats_core import remote\n"
+        "from tinycats_core.config import *; from tinycats_core.records import Dataset\n"
+        "dataset, model, train, compute, root, folder = sys.argv[1:]\n"
+        "job = remote.generator_job(Dataset.model_validate_json(dataset), ModelConfig.model_validate_json(model), "
+        "TrainConfig.model_validate_json(train))\n"
+        "remote.train_on_modal(job, ComputeConfig.model_validate_json(compute), Path(folder), None, FakeModal(Path(root)))\n"
+    )
+    parts = [part.model_dump_json() for part in (job.dataset, MODEL, LONG, COMPUTE)]
+    command = [sys.executable, "-c", code, *parts, str(client.root), str(tmp_path / "run")]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        try:
+            until(lambda: client.calls() and client.log("fc-0000"))
+        finally:
+            process.kill()
+    assert read_json(tmp_path / "run" / "modal_call.json") == {"run": long.run, "call_id": "fc-0000"}
+
+    seen: list[int] = []
 
     def interrupt(row: dict[str, Any]) -> None:
-        assert client.runs("fc-0000")
+        seen.append(row["step"])
         raise KeyboardInterrupt
 
+    assert client.processes("fc-0000"), "the call goes on without it"
     with pytest.raises(KeyboardInterrupt):
-        train_on_modal(dataset, MODEL, endless, COMPUTE, tmp_path / "run", interrupt, client)
-    deadline = time.monotonic() + 5
-    while client.runs("fc-0000") and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not client.runs("fc-0000")
+        train_on_modal(long, COMPUTE, tmp_path / "run", interrupt, client)
+    assert seen
+    assert client.calls() == ["fc-0000"]
+    until(lambda: not client.processes("fc-0000"), 10)  # the interrupt has ended the call
     assert not (tmp_path / "run" / "modal_call.json").exists()
 
 
+def test_second_orchestrator_finds_the_call_of_the_first(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    first = threading.Thread(target=train_on_modal, args=[job, COMPUTE, tmp_path / "a", None, client])
+    first.start()
+    until(lambda: jobs.last_claim(client.claims(), job.run))
+    second = train_on_modal(job, COMPUTE, tmp_path / "b", None, client)
+    first.join()
+    assert client.calls() == ["fc-0000"]
+    assert second.path.read_bytes() == (tmp_path / "a" / "ema.safetensors").read_bytes()
+
+
+def test_killed_between_the_start_of_a_call_and_its_note_only_one_call_trains(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    compute, reached = COMPUTE, threading.Barrier(2)
+
+    class Slow(FakeModal):
+        def spawn(self, function: str, request: jobs.Request, compute: ComputeConfig) -> str:
+            reached.wait()  # both have looked for another's call by now, and found none
+            return super().spawn(function, request, compute)
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    made: list[Checkpoint] = []
+    threads = [
+        threading.Thread(target=lambda folder=folder: made.append(train_on_modal(job, compute, folder, None, Slow(client.root))))
+        for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(client.calls()) == 2
+    assert made[0].content == made[1].content
+    answers = [read_json(client.root / "calls" / call_id / "outcome.json")["result"] for call_id in client.calls()]
+    (owner,) = [answer["call_id"] for answer in answers if "call_id" in answer]
+    starts = [row for row in (folders[0] / "diary.jsonl").read_text().splitlines() if '"start"' in row or '"resume"' in row]
+    assert len(starts) == 1
+    assert [read_json(folder / "modal_call.json")["call_id"] for folder in folders].count(owner) >= 1
+
+
+def test_interrupt_of_what_another_started_ends_it_as_well(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    long = generator_job(job.dataset, MODEL, LONG)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            train_on_modal(long, COMPUTE, tmp_path / "a", None, client)
+        except BaseException as error:
+            caught.append(error)
+
+    first = threading.Thread(target=wait)
+    first.start()
+    until(lambda: jobs.last_claim(client.claims(), long.run))
+
+    def interrupt(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_modal(long, COMPUTE, tmp_path / "b", interrupt, client)
+    first.join()
+    assert isinstance(caught[0], CallEnded)
+    assert "cancelled" in str(caught[0])
+
+
+def test_preemptions_change_nothing_in_the_result(finished: Finished, job: Job, client: FakeModal, tmp_path: Path) -> None:
+    left = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+
+    def preempt(row: dict[str, Any]) -> None:
+        if left and client.container("fc-0000"):
+            client.preempt("fc-0000", left.pop())
+            time.sleep(0.5)
+
+    slow = TRAIN.model_copy(update={"steps": 60, "checkpoint_every": 5, "sample_every": 60, "log_every": 5})
+    longer = generator_job(job.dataset, MODEL, slow)
+    there = train_on_modal(longer, COMPUTE, tmp_path / "there", preempt, client)
+    here = train(job.dataset, MODEL, slow, tmp_path / "here", "cpu")
+    assert not left
+    assert there.content == here.content
+    assert client.calls() == ["fc-0000"]
+    assert len(read_json(tmp_path / "there" / "meter.json")["attempts"]) == 4
+
+
 def test_cancel_that_fails_keeps_the_call_and_the_interrupt(
-    replay: Replay, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replay.outcome = TimeoutError()
 
@@ -279,21 +319,61 @@ def test_cancel_that_fails_keeps_the_call_and_the_interrupt(
 
     monkeypatch.setattr(replay, "cancel", offline)
     with pytest.raises(KeyboardInterrupt):
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, interrupt, replay)
+        train_on_modal(job, COMPUTE, tmp_path, interrupt, replay)
     assert "modal app stop tinycats" in caplog.text
     assert (tmp_path / "modal_call.json").exists()
 
 
-def test_damaged_download_is_refused_and_mended(replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any) -> None:
-    def damaged(path: str) -> Iterator[bytes]:
-        yield b"\0" + b"".join(LocalModal.read(replay, path))[1:] if path.endswith("ema.safetensors") else b""
+# ---- outages
 
-    monkeypatch.setattr(replay, "read", damaged)
-    with pytest.raises(ComputeError, match=r"ema\.safetensors arrived damaged.*download it again"):
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay)
-    assert [path.name for path in tmp_path.iterdir()] == ["modal_call.json"]
-    monkeypatch.undo()
-    assert train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay).is_intact()
+
+def test_an_outage_is_waited_for(replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    patient = COMPUTE.model_copy(update={"patience_minutes": 1.0, "poll_seconds": 0.05})
+    replay.outcome = modal_errors.ConnectionError("no route")
+    timer = threading.Timer(0.5, lambda: setattr(replay, "outcome", None))
+    timer.start()
+    assert train_on_modal(job, patient, tmp_path, client=replay).step == 6
+    assert "no route" in caplog.text
+    assert "trying again for up to 1 minutes" in caplog.text
+    assert replay.spawned == 1
+
+
+def test_an_outage_that_lasts_leaves_the_call_and_the_next_run_attaches(replay: Replay, job: Job, tmp_path: Path) -> None:
+    replay.outcome = modal_errors.ConnectionError("no route")
+    with pytest.raises(ModalUnreachable, match=r"no route.*fc-0000 goes on there, run the same command to attach"):
+        train_on_modal(job, COMPUTE.model_copy(update={"patience_minutes": 0.002, "poll_seconds": 0.05}), tmp_path, client=replay)
+    assert read_json(tmp_path / "modal_call.json")["call_id"] == "fc-0000"
+    replay.outcome = None
+    assert train_on_modal(job, COMPUTE, tmp_path, client=replay).step == 6
+    assert replay.spawned == 1
+
+
+@pytest.mark.parametrize("where", ["poll", "read"])
+def test_token_that_is_withdrawn_leaves_the_call_and_is_not_waited_for(
+    replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    usual = getattr(replay, where)
+
+    def withdrawn(*arguments: Any) -> Any:
+        if not replay.spawned:
+            return usual(*arguments)
+        raise modal_errors.AuthError("token was revoked")
+
+    monkeypatch.setattr(replay, where, withdrawn)
+    monkeypatch.setattr(replay, "cancel", lambda call_id: pytest.fail("cancelled"))
+    patient = COMPUTE.model_copy(update={"patience_minutes": 60.0})
+    with pytest.raises(ComputeError, match=r"rejected the token|token was revoked.*goes on there") as caught:
+        train_on_modal(job, patient, tmp_path, client=replay)
+    assert not isinstance(caught.value, CallEnded | ModalUnreachable)
+    assert (tmp_path / "modal_call.json").exists()
+
+
+def test_without_a_way_to_modal_nothing_is_started(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    (client.root / "offline").touch()
+    with pytest.raises(modal_errors.ConnectionError):  # `check_credentials` of the real client says it in its own words
+        train_on_modal(job, COMPUTE, tmp_path / "run", client=client)
+    assert client.calls() == []
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 # ---- what can go wrong with a call
@@ -305,269 +385,165 @@ def test_damaged_download_is_refused_and_mended(replay: Replay, dataset: Dataset
         (modal_errors.OutputExpiredError(), r"no longer knows the result of call fc-0000; run the same command"),
         (modal_errors.NotFoundError("no such call"), r"no longer knows the result of call fc-0000"),
         (modal_errors.FunctionTimeoutError("x"), r"stopped after compute\.timeout_hours = 24; run the same command"),
-        (RuntimeError("CUDA error:\n  bus"), r"failed: RuntimeError: CUDA error: bus; see `modal app logs tinycats`"),
-        (TimeoutError("read of /data"), r"failed: TimeoutError: read of /data"),
-        (modal_errors.RemoteError("killed, out of memory"), r"failed: killed, out of memory"),
-        (modal_errors.InternalFailure("worker lost"), r"failed: worker lost"),
+        (RuntimeError("CUDA error:\n  bus"), r"failed: CUDA error: bus; see `modal app logs tinycats`"),
+        (modal_errors.RemoteError("killed, out of memory"), r"had too little memory; ask for a larger compute\.gpu"),
+        (modal_errors.InternalFailure("worker lost"), r"failed: worker lost; see `modal app logs"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_call_that_is_over_says_why_and_is_forgotten(
-    replay: Replay, dataset: Dataset, tmp_path: Path, outcome: Exception, message: str
+    replay: Replay, job: Job, tmp_path: Path, outcome: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replay.outcome = outcome
     with pytest.raises(CallEnded, match=message) as caught:
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay)
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []  # the next run starts a new call
+    assert replay.spawned == 1  # and this one has not tried again
 
 
-def test_error_that_the_body_returns(replay: Replay, dataset: Dataset, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(replay, "poll", lambda call_id, seconds: {"error": "the loss is not finite at step 7"})
-    with pytest.raises(ComputeError, match="training on Modal failed: the loss is not finite at step 7"):
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay)
-    assert list(tmp_path.iterdir()) == []
+def test_result_that_expired_is_found_on_the_volume(
+    finished: Finished, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Replay(finished[0])
+    client.outcome = modal_errors.OutputExpiredError()
+    result = client.root / RUN / job.run / "result.json"
+    text = result.read_text()
+    result.unlink()
+    usual = client.poll
+
+    def ends_while_it_is_asked(call_id: str, seconds: float) -> jobs.Result:
+        result.write_text(text)
+        return usual(call_id, seconds)
+
+    monkeypatch.setattr(client, "poll", ends_while_it_is_asked)
+    assert train_on_modal(job, COMPUTE, tmp_path, client=client).content == finished[1].content
 
 
-def test_folder_of_another_training_is_refused(replay: Replay, dataset: Dataset, tmp_path: Path) -> None:
-    train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path, client=replay)
-    other = TRAIN.model_copy(update={"seed": 5})
+def test_body_that_fails_is_tried_as_often_as_it_may_and_then_told_of(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    broken = Job(job.function, job.dataset, {**job.settings, "train": "not even a mapping"})
+    compute = COMPUTE.model_copy(update={"retries": 2})
+    with pytest.raises(CallEnded, match=r"training on Modal failed: TypeError: .*see `modal app logs tinycats`"):
+        train_on_modal(broken, compute, tmp_path / "run", client=client)
+    assert len(list((client.root / "calls" / "fc-0000").glob("attempt-*"))) == 3
+
+
+def test_container_that_is_killed_is_tried_again_and_goes_on(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] >= 15 and (container := client.container("fc-0000")) and container[1] == 1:
+            os.kill(container[0], signal.SIGKILL)  # as for too much memory: no preemption
+
+    slow = TRAIN.model_copy(update={"steps": 60, "checkpoint_every": 5, "sample_every": 60, "log_every": 5})
+    rows: list[int] = []
+    longer = generator_job(job.dataset, MODEL, slow)
+    with pytest.raises(CallEnded, match="killed by signal 9"):
+        train_on_modal(longer, COMPUTE.model_copy(update={"retries": 0}), tmp_path / "run", kill, client)
+    checkpoint = train_on_modal(longer, COMPUTE, tmp_path / "run", lambda row: rows.append(row["step"]), client)
+    assert client.calls() == ["fc-0000", "fc-0001"]
+    assert checkpoint.content == train(job.dataset, MODEL, slow, tmp_path / "here", "cpu").content
+
+
+def test_error_that_the_body_returns_is_not_tried_again(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    cuda = COMPUTE.model_copy(update={"device": "cuda"})
+    with pytest.raises(CallEnded, match=r"training on Modal ended: .*cuda"):
+        train_on_modal(job, cuda, tmp_path / "run", client=client)
+    assert len(list((client.root / "calls" / "fc-0000").glob("attempt-*"))) == 1
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    long = generator_job(job.dataset, MODEL, LONG)
+    second = 0.5904 / 3600  # of a T4
+    for seconds in (3.0, 6.0):
+        poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * second})
+        with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to go on from "):
+            train_on_modal(long, poor, tmp_path / "run", client=client)
+    assert client.calls() == ["fc-0000", "fc-0001"]
+    meter = read_json(client.root / RUN / long.run / "meter.json")["attempts"]
+    assert sum(meter) >= 6.0
+
+
+def test_folder_of_another_training_is_refused(replay: Replay, job: Job, tmp_path: Path) -> None:
+    train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    other = generator_job(job.dataset, MODEL, TRAIN.model_copy(update={"seed": 5}))
     with pytest.raises(ComputeError, match=r"modal_call\.json belongs to another training \(call fc-0000\)"):
-        train_on_modal(dataset, MODEL, other, COMPUTE, tmp_path, client=replay)
+        train_on_modal(other, COMPUTE, tmp_path, client=replay)
+
+
+def test_damaged_download_is_refused_and_mended(replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(path: str) -> Iterator[bytes]:
+        for part in FakeModal.read(replay, path):
+            yield b"\0" + part[1:] if path.endswith("ema.safetensors") else part
+
+    monkeypatch.setattr(replay, "read", damaged)
+    with pytest.raises(ComputeError, match=r"ema\.safetensors arrived damaged.*download it again"):
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert [path.name for path in tmp_path.iterdir()] == ["modal_call.json"]
+    monkeypatch.undo()
+    assert train_on_modal(job, COMPUTE, tmp_path, client=replay).is_intact()
+
+
+# ---- before anything is started
+
+
+def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    (client.root / "revision").write_text("0123456789ab")
+    message = rf"deployed on Modal is 0123456789ab, not {jobs.revision()} as here; run `modal deploy deployments/modal_app\.py`"
+    with pytest.raises(ComputeError, match=message):
+        remote.check_compute(COMPUTE, client)
+    with pytest.raises(ComputeError, match=message):
+        train_on_modal(job, COMPUTE, tmp_path / "run", client=client)
+    assert client.calls() == []
 
 
 @pytest.mark.parametrize(
-    ("gpu", "message"),
+    ("changes", "message"),
     [
-        ("GTX-1080", r"compute\.gpu is 'GTX-1080'; allowed: T4, L4, .*H100"),
-        ("H100:4", r"compute\.gpu is 'H100:4' but compute\.processes is 1; there must be a process for each GPU"),
-        ("H100:", r"compute\.gpu is 'H100:' but"),
-        ("h100:1", None),
+        ({"gpu": "GTX-1080"}, r"compute\.gpu is 'GTX-1080'; allowed: T4, L4, .*H100"),
+        ({"gpu": "H100:4"}, r"compute\.gpu is 'H100:4' but compute\.processes is 1; there must be a process for each GPU"),
+        ({"gpu": "H100:"}, r"compute\.gpu is 'H100:'; allowed"),
+        ({"gpu": "B200", "max_cost_usd": 5.0}, r"compute\.max_cost_usd is 5 but no price of B200 is known"),
+        ({"gpu": "h100:1"}, None),
+        ({"gpu": "H100:4", "processes": 4, "max_cost_usd": 5.0}, None),
     ],
 )
-def test_gpu_is_checked_before_anything(replay: Replay, gpu: str, message: str | None) -> None:
-    compute = COMPUTE.model_copy(update={"gpu": gpu})
+def test_gpu_and_budget_are_checked_before_anything(client: FakeModal, changes: dict[str, Any], message: str | None) -> None:
+    compute = COMPUTE.model_copy(update=changes)
     if message is None:
-        assert remote.check_compute(compute, replay) == "nowhere"
+        assert remote.check_compute(compute, client) == "nowhere"
         return
     with pytest.raises(ComputeError, match=message):
-        remote.check_compute(compute, replay)
+        remote.check_compute(compute, client)
 
 
-# ---- credentials
+# ---- old runs
 
 
-@pytest.fixture
-def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MODAL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("modal.config._user_config", {})  # what ~/.modal.toml held when modal was imported
-
-
-@pytest.mark.usefixtures("no_credentials")
-@pytest.mark.parametrize(
-    ("token_id", "secret", "message"),
-    [
-        (None, None, r"^no Modal credentials: .* are not set .*run `modal token new`, or set MODAL_TOKEN_ID and"),
-        ("", "", r"^no Modal credentials"),
-        ("ak-123", None, r"^half of the Modal token is missing: no MODAL_TOKEN_SECRET"),
-        (None, "as-topsecret", r"^half of the Modal token is missing: no MODAL_TOKEN_ID"),
-        ("hunter2", "as-topsecret", r"^malformed Modal token: MODAL_TOKEN_ID must be 'ak-'"),
-        ("ak-123", "topsecret", r"^malformed Modal token: MODAL_TOKEN_SECRET must be 'as-'"),
-        ("ak-123", "as-topsecret\n", r"^malformed Modal token: MODAL_TOKEN_SECRET"),
-        ("'ak-123'", "'as-topsecret'", r"^malformed Modal token: MODAL_TOKEN_ID"),
-    ],
-)
-def test_unusable_tokens_are_told_apart_without_asking(
-    monkeypatch: pytest.MonkeyPatch, token_id: str | None, secret: str | None, message: str
+def test_old_runs_are_removed_and_those_in_work_stay(
+    finished: Finished, job: Job, client: FakeModal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if token_id is not None:
-        monkeypatch.setenv("MODAL_TOKEN_ID", token_id)
-    if secret is not None:
-        monkeypatch.setenv("MODAL_TOKEN_SECRET", secret)
-    with pytest.raises(ComputeError, match=message) as caught:
-        check_credentials()
-    assert "\n" not in str(caught.value)
-    assert "topsecret" not in str(caught.value)
-    assert "hunter2" not in str(caught.value)
+    runs = client.root / RUN
+    for age, name in enumerate(("new", "middle", "working", "old")):
+        (runs / name / "checkpoints").mkdir(parents=True)
+        (runs / name / "checkpoints" / "step-1.safetensors").write_bytes(bytes(2_000_000))
+        for path in (runs / name).rglob("*"):
+            os.utime(path, (1.7e9 - age * 86_400, 1.7e9 - age * 86_400))
+    (client.root / "calls" / "fc-0000").mkdir()
+    jobs.claim(client.claims(), "working", "fc-0000", lambda other: False)
 
+    def command(*arguments: str) -> list[str]:
+        assert remote.main(["prune", *arguments], lambda: client) == 0
+        return capsys.readouterr().out.splitlines()
 
-def test_unreadable_configuration_file_is_named_but_not_quoted(tmp_path: Path) -> None:
-    path = tmp_path / "modal.toml"
-    path.write_text("[default]\ntoken_id = ak-123\ntoken_secret = as-topsecret\n")
-    done = subprocess.run(
-        [sys.executable, "-c", "from tinycats_core.remote import check_credentials; check_credentials()"],
-        env={"MODAL_CONFIG_PATH": str(path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert f"ComputeError: {path} is not a Modal configuration file" in done.stderr
-    assert "topsecret" not in done.stdout + done.stderr
-
-
-# ---- the thin methods, against a server
-
-
-FUNCTION = api_pb2.FunctionHandleMetadata(function_name="train_generator", supported_input_formats=[api_pb2.DATA_FORMAT_PICKLE])
-
-
-class Server(ModalClientBase):
-    """As much of Modal's control plane as a training needs. `answers` overrides answers, `asked` keeps requests."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {}
-        self.asked: dict[str, Any] = {}
-
-    async def _answer(self, name: str, stream: Any, usual: Any) -> None:
-        self.asked[name] = await stream.recv_message()
-        answer = self.answers.get(name, usual)
-        if answer == "nothing":
-            await asyncio.sleep(60)
-        if isinstance(answer, grpclib.Status):
-            raise grpclib.GRPCError(answer, "said the server")
-        await stream.send_message(answer)
-
-    async def ClientHello(self, stream: Any) -> None:
-        await self._answer("ClientHello", stream, api_pb2.ClientHelloResponse())
-
-    async def FunctionGet(self, stream: Any) -> None:
-        function = api_pb2.FunctionData(ranked_functions=[api_pb2.FunctionData.RankedFunction()])
-        usual = api_pb2.FunctionGetResponse(function_id="fu-1", handle_metadata=FUNCTION, function=function)
-        await self._answer("FunctionGet", stream, usual)
-
-    async def FunctionBindParams(self, stream: Any) -> None:
-        usual = api_pb2.FunctionBindParamsResponse(bound_function_id="fu-2", handle_metadata=FUNCTION)
-        await self._answer("FunctionBindParams", stream, usual)
-
-    async def FunctionMap(self, stream: Any) -> None:
-        item = api_pb2.FunctionPutInputsResponseItem(input_id="in-1")
-        usual = api_pb2.FunctionMapResponse(function_call_id="fc-1", pipelined_inputs=[item])
-        await self._answer("FunctionMap", stream, usual)
-
-    async def FunctionGetOutputs(self, stream: Any) -> None:
-        await self._answer("FunctionGetOutputs", stream, api_pb2.FunctionGetOutputsResponse(num_unfinished_inputs=1))
-
-    async def FunctionCallCancel(self, stream: Any) -> None:
-        from google.protobuf.empty_pb2 import Empty
-
-        await self._answer("FunctionCallCancel", stream, Empty())
-
-    async def VolumeGetOrCreate(self, stream: Any) -> None:
-        await self._answer("VolumeGetOrCreate", stream, api_pb2.VolumeGetOrCreateResponse(volume_id="vo-1"))
-
-    async def VolumeListFiles(self, stream: Any) -> None:
-        entry = api_pb2.FileEntry(path="datasets/abc/images.safetensors", size=7)
-        await self._answer("VolumeListFiles", stream, api_pb2.VolumeListFilesResponse(entries=[entry]))
-
-    async def VolumeGetFile2(self, stream: Any) -> None:
-        await self._answer("VolumeGetFile2", stream, grpclib.Status.NOT_FOUND)
-
-    async def MountPutFile(self, stream: Any) -> None:
-        await self._answer("MountPutFile", stream, api_pb2.MountPutFileResponse(exists=True))
-
-    async def VolumePutFiles(self, stream: Any) -> None:
-        from google.protobuf.empty_pb2 import Empty
-
-        await self._answer("VolumePutFiles", stream, Empty())
-
-
-Server.__abstractmethods__ = frozenset()  # the calls that nobody makes need no answer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, no_credentials: None) -> Iterator[Server]:
-    """A loopback server that speaks Modal's protocol, and credentials for it."""
-    service = Server()  # pyright: ignore[reportAbstractUsage]
-    loop, port = asyncio.new_event_loop(), []
-    started, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        grpc = grpclib.server.Server([service])
-        await grpc.start("127.0.0.1", 0)
-        port.append(grpc._server.sockets[0].getsockname()[1])  # pyright: ignore
-        started.set()
-        await stop.wait()
-        grpc.close()
-        await grpc.wait_closed()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[serve()], daemon=True)
-    thread.start()
-    assert started.wait(10)
-    monkeypatch.setenv("MODAL_SERVER_URL", f"http://127.0.0.1:{port[0]}")
-    monkeypatch.setenv("MODAL_TOKEN_ID", "ak-123")
-    monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-topsecret")
-    yield service
-    modal.Client.from_env().close()
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    loop.close()
-
-
-def test_accepted_token(server: Server) -> None:
-    assert check_credentials() == "MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-    assert "ClientHello" in server.asked
-
-
-def test_rejected_token(server: Server) -> None:
-    server.answers["ClientHello"] = grpclib.Status.UNAUTHENTICATED
-    with pytest.raises(ComputeError, match=r"^Modal rejected the token from MODAL_TOKEN_ID and .*modal token new"):
-        check_credentials()
-
-
-def test_no_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.answers["ClientHello"] = "nothing"
-    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.3)
-    with pytest.raises(ModalUnreachable, match=r"did not answer within 0 s; check the network"):
-        check_credentials()
-
-
-def test_app_that_is_not_deployed(server: Server, dataset: Dataset, tmp_path: Path) -> None:
-    server.answers["FunctionGet"] = grpclib.Status.NOT_FOUND
-    with pytest.raises(ComputeError, match=r"no app 'tinycats' .*run `modal deploy deployments/modal_app\.py`"):
-        train_on_modal(dataset, MODEL, TRAIN, COMPUTE, tmp_path)
-    assert "VolumePutFiles" not in server.asked
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_spawn_carries_the_configuration(server: Server) -> None:
-    compute = ComputeConfig(gpu="L40S", timeout_hours=2.5, retries=3)
-    assert ModalClient().spawn({"run": "abc"}, compute) == "fc-1"
-    options = server.asked["FunctionBindParams"].function_options
-    assert (options.resources.gpu_config.gpu_type, options.resources.gpu_config.count) == ("L40S", 1)
-    assert options.timeout_secs == 9000
-    assert (options.retry_policy.retries, options.retry_policy.initial_delay_ms) == (3, 0)
-    assert server.asked["FunctionMap"].function_id == "fu-2"
-
-
-def test_poll_and_cancel(server: Server) -> None:
-    client = ModalClient()
-    with pytest.raises(TimeoutError) as caught:
-        client.poll("fc-1", 0.0)
-    assert caught.value.args == ()
-    server.answers["FunctionGetOutputs"] = api_pb2.FunctionGetOutputsResponse(num_unfinished_inputs=0)
-    with pytest.raises(modal_errors.OutputExpiredError):
-        client.poll("fc-1", 0.0)
-    failure = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT, exception="too long")
-    outputs = [api_pb2.FunctionGetOutputsItem(result=failure)]
-    server.answers["FunctionGetOutputs"] = api_pb2.FunctionGetOutputsResponse(outputs=outputs)
-    with pytest.raises(modal_errors.FunctionTimeoutError):
-        client.poll("fc-1", 0.0)
-    client.cancel("fc-1")
-    assert server.asked["FunctionCallCancel"].function_call_id == "fc-1"
-    assert server.asked["FunctionCallCancel"].terminate_containers
-
-
-def test_volumes(server: Server, tmp_path: Path) -> None:
-    client = ModalClient()
-    assert client.list_data("datasets/abc") == {"images.safetensors": 7}
-    assert server.asked["VolumeGetOrCreate"].deployment_name == "tinycats-data"
-    server.answers["VolumeListFiles"] = grpclib.Status.NOT_FOUND
-    assert client.list_data("datasets/abc") == {}
-    with pytest.raises(FileNotFoundError):
-        list(client.read("runs/abc/log.jsonl"))
-    assert server.asked["VolumeGetOrCreate"].deployment_name == "tinycats-outputs"
-    (tmp_path / "manifest.json").write_text("{}")
-    client.upload({"datasets/abc/manifest.json": tmp_path / "manifest.json"})
-    put = server.asked["VolumePutFiles"]
-    assert [file.filename for file in put.files] == ["datasets/abc/manifest.json"]
-    assert put.files[0].sha256_hex == sha256_of(tmp_path / "manifest.json")
+    lines = command("--keep", "1", "--dry-run")
+    assert [line.split()[0] for line in lines] == ["new", "middle", "working", "old"]
+    assert [line.split("  ")[-1] for line in lines] == [
+        *("kept", "would be removed", "kept: call fc-0000 works on it", "would be removed")
+    ]
+    assert "2023-11-14 22:13" in lines[0]
+    assert "2.0 MB" in lines[0]
+    assert len(list(runs.iterdir())) == 4
+    command("--keep", "1")
+    assert sorted(path.name for path in runs.iterdir()) == ["new", "working"]
+    assert remote.main(["prune", "--keep", "-1"], lambda: client) == 1
+    assert "error: --keep is -1; give 0 or more" in capsys.readouterr().err

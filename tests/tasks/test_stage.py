@@ -11,10 +11,9 @@ from prefect.states import Failed
 
 from tasks.stage import content_of, key_of, may_pass, stage, tally
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, TrainConfig
-from tinycats_core.errors import DataError, RegistryError
+from tinycats_core.errors import DataError, ModalUnreachable, RegistryError
 from tinycats_core.files import home, sha256_of
 from tinycats_core.records import Checkpoint
-from tinycats_core.remote import ModalUnreachable
 
 
 def record(path: Path, text: str = "weights") -> Checkpoint:
