@@ -114,7 +114,7 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
     result = jobs.run(request_, volumes.place(), jobs.train_generator)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
     assert Checkpoint.model_validate(result["checkpoint"]).in_folder(tmp_path / "here") == here
-    weights = {"ema.safetensors", "ema-0.5.safetensors"}
+    weights = {"ema.safetensors", "ema-0.5.safetensors", "raw.safetensors"}
     assert set(result["files"]) == weights | {"log.jsonl", "diary.jsonl", "meter.json", "samples/step-00000004.png"}
     assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
     assert read_json(run / "result.json") == result
