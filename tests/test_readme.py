@@ -30,6 +30,27 @@ def test_the_metrics_are_those_of_the_release_whose_grid_is_shown():
             assert float(text) == pytest.approx(float(found[column]), abs=0.5 * 10 ** -len(text.partition(".")[2])), name
 
 
+def test_how_fast_an_image_is_drawn_is_what_that_release_measured():
+    found = json.loads((ROOT / "docs" / "smoke" / "benchmark.json").read_text())["inference"]
+    said = re.search(r"([\d.]+) ms in PyTorch, ([\d.]+) ms with the fp32 file and ([\d.]+) ms with the\sint8 file", README)
+    assert said
+    assert list(said.groups()) == [f"{row['latency_ms']['p50']:.1f}" for row in found["rows"]]
+    assert f"in {found['sample']['steps']} guided steps" in README
+    assert found["sample"]["guidance"] > 1
+    assert found["machine"]["cpu"] in README
+
+
+def test_how_often_the_gate_errs_is_what_its_benchmark_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "judge.json").read_text())
+    said = " ".join(README.split())
+    assert (
+        f"of {found['resamples']} releases of the same model it refused {found['false_rejections']:.1%}".replace("%", " %") in said
+    )
+    assert f"it let {found['missed_worse']:.1%} pass".replace("%", " %") in said
+    assert f"{found['canaries_refused']} of {found['canaries']} canaries" in said
+    assert found["worse_steps"] * 8 == found["steps"]
+
+
 def test_what_the_classifier_gets_right_is_what_its_benchmark_measured():
     block = README.split("<!-- classifier:begin -->")[1].split("<!-- classifier:end -->")[0]
     found = json.loads((ROOT / "benchmarks" / "results" / "classifier.json").read_text())
