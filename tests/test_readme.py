@@ -42,11 +42,9 @@ def test_how_fast_an_image_is_drawn_is_what_that_release_measured():
 
 def test_how_often_the_gate_errs_is_what_its_benchmark_measured():
     found = json.loads((ROOT / "benchmarks" / "results" / "judge.json").read_text())
-    said = " ".join(README.split())
-    assert (
-        f"of {found['resamples']} releases of the same model it refused {found['false_rejections']:.1%}".replace("%", " %") in said
-    )
-    assert f"it let {found['missed_worse']:.1%} pass".replace("%", " %") in said
+    said = " ".join(README.split()).replace(" %", "%")
+    assert f"of {found['resamples']} releases of the same model it refused {found['false_rejections']:.1%}" in said
+    assert f"it let {found['missed_worse']:.1%} pass" in said
     assert f"{found['canaries_refused']} of {found['canaries']} canaries" in said
     assert found["worse_steps"] * 8 == found["steps"]
 
