@@ -340,9 +340,10 @@ def _training(path: Path) -> list[str]:
         dated = f"{price['source']}, {'dated ' + price['seen'] if price['seen'] else 'undated'}"
         hourly = number(price["usd_per_hour"])
         money = f"${number(cost['dollars'])} for the GPU alone, at ${hourly} an hour and GPU ({dated})"
+    again = f", steps run: {number(cost['steps_run'])}" if cost["steps_run"] > cost["steps"] else ""
     return [
         f"## Training\n\n{number(cost['steps'])} steps in {number(cost['hours'])} hours at {number(cost['images_per_s'])} images/s "
-        f"on {gpus}, {cost['precision']}, attempts: {number(cost['attempts'])}; {money}."
+        f"on {gpus}, {cost['precision']}, attempts: {number(cost['attempts'])}{again}; {money}."
     ]
 
 
