@@ -34,7 +34,7 @@ from tinycats_core.sampling import sample
 BATCHES = (1, 4, 8, 16)
 PERCENTILES = (50, 95, 99)
 WARM_UP = 3  # calls that are not counted
-LEAST, MOST = 20, 200  # images of which each latency is taken; 20 are what a 95th percentile needs
+LEAST, MOST = 20, 100  # images of which each latency is taken: what a 95th and a 99th percentile need
 LATENCY_SECONDS = 4.0  # after which no more than LEAST are drawn
 THROUGHPUT_SECONDS = 0.6  # the same for each larger batch, of which at least two are drawn
 MEGABYTE = 2**20
