@@ -16,7 +16,7 @@ def judge_needs_classifier(config: ReleaseConfig) -> bool:
     return config.evaluate.extractor == "breed" or config.evaluate.min_breed_accuracy is not None
 
 
-@stage(version=2)
+@stage(version=3)
 def measure(
     samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, compute: ComputeConfig
 ) -> FidelityReport:
@@ -24,6 +24,10 @@ def measure(
     report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)
     frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
     show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the held-out ones")
+    if report.classes:
+        show.table(
+            "breed-accuracy", pd.DataFrame(list(report.classes)), "How often the classifier sees the class that was asked for"
+        )
     images, labels = sampling.load_samples(samples)
     train, scale = data.load_split(dataset, "train")[0], max(1, 64 // dataset.image_size)
     sheet = grids.neighbour_sheet(images, labels, train, dataset.classes, scale)

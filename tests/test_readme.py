@@ -47,6 +47,9 @@ def test_how_often_the_gate_errs_is_what_its_benchmark_measured():
     assert f"it let {found['missed_worse']:.1%} pass" in said
     assert f"{found['canaries_refused']} of {found['canaries']} canaries" in said
     assert found["worse_steps"] * 8 == found["steps"]
+    cost = json.loads((ROOT / "benchmarks" / "results" / "judge-photos.json").read_text())
+    assert f"take {cost['cost_ratio']:.2f} times as long" in said
+    assert f"looks {cost['extract_speedup']:.1f} times as fast" in said
 
 
 def test_what_the_classifier_gets_right_is_what_its_benchmark_measured():

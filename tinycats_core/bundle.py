@@ -166,7 +166,7 @@ def _metrics(
 
 
 def _measured(report: FidelityReport) -> dict[str, Any]:
-    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes"})
+    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes", "classes"})
 
 
 def _runtime(report: FidelityReport) -> str:

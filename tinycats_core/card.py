@@ -201,6 +201,7 @@ def _body(
                 for term in decision["terms"]
             ],
         ),
+        *_classes(candidate["classes"]),
         *_neighbours(folder / "samples" / "neighbours.png"),
         *_choice(sweep),
         *_raw(folder / "samples" / "ema_and_raw.png"),
@@ -302,6 +303,18 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the section on the classes one by one; none where no classifier has looked."""
+    if not rows:
+        return []
+    cells = [[row["class"], number(row["breed_accuracy"]), number(row["floor"])] for row in rows]
+    return [
+        "## Class by class\n\nHow often the breed classifier sees the class that was asked for; the floor is how often it is "
+        "right of held-out images of that class.",
+        _table(["class", "this model", "floor"], cells),
+    ]
 
 
 def _classifier(path: Path) -> list[str]:

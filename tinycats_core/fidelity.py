@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -204,11 +204,16 @@ def evaluate(
             **_variety(made, labels, seen[eyes.features], real, patch),
             **_memory(judge, made, seen[eyes.features]),
         }
-    trivial_accuracy = None
+    trivial_accuracy, classes = None, ()
     if (named := judge.named(made, seen)) is not None:
         metrics["breed_accuracy"] = _share(named == labels)
         shares = [torch.bincount(of, minlength=len(dataset.classes)) / len(made) for of in (named, labels)]
         trivial_accuracy = (shares[0] * shares[1]).sum().item()
+        drawn = _by_class(named == labels, labels, dataset.classes)
+        classes = tuple(
+            {"class": name, "breed_accuracy": mine, "floor": real}
+            for name, mine, real in zip(dataset.classes, drawn, of_real["classes"], strict=True)
+        )
     require_finite(metrics, "the generated images")
     floor, trivial_kid = of_real["floor"], of_real["trivial_kid"]
 
@@ -243,8 +248,10 @@ def evaluate(
     if metrics["patch_step"] is None:
         notes += (f"patch_step is not given: the samples' settings say patch_size {patch}, which has no borders and insides.",)
     path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
-    write_json(path, {"metrics": metrics, "floor": floor, "conditions": conditions, "notes": notes})
-    return FidelityReport(path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, conditions=conditions, notes=notes)
+    write_json(path, {"metrics": metrics, "floor": floor, "classes": classes, "conditions": conditions, "notes": notes})
+    return FidelityReport(
+        path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, classes=classes, conditions=conditions, notes=notes
+    )
 
 
 def images_needed(config: EvaluateConfig) -> int:
@@ -510,7 +517,8 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def _of_real_images(judge: Judge, real: Reference, count: int, subset: int, patch: int | None) -> Facts:
-    """Return the floor, the metrics of `count` training images, and the KID of generators that have learnt nothing."""
+    """Return the floor, the metrics of `count` training images; the KID of generators that have learnt nothing; and how often the
+    classifier is right of the test images of each class."""
     config, layer = judge.config, judge.eyes.features
     train, train_labels = load_split(judge.dataset, "train")
     test, test_labels = load_split(judge.dataset, "test")
@@ -521,8 +529,10 @@ def _of_real_images(judge: Judge, real: Reference, count: int, subset: int, patc
         **_variety(train[chosen], train_labels[chosen], seen[layer], real, patch),
         **_memory(judge, test, real.features[layer]),
     }
+    classes = []
     if (named := judge.named(test, real.features)) is not None:
         floor["breed_accuracy"] = _share(named == test_labels)
+        classes = _by_class(named == test_labels, test_labels, judge.dataset.classes)
     require_finite(floor, "the real training images")
     size, trivial_kid = min(subset, NOISE_IMAGES // 2), {}
     for name, images in _trivial_images(train, config.seed).items():
@@ -530,7 +540,7 @@ def _of_real_images(judge: Judge, real: Reference, count: int, subset: int, patc
         found = kernel_distance(drawn, real.features[layer], config.kid_subsets, size, config.seed, resamples=2)
         trivial_kid[name] = found.value
     require_finite(trivial_kid, "noise and mean")
-    return {"floor": floor, "trivial_kid": trivial_kid}
+    return {"floor": floor, "trivial_kid": trivial_kid, "classes": classes}
 
 
 def _variety(images: Tensor, labels: Tensor, features: Tensor, real: Reference, patch: int | None) -> dict[str, float | None]:
@@ -550,6 +560,11 @@ def _memory(judge: Judge, images: Tensor, features: Tensor) -> dict[str, float |
         "copy_rate": copy_rate(images.to(device), train),
         "authenticity": authenticity(features.to(device), known, apart.to(device)),
     }
+
+
+def _by_class(hits: Tensor, labels: Tensor, classes: Sequence[str]) -> list[float | None]:
+    """Return the share of hits among the images of each class; None for a class without images."""
+    return [_share(hits[labels == label]) if (labels == label).any() else None for label in range(len(classes))]
 
 
 def _share(hits: Tensor) -> float:

@@ -148,15 +148,17 @@ class FidelityReport(Record):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
     `metrics` and `floor` (real training images against the same held-out images; for copy_rate and authenticity the held-out
-    images against all training images) have the same keys; a value that
-    cannot be given is None and `notes` says why. `conditions` holds N, split, extractor, resize, seed, library version
-    and the sampler's settings.
+    images against all training images) have the same keys; a value that cannot be given is None and `notes` says why.
+    `conditions` holds N, split, extractor, resize, seed, library version and the sampler's settings. `classes` has a row for
+    each class where a classifier has looked: how often it sees that class in the images that it was asked for, and in
+    held-out images of it.
     """
 
     metrics: dict[str, float | None]
     floor: dict[str, float | None]
     conditions: dict[str, Any]
     notes: tuple[str, ...] = ()
+    classes: tuple[dict[str, Any], ...] = ()
 
 
 class Decision(Record):

@@ -118,6 +118,11 @@ def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: Sam
     classifier = load_classifier(eyes.path)
     assert report.metrics["breed_accuracy"] == accuracy(classifier, images, labels)
     assert report.floor["breed_accuracy"] == accuracy(classifier, *load_split(cats, "test"))
+    assert [row["class"] for row in report.classes] == list(CLASSES)
+    for label, row in enumerate(report.classes):
+        assert row["breed_accuracy"] == accuracy(classifier, images[labels == label], labels[labels == label])
+    assert sum(row["floor"] for row in report.classes) / len(CLASSES) == pytest.approx(report.floor["breed_accuracy"])
+    assert read_json(report.path)["classes"] == list(report.classes)
 
 
 def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Checkpoint, folder: Path) -> None:
