@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         max(figures[f"{name}_rel_diff"] for name in ("fid", "fid_plain", "kid")) <= SAME
         and max(figures["precision_diff"], figures["recall_diff"]) <= SAME
         and figures["extract_speedup"] >= (1.8 if given.photos else 1)
-        and figures["cost_ratio"] <= (1.15 if given.photos else 2)  # the classifier takes a millisecond an image
+        and figures["cost_ratio"] <= 1.15
         and figures.get("false_rejections", 0) <= 0.05
         and figures.get("missed_worse", 0) <= 0.05
         and figures.get("canaries_refused") == figures.get("canaries")
