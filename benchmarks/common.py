@@ -15,6 +15,23 @@ from tinycats_core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TINY: dict[str, dict[str, Any]] = {  # overrides: the smoke preset in seconds, and good enough for the gate
+    "data": {"image_size": 16, "toy_train_per_class": 16, "toy_val_per_class": 4, "toy_test_per_class": 8},
+    "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
+    "train": {
+        "steps": 400,
+        "batch_size": 32,
+        "warmup_steps": 10,
+        "lr": 4e-3,
+        "ema_decays": [0.98, 0.9],
+        "checkpoint_every": 200,
+        "sample_every": 400,
+        "log_every": 50,
+    },
+    "classifier": {"epochs": 3, "batch_size": 32},
+    "sample": {"guidance": [1.0, 1.5], "sweep_images": 52},
+    "evaluate": {"samples": 104, "kid_subsets": 10},
+}
 
 
 def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) -> None:

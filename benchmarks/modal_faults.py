@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import TINY, report
+
 ORCHESTRATOR = """
 import sys
 from pathlib import Path
@@ -27,22 +29,8 @@ install(Path(sys.argv[1]))
 from flows.release_model import main
 sys.exit(main(sys.argv[2:]))
 """
-SMALL: dict[str, Any] = {  # good enough for the gate
-    "data": {"image_size": 16, "toy_train_per_class": 16, "toy_val_per_class": 4, "toy_test_per_class": 8},
-    "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
-    "train": {
-        "steps": 400,
-        "batch_size": 32,
-        "warmup_steps": 10,
-        "lr": 4e-3,
-        "ema_decays": [0.98, 0.9],
-        "checkpoint_every": 25,
-        "sample_every": 400,
-        "log_every": 5,
-    },
-    "classifier": {"epochs": 3, "batch_size": 32},
-    "sample": {"guidance": [1.0, 1.5], "sweep_images": 52},
-    "evaluate": {"samples": 104, "kid_subsets": 10},
+SMALL: dict[str, dict[str, Any]] = TINY | {
+    "train": TINY["train"] | {"checkpoint_every": 25, "log_every": 5},
     "export": {"int8": False},
     "compute": {"where": "modal", "device": "cpu", "gpu": "T4", "poll_seconds": 0.2, "patience_minutes": 1},
 }
@@ -61,8 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
-
-    from benchmarks.common import report
 
     preemptions = 2 if given.quick else given.preemptions
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,6 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> dict[str, Any]:
     """Overrides that make a release of the smoke preset a matter of seconds, good enough for the gate, below tmp_path."""
-    return {
-        "data": {"image_size": 16, "toy_train_per_class": 16, "toy_val_per_class": 4, "toy_test_per_class": 8},
-        "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
-        "train": {
-            "steps": 400,
-            "batch_size": 32,
-            "warmup_steps": 10,
-            "lr": 4e-3,
-            "ema_decays": [0.98, 0.9],
-            "checkpoint_every": 200,
-            "sample_every": 400,
-            "log_every": 50,
-        },
-        "classifier": {"epochs": 3, "batch_size": 32},
-        "sample": {"guidance": [1.0, 1.5], "sweep_images": 52},
-        "evaluate": {"samples": 104, "kid_subsets": 10},
-        "publish": {"name": "tiny", "folder": str(tmp_path / "releases")},
-    }
+    from benchmarks.common import TINY
+
+    return deepcopy(TINY) | {"publish": {"name": "tiny", "folder": str(tmp_path / "releases")}}
