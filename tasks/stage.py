@@ -184,4 +184,4 @@ class _Brief(logging.Filter):
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_Brief())
-logging.getLogger("tinycats.remote").setLevel(logging.INFO)  # Prefect gives `extra_loggers` a handler, but no level
+logging.getLogger("tinycats").setLevel(logging.INFO)  # Prefect gives `extra_loggers` a handler, but no level

@@ -10,7 +10,7 @@ from tinycats_core.files import home, read_json
 from tinycats_core.records import Checkpoint, Dataset
 
 
-@stage(version=2, beside=("report.json",), **NETWORK)
+@stage(version=classifier.VERSION, beside=("report.json",), **NETWORK)
 def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Checkpoint:
     """Train the network that tells the breeds, here or on Modal."""
     folder = home() / "classifier" / key_of(classifier.VERSION, dataset, config)
@@ -33,10 +33,10 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     return checkpoint
 
 
-@stage(version=2, **NETWORK)
+@stage(version=training.VERSION, **NETWORK)
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Checkpoint:
     """Train the generator, here or on Modal. Run again, it goes on from the last checkpoint."""
-    folder = home() / "training" / key_of(dataset, model, train)
+    folder = home() / "training" / key_of(training.VERSION, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 

@@ -15,8 +15,9 @@ LOWER = {
     "flows": {"tinycats_core", "tasks"},
     "deployments": {"tinycats_core", "tasks", "flows"},
 }
-ALWAYS_THERE = {"torch", "torchvision", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
+ALWAYS_THERE = {"torch", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
 AT_HOME_IN = {
+    "torchvision": {"classifier"},
     "torch_fidelity": {"fidelity"},
     "onnx": {"export"},
     "onnxruntime": {"export"},

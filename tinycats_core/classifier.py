@@ -10,16 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from tinycats_core.checkpoint import load_strictly, read_safetensors, write_safetensors
 from tinycats_core.config import ClassifierConfig
 from tinycats_core.data import load_split
-from tinycats_core.device import pick_device
+from tinycats_core.device import pick_device, pick_precision
 from tinycats_core.errors import CheckpointError, DataError, TrainingError
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Checkpoint, Dataset
-from tinycats_core.training import pick_precision
 
 VERSION = 3  # of the recipe and the report below: bump it when the same configuration gives others
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -304,6 +302,8 @@ def _first_stride(image_size: int) -> int:
 
 
 def _torchvision_network(backbone: str, pretrained: bool) -> nn.Module:
+    from torchvision.models import get_model
+
     try:
         return get_model(backbone, weights="DEFAULT" if pretrained else None, progress=False)
     except (OSError, RuntimeError) as error:  # no network, no such page, or a file that does not match its hash

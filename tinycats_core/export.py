@@ -101,7 +101,7 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
     network, header = load_generator(checkpoint.verify().path)
     session = _open(model.verify().path, DENOISER)
     _require_same(session, header, checkpoint, model)
-    velocity = _velocity(session)
+    velocity = _OnnxVelocity(session)
     errors = _relative_errors(network, velocity)
     worst = max(errors, key=errors.__getitem__)
     tolerance = config.fp32_tolerance if model.precision == "fp32" else config.int8_tolerance
@@ -130,7 +130,7 @@ def onnx_velocity(path: Path, device: str = "cpu") -> Velocity:
     Raises:
         ExportError: the file is missing, damaged, or not a denoiser of this project; onnxruntime cannot use the device.
     """
-    return _velocity(_open(path, DENOISER, device))
+    return _OnnxVelocity(_open(path, DENOISER, device))
 
 
 def onnx_devices() -> list[str]:
@@ -270,13 +270,16 @@ def _open(path: Path, format: str, device: str = "cpu") -> "onnxruntime.Inferenc
     return session
 
 
-def _velocity(session: "onnxruntime.InferenceSession") -> Velocity:
-    def velocity(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        feeds = {"x": x.float(), "t": t.float(), "labels": labels.long()}
-        (result,) = session.run([OUTPUT], {name: value.cpu().numpy() for name, value in feeds.items()})
-        return torch.from_numpy(result).to(x.device)
+class _OnnxVelocity:
+    own_threads = True  # for `sampling.sample`
 
-    return velocity
+    def __init__(self, session: "onnxruntime.InferenceSession"):
+        self.session = session
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        feeds = {"x": x.float(), "t": t.float(), "labels": labels.long()}
+        (result,) = self.session.run([OUTPUT], {name: value.cpu().numpy() for name, value in feeds.items()})
+        return torch.from_numpy(result).to(x.device)
 
 
 def _require_same(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tinycats_core import jobs
+from tinycats_core import classifier, jobs, training
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.errors import ComputeError, ModalUnreachable, TinycatsError
 from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json
@@ -56,12 +56,14 @@ class Job:
 
 def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job:
     """Return the training of a generator."""
-    return Job("train_generator", dataset, {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")})
+    settings = {"recipe": training.VERSION, "model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    return Job("train_generator", dataset, settings)
 
 
 def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job:
     """Return the training of a breed classifier."""
-    return Job("train_classifier", dataset, {"classifier": config.model_dump(mode="json")})
+    settings = {"recipe": classifier.VERSION, "classifier": config.model_dump(mode="json")}
+    return Job("train_classifier", dataset, settings)
 
 
 def check_compute(compute: ComputeConfig, client: ModalClient | None = None) -> str:

@@ -1,6 +1,7 @@
 """Drawing images: Euler, Heun and Adams-Bashforth with classifier-free guidance, seeded image by image."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tinycats_core.checkpoint import read_safetensors, write_safetensors
 from tinycats_core.config import SampleConfig
-from tinycats_core.device import fast_arithmetic
+from tinycats_core.device import fast_arithmetic, one_torch_thread
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of
 from tinycats_core.records import SampleSet
@@ -98,7 +99,8 @@ def sample(
     Image i is a function of (config.seed, i, labels[i]): the batch size changes it by rounding only.
 
     Args:
-        velocity: a network, or an ONNX file through `export.onnx_velocity`.
+        velocity: a network, or an ONNX file through `export.onnx_velocity`; one that brings threads of its own says so by
+            an attribute `own_threads`.
         labels: int64 (N,).
         first: the number i of the first image, where this is a part of a larger set.
 
@@ -108,11 +110,12 @@ def sample(
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
     done = []
-    for indices in torch.arange(len(labels)).split(config.batch_size):
-        batch = labels[indices].to(device)
-        noise = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
-        field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
-        done.append(to_uint8(integrate(field, noise, config.steps, config.sampler, config.shift)))
+    with one_torch_thread() if getattr(velocity, "own_threads", False) else nullcontext():
+        for indices in torch.arange(len(labels)).split(config.batch_size):
+            batch = labels[indices].to(device)
+            noise = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
+            field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
+            done.append(to_uint8(integrate(field, noise, config.steps, config.sampler, config.shift)))
     return torch.cat(done) if done else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
 
 

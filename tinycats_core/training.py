@@ -36,6 +36,7 @@ from tinycats_core.signals import stop_signals
 
 logger = logging.getLogger("tinycats.training")
 
+VERSION = 3  # of the recipe below: bump it when the same configuration trains other weights
 RAW = "raw.safetensors"
 COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
 OnLog = Callable[[dict[str, Any]], None]
@@ -69,6 +70,7 @@ def train(
     folder = Path(folder)
     check_writable(folder)
     identity = {
+        "recipe": VERSION,
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
         "dataset": dataset.content,

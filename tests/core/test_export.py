@@ -13,7 +13,7 @@ from release_parts import make_checkpoint
 from tinycats_core import export, sampling
 from tinycats_core.checkpoint import load_generator
 from tinycats_core.classifier import load_classifier, predict
-from tinycats_core.config import CLASSES, ExportConfig, ReleaseConfig, SampleConfig
+from tinycats_core.config import CLASSES, ExportConfig, SampleConfig
 from tinycats_core.data import load_split
 from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
 from tinycats_core.files import sha256_of
@@ -179,12 +179,15 @@ def test_no_file_is_left_where_the_checkpoint_is_damaged(checkpoint: Checkpoint,
     assert not (tmp_path / "onnx").exists()
 
 
-def test_sampling_runs_on_the_file(checkpoint: Checkpoint, fp32: OnnxModel, config: ReleaseConfig):
+def test_sampling_runs_on_the_file_with_its_threads_alone(checkpoint: Checkpoint, fp32: OnnxModel, monkeypatch: pytest.MonkeyPatch):
     network, _ = load_generator(checkpoint.path)
     settings = SampleConfig(steps=3, batch_size=5)
     labels = torch.tensor([0, 3, 12, 5, 5, 1, 2])
     wanted = sampling.sample(network, labels, 16, 13, settings).int()
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
     found = sampling.sample(export.onnx_velocity(fp32.path), labels, 16, 13, settings).int()
+    assert asked == [1, torch.get_num_threads()]
     assert wanted.float().std() > 10
     assert (found - wanted).abs().max() <= 1
 

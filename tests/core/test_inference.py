@@ -68,7 +68,6 @@ def test_the_command_measures_every_runtime_of_a_release(built: Release, parts: 
         assert (latency["p99"] is None) == (row["repeats"] < 100)
         assert list(speed) == ["1", "4", "8", "16"]
         assert 1000 / latency["p50"] / 10 < speed["1"] < 10_000 / latency["p50"]  # the mean is of the same times
-        assert speed["16"] > speed["1"]  # the network is so small that most of the time is spent on each call
         assert 0 < row["load_ms"] < 60_000
         assert 0 < row["peak_memory_mb"] < 1000  # far less than the libraries, which are not counted
     short = [row for row in rows.values() if row["latency_ms"]["p99"] is None]

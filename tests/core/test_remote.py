@@ -14,7 +14,7 @@ import pytest
 from modal import exception as modal_errors
 
 from benchmarks.fake_modal import FakeModal
-from tinycats_core import jobs, remote
+from tinycats_core import jobs, remote, training
 from tinycats_core.classifier import train_classifier
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
@@ -162,6 +162,11 @@ def test_names_of_trainings(dataset: Dataset, job: Job) -> None:
         classifier_job(dataset, ClassifierConfig()),
     ]
     assert len({job.run, *(other.run for other in others)}) == 5
+
+
+def test_weights_of_another_recipe_are_another_training(dataset: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "VERSION", training.VERSION + 1)
+    assert generator_job(dataset, MODEL, TRAIN).run != job.run
 
 
 # ---- the data

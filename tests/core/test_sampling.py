@@ -135,3 +135,24 @@ def test_a_sample_set_round_trips_with_its_settings(tmp_path: Path):
 def test_labels_that_are_no_class_are_refused():
     with pytest.raises(ConfigError, match="label 6 is not a class; allowed: 0 to 5"):
         sample(towards_grey, torch.tensor([6]), 8, 6, SampleConfig(steps=2))
+
+
+def test_a_velocity_with_threads_of_its_own_has_the_cores_to_itself():
+    class Field:
+        own_threads = True
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return towards_grey(x, t, labels)
+
+    seen: list[int] = []
+    labels, config = torch.tensor([0, 3, 5]), SampleConfig(steps=3, guidance=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        images = sample(Field(), labels, 8, 6, config)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert torch.equal(images, sample(towards_grey, labels, 8, 6, config))

@@ -489,6 +489,13 @@ def test_a_folder_of_another_run_is_refused(two_colours: Dataset, tmp_path: Path
         train(two_colours, MODEL.model_copy(update=model), config(**settings), tmp_path / "run")
 
 
+def test_a_folder_of_another_recipe_is_refused(two_colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(two_colours, MODEL, config(), tmp_path / "run")
+    monkeypatch.setattr(training, "VERSION", training.VERSION + 1)
+    with pytest.raises(CheckpointError, match=f"the recipe's version is {training.VERSION - 1} there and {training.VERSION} here"):
+        train(two_colours, MODEL, config(), tmp_path / "run")
+
+
 def test_another_data_set_is_refused(two_colours: Dataset, tmp_path: Path):
     train(two_colours, MODEL, config(), tmp_path / "run")
     other = two_colours.model_copy(update={"source": "toycats"})
