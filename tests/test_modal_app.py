@@ -44,17 +44,8 @@ def request_(dataset: Dataset, tmp_path: Path) -> jobs.Request:
     folder = tmp_path / "data" / jobs.data_folder(dataset.sha256)
     folder.mkdir(parents=True)
     copy2(dataset.path, folder)
-    return {
-        "run": "0123456789abcdef",
-        "revision": jobs.revision(),
-        "dataset": dataset.model_dump(mode="json", exclude={"path"}),
-        "model": MODEL.model_dump(mode="json"),
-        "train": TRAIN.model_dump(mode="json"),
-        "classifier": ClassifierConfig(backbone="mobilenet_v3_small", epochs=1, batch_size=8).model_dump(mode="json"),
-        "device": "cpu",
-        "processes": 1,
-        "budget": None,
-    }
+    classifier = ClassifierConfig(backbone="mobilenet_v3_small", epochs=1, batch_size=8).model_dump(mode="json")
+    return remote.generator_job(dataset, MODEL, TRAIN).request(ComputeConfig(device="cpu")) | {"classifier": classifier}
 
 
 @pytest.fixture

@@ -53,6 +53,18 @@ class Job:
         """The name of the training: equal for equal data and settings, so that a new call goes on from its files."""
         return digest_of([self.function, self.dataset.content, self.settings])[:16]
 
+    def request(self, compute: ComputeConfig) -> jobs.Request:
+        """Return what the remote function is given."""
+        return {
+            "run": self.run,
+            "revision": jobs.revision(),
+            "dataset": self.dataset.verify().model_dump(mode="json", exclude={"path"}),
+            "device": compute.device_on_modal,
+            "processes": compute.processes,
+            "budget": _budget(compute),
+            **self.settings,
+        }
+
 
 def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job:
     """Return the training of a generator."""
@@ -283,15 +295,7 @@ def _find_call(client: ModalClient, job: Job) -> str | None:
 
 
 def _start_call(client: ModalClient, job: Job, compute: ComputeConfig) -> str:
-    request = {
-        "run": job.run,
-        "revision": jobs.revision(),
-        "dataset": job.dataset.verify().model_dump(mode="json", exclude={"path"}),
-        "device": compute.device_on_modal,
-        "processes": compute.processes,
-        "budget": _budget(compute),
-        **job.settings,
-    }
+    request = job.request(compute)
     with explained():
         _upload(client, job.dataset)
         call_id = client.spawn(job.function, request, compute)

@@ -15,11 +15,12 @@ import torch
 from benchmarks.fake_modal import Claims
 from tinycats_core import jobs
 from tinycats_core.classifier import train_classifier
-from tinycats_core.config import ClassifierConfig, DataConfig, ModelConfig, TrainConfig
+from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
 from tinycats_core.errors import TrainingError
 from tinycats_core.files import read_json, sha256_of
 from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.remote import generator_job
 from tinycats_core.run_folder import RunFolder
 from tinycats_core.training import read_log, train
 
@@ -70,16 +71,7 @@ def volumes(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def request_(dataset: Dataset) -> jobs.Request:
-    return {
-        "run": "0123456789abcdef",
-        "revision": jobs.revision(),
-        "dataset": dataset.model_dump(mode="json", exclude={"path"}),
-        "model": MODEL.model_dump(mode="json"),
-        "train": TRAIN.model_dump(mode="json"),
-        "device": "cpu",
-        "processes": 1,
-        "budget": None,
-    }
+    return generator_job(dataset, MODEL, TRAIN).request(ComputeConfig(device="cpu"))
 
 
 # ---- the way through
