@@ -75,7 +75,8 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     )
     release = build_bundle(parts)
     wait_for_approval(config.publish, release)
-    return summarize(read_back(publish(release, config.publish), config.publish), "published")
+    shipped = publish(release, config.publish, decision.baseline)
+    return summarize(read_back(shipped, config.publish), "published")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from flows.shell import add_settings, run, settings
 from tasks import training
 from tasks.data import prepare_data, validate_data
 from tasks.export import export_classifier
-from tasks.preflight import check_images, configure
+from tasks.preflight import check_compute, check_images, configure
 from tasks.stage import log, tally
 from tinycats_core.records import Checkpoint
 
@@ -24,6 +24,7 @@ def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = N
         overrides: nested settings on top of the preset, such as {"classifier": {"epochs": 10}}.
     """
     config = configure(preset, overrides)
+    check_compute(config.compute)
     check_images(config.data)
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data, config.model.num_classes)

@@ -10,7 +10,7 @@ from prefect.blocks.system import Secret
 from tasks import show
 from tasks.stage import log
 from tinycats_core import costs, data, distributed, fidelity, hub, modal_auth, registry, remote, run_folder
-from tinycats_core.config import DataConfig, ReleaseConfig, resolve
+from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
 from tinycats_core.records import Dataset
 
@@ -25,20 +25,27 @@ def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> Releas
 
 def check_ready(config: ReleaseConfig) -> None:
     """Raise the TinycatsError of the first thing that is missing, before any stage has run, and log what training costs."""
-    if config.compute.where == "modal":
-        find_modal_token()
-        remote.check_compute(config.compute)
-    else:
-        distributed.check_processes(config.compute.device, config.compute.processes)
+    check_compute(config.compute)
     if config.publish.to == "hub":
         hub.check_credentials(config.publish)
     registry.open_registry(config.publish.folder)
     check_writable(config.publish.folder)
     check_writable(home())
     check_inputs(config)
+    if config.train.resume_from is not None:
+        run_folder.find_checkpoint(config.train.resume_from)
     expected = costs.estimate(config.model, config.train, config.compute)
     log().info("to train: %s", expected)
     costs.check_budget(expected, config.compute)
+
+
+def check_compute(config: ComputeConfig) -> None:
+    """Raise a TinycatsError where there is nothing to train on."""
+    if config.where == "modal":
+        find_modal_token()
+        remote.check_compute(config)
+    else:
+        distributed.check_processes(config.device, config.processes)
 
 
 def find_modal_token() -> None:
@@ -59,10 +66,8 @@ def check_images(config: DataConfig) -> None:
 
 
 def check_inputs(config: ReleaseConfig) -> None:
-    """Raise a TinycatsError where the images, the judge's weights or the checkpoint to go on from are not there."""
+    """Raise a TinycatsError where the images or the judge's weights are not there."""
     check_images(config.data)
-    if config.train.resume_from is not None:
-        run_folder.find_checkpoint(config.train.resume_from)
     if config.evaluate.extractor == "inception":
         fidelity.inception_weights()  # downloaded now where they are not: training for hours comes before they are needed
 

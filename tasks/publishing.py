@@ -69,9 +69,12 @@ def wait_for_approval(config: PublishConfig, release: Release) -> None:
 
 
 @task(**NETWORK)
-def publish(release: Release, config: PublishConfig) -> Release:
-    """Make the release the published one, in one step."""
-    published = hub.publish_to_hub(release, config) if config.to == "hub" else registry.publish_to_folder(release)
+def publish(release: Release, config: PublishConfig, instead_of: str | None) -> Release:
+    """Make the release the published one, in one step, if what it was compared with still is."""
+    if config.to == "hub":
+        published = hub.publish_to_hub(release, config, instead_of)
+    else:
+        published = registry.publish_to_folder(release, instead_of)
     show.link("release", published.location, f"{published.name} {published.version}", "The published release")
     return published
 
@@ -79,11 +82,12 @@ def publish(release: Release, config: PublishConfig) -> Release:
 @task(**NETWORK)
 def read_back(release: Release, config: PublishConfig) -> Release:
     """Read the published release as a user would, and verify every file of it."""
-    found = find_published.fn(config)
-    if found is None or found.version != release.version:
+    if config.to == "hub":
+        hub.read_back(release, home() / "downloads")
+    elif (found := registry.find_published(config)) is None or found.version != release.version:
         raise RegistryError(
-            f"{release.name} {release.version} was published, but {found.version if found else 'nothing'} is found at "
-            f"{release.location}. Run the same command again."
+            f"{release.name} {release.version} was published, but {found.version if found else 'nothing'} is found in "
+            f"{config.folder}. Run the same command again."
         )
     return release
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -82,15 +83,23 @@ class ByContent(CachePolicy):
         name, store = task_ctx.task.name, task_ctx.result_store
         key = f"{name}-{key_of(self.version, inputs, length=32)}"
         if store.exists(key):
-            result = store.read(key).result
+            try:
+                result = store.read(key).result
+            except Exception as error:  # of many kinds: a process was killed while it wrote, or writes now
+                log().warning("%s: what is kept of it cannot be read (%s), so it runs again", name, type(error).__name__)
+                self._forget(key)
+                return key
             if self._is_intact(result):
                 count("from the cache")
                 log().info("%s: from the cache", name)
             else:
                 log().warning("%s: its files are gone or have changed, so it runs again", name)
                 self._set_aside(result)
-                (home() / "results" / key).unlink()
+                self._forget(key)
         return key
+
+    def _forget(self, key: str) -> None:
+        (home() / "results" / key).unlink(missing_ok=True)
 
     def _is_intact(self, result: Any) -> bool:
         if isinstance(result, Release):
@@ -102,8 +111,9 @@ class ByContent(CachePolicy):
     def _set_aside(self, result: Any) -> None:
         """Rename what is left of a result, so that the stage does not take it for finished work."""
         for path in self._files(result):
-            if path.is_file() and not isinstance(result, Release):  # a damaged release is set aside by `bundle.build`
-                path.replace(path.with_name(f"{path.name}.damaged"))
+            if not isinstance(result, Release):  # a damaged release is set aside by `bundle.build`
+                with suppress(FileNotFoundError):  # gone, or set aside by another process
+                    path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _files(self, result: Record) -> list[Path]:
         return [result.path, *(result.path.with_name(name) for name in self.beside)]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError
-from tinycats_core.files import atomic_path
+from tinycats_core.files import atomic_path, read_json
 from tinycats_core.manifest import NAME, inspect, read_release, verify
 from tinycats_core.records import Release
+from tinycats_core.registry import require_unchanged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -49,14 +50,18 @@ def check_credentials(config: PublishConfig) -> str:
         return repo_id
 
 
-def publish_to_hub(release: Release, config: PublishConfig) -> Release:
+def publish_to_hub(release: Release, config: PublishConfig, instead_of: str | None) -> Release:
     """Replace what the repository holds by this release, in one commit. The commits before stay in its history.
+
+    Args:
+        instead_of: the version that it was compared with; None = nothing was published.
 
     Returns:
         The release with the address of the commit as its location.
 
     Raises:
-        RegistryError: the release is damaged, or the Hub did not take it; `is_transient` says whether trying again may help.
+        RegistryError: the release is damaged, another one was published meanwhile, or the Hub did not take it; `is_transient`
+            says whether trying again may help.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -67,7 +72,10 @@ def publish_to_hub(release: Release, config: PublishConfig) -> Release:
         api = _api()
         api.create_repo(repo_id, private=config.private, exist_ok=True)
         parent = api.model_info(repo_id).sha
-        stale = sorted(set(api.list_repo_files(repo_id, revision=parent)) - files - {GITATTRIBUTES})
+        there = set(api.list_repo_files(repo_id, revision=parent))
+        published = read_json(Path(api.hf_hub_download(repo_id, NAME, revision=parent)))["version"] if NAME in there else None
+        require_unchanged(release, published, instead_of)
+        stale = sorted(there - files - {GITATTRIBUTES})
         changes = [
             *(CommitOperationAdd(file, release.folder / file) for file in sorted(files)),
             *(CommitOperationDelete(file) for file in stale),
@@ -75,7 +83,7 @@ def publish_to_hub(release: Release, config: PublishConfig) -> Release:
         with warnings.catch_warnings():
             # The library's own plain uploads, where Xet is off.
             warnings.filterwarnings("ignore", message="Use 'content=<...>' to upload", category=DeprecationWarning)
-            # The parent is named because it decided what is stale.
+            # The parent is named because it decided what is stale, and what is replaced.
             commit = api.create_commit(repo_id, changes, commit_message=f"{release.name} {release.version}", parent_commit=parent)
     location = f"{api.endpoint}/{repo_id}/tree/{commit.oid}"
     return release.model_copy(update={"published": True, "location": location})

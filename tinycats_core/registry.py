@@ -1,6 +1,10 @@
 """The folder registry: `<folder>/<name>/<version>` holds a release, `<folder>/<name>/latest` names the published one."""
 
+import fcntl
+import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinycats_core.config import PublishConfig
@@ -38,13 +42,10 @@ def find_published(config: PublishConfig) -> Release | None:
         RegistryError: the folder is no registry, `latest` leads nowhere, or the release that it names is damaged.
     """
     latest = config.folder / config.name / LATEST
-    if not _is_registry(config.folder) or not (latest.is_symlink() or latest.exists()):
-        return None
-    advice = f"Restore it, or remove {latest}: then the next release is compared with nothing"
     # The link is read once: another publisher may point it elsewhere in between.
-    version = str(latest.readlink()) if latest.is_symlink() else ""
-    if version in ("", ".", "..") or "/" in version:
-        raise RegistryError(f"{latest} is not a link to a version beside it. {advice}.")
+    if not _is_registry(config.folder) or (version := _named_by(latest)) is None:
+        return None
+    advice = _advice(latest)
     folder = latest.with_name(version)
     if not folder.is_dir():
         raise RegistryError(f"{latest} names {version}, which is not there. {advice}.")
@@ -54,18 +55,23 @@ def find_published(config: PublishConfig) -> Release | None:
     return as_record(folder, manifest).model_copy(update={"published": True})
 
 
-def publish_to_folder(release: Release) -> Release:
+def publish_to_folder(release: Release, instead_of: str | None) -> Release:
     """Make a release of the registry the published one, in one step. The one before stays where it is.
 
+    Args:
+        instead_of: the version that it was compared with; None = nothing was published.
+
     Raises:
-        RegistryError: the release is damaged, or `latest` cannot be written.
+        RegistryError: the release is damaged, another one was published meanwhile, or `latest` cannot be written.
     """
     verify(release.folder)
     latest = release.folder.parent / LATEST
     temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.symlink_to(release.folder.name)
-        temporary.replace(latest)
+        with _alone_in(latest.parent):
+            require_unchanged(release, _named_by(latest), instead_of)
+            temporary.symlink_to(release.folder.name)
+            temporary.replace(latest)
     except OSError as error:
         raise RegistryError(
             f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what stands there, "
@@ -74,6 +80,41 @@ def publish_to_folder(release: Release) -> Release:
     finally:
         temporary.unlink(missing_ok=True)
     return release.model_copy(update={"published": True})
+
+
+def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:
+    """Raise RegistryError where what is published is neither what a release was compared with nor the release itself."""
+    if published not in (instead_of, release.version):
+        raise RegistryError(
+            f"{release.name} {release.version} was compared with {instead_of or 'nothing'}, and meanwhile {published or 'that'} "
+            f"was {'published' if published else 'withdrawn'}. Run the same command again: it compares anew."
+        )
+
+
+def _named_by(latest: Path) -> str | None:
+    """Return the version that `latest` names, None where nothing stands there. Raises RegistryError for anything but a link."""
+    if not (latest.is_symlink() or latest.exists()):
+        return None
+    version = str(latest.readlink()) if latest.is_symlink() else ""
+    if version in ("", ".", "..") or "/" in version:
+        raise RegistryError(f"{latest} is not a link to a version beside it. {_advice(latest)}.")
+    return version
+
+
+def _advice(latest: Path) -> str:
+    return f"Restore it, or remove {latest}: then the next release is compared with nothing"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same folder; where the file system has no locks, do not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_registry(folder: Path) -> bool:

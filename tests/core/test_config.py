@@ -100,6 +100,7 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"sample": {"guidance_interval": [[0, 1], [0, 1]]}}, ["[[0.0, 1.0], [0.0, 1.0]], which names one twice"]),
         ("smoke", {"sample": {"sweep_images": 15}}, ["sample.sweep_images is 15", "16"]),
         ("smoke", {"sample": {"sweep_images": 20}, "evaluate": {"neighbours": 20}}, ["sample.sweep_images is 20", "neighbours"]),
+        ("smoke", {"sample": {"sweep_images": 600}, "evaluate": {"neighbours": 520}}, ["evaluate.samples is 520", "neighbours"]),
         ("smoke", {"data": {"val_fraction": 1}}, ["data.val_fraction is 1", "less than 1"]),
         ("smoke", {"classifier": {"val_fraction": 0.1}}, ["classifier.val_fraction is not a setting"]),
         ("smoke", {"data": {"source": "folder"}}, ["data.folder is missing"]),

@@ -51,7 +51,7 @@ def on_disk(folder: Path) -> dict[str, bytes]:
 
 def test_a_whole_release_goes_up_in_one_commit_and_comes_back_the_same(server: Hub, parts: dict[str, Any], tmp_path: Path):
     built = bundle.build(tmp_path / "registry", ReleaseParts(**parts))
-    published = hub.publish_to_hub(built, CONFIG)
+    published = hub.publish_to_hub(built, CONFIG, None)
     (_, _), (commit, _) = server.commits[REPO]  # the creation of the repository, and one commit
     assert published == built.model_copy(update={"published": True, "location": f"{server.url}/{REPO}/tree/{commit}"})
     assert held(server) == on_disk(built.folder)
@@ -62,8 +62,8 @@ def test_a_whole_release_goes_up_in_one_commit_and_comes_back_the_same(server: H
 
 
 def test_the_next_release_replaces_the_files_and_keeps_the_history(server: Hub, tmp_path: Path):
-    first = hub.publish_to_hub(make_release(tmp_path, "111", **{"samples/old.png": "old"}), CONFIG)
-    second = hub.publish_to_hub(make_release(tmp_path, "222"), CONFIG)
+    first = hub.publish_to_hub(make_release(tmp_path, "111", **{"samples/old.png": "old"}), CONFIG, None)
+    second = hub.publish_to_hub(make_release(tmp_path, "222"), CONFIG, "111")
     assert held(server) == on_disk(second.folder)
     assert ".gitattributes" in (server.files(REPO) or {})
     assert len(server.commits[REPO]) == 3
@@ -73,14 +73,23 @@ def test_the_next_release_replaces_the_files_and_keeps_the_history(server: Hub, 
     assert (newest.version, newest.published) == ("222", True)
 
 
+def test_a_release_that_was_compared_with_another_is_not_published(server: Hub, tmp_path: Path):
+    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
+    second = make_release(tmp_path, "222")
+    with pytest.raises(RegistryError, match="222 was compared with nothing, and meanwhile 111 was published") as caught:
+        hub.publish_to_hub(second, CONFIG, None)
+    assert not hub.is_transient(caught.value)
+    assert len(server.commits[REPO]) == 2
+
+
 def test_publishing_again_makes_no_second_commit(server: Hub, tmp_path: Path):
     release = make_release(tmp_path, "111")
-    assert hub.publish_to_hub(release, CONFIG) == hub.publish_to_hub(release, CONFIG)
+    assert hub.publish_to_hub(release, CONFIG, None) == hub.publish_to_hub(release, CONFIG, None)
     assert len(server.commits[REPO]) == 2
 
 
 def test_a_commit_is_downloaded_once_and_again_when_damaged(server: Hub, tmp_path: Path):
-    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG)
+    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
     first = hub.download_release(REPO, tmp_path / "back")
     assert first is not None
     server.requests.clear()
@@ -100,13 +109,13 @@ def test_nothing_published_is_none(server: Hub, tmp_path: Path):
 
 
 def test_a_missing_revision_is_an_error(server: Hub, tmp_path: Path):
-    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG)
+    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
     with pytest.raises(RegistryError, match=r"downloading .* failed: HTTP 404 .*no such repository or revision"):
         hub.download_release(REPO, tmp_path, "f" * 40)
 
 
 def test_a_release_that_the_hub_holds_damaged_is_refused_and_not_kept(server: Hub, tmp_path: Path):
-    published = hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG)
+    published = hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
     _, files = server.commits[REPO][-1]
     files |= {"model.safetensors": b"other", "extra.txt": b"?"}
     with pytest.raises(
@@ -117,7 +126,7 @@ def test_a_release_that_the_hub_holds_damaged_is_refused_and_not_kept(server: Hu
 
 
 def test_reading_back_finds_another_release(server: Hub, tmp_path: Path):
-    published = hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG)
+    published = hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
     other = make_release(tmp_path, "222").model_copy(update={"location": published.location})
     with pytest.raises(RegistryError, match="does not hold the release 222"):
         hub.read_back(other, tmp_path / "back")
@@ -127,7 +136,7 @@ def test_a_damaged_release_is_not_sent(server: Hub, tmp_path: Path):
     release = make_release(tmp_path, "111")
     (release.folder / "model.safetensors").write_text("damaged")
     with pytest.raises(RegistryError, match="model.safetensors has changed"):
-        hub.publish_to_hub(release, CONFIG)
+        hub.publish_to_hub(release, CONFIG, None)
     assert server.requests == []
 
 
@@ -194,7 +203,7 @@ def test_a_repository_of_somebody_else_is_refused(server: Hub):
 def test_a_repository_that_refuses_is_a_clear_error_before_anything_is_sent(server: Hub, tmp_path: Path):
     server.commit(REPO, {".gitattributes": b""})
     server.readonly.add(REPO)
-    for use in (hub.check_credentials, lambda config: hub.publish_to_hub(make_release(tmp_path, "111"), config)):
+    for use in (hub.check_credentials, lambda config: hub.publish_to_hub(make_release(tmp_path, "111"), config, None)):
         with pytest.raises(RegistryError, match="HTTP 403.*The token has no write access there") as caught:
             use(CONFIG)
         assert not hub.is_transient(caught.value)
@@ -230,18 +239,18 @@ def test_what_is_worth_another_try(server: Hub, tmp_path: Path, status: int, tra
     server.failures["/commit/"] = [status]
     release = make_release(tmp_path, "111")
     with pytest.raises(RegistryError, match=f"publishing .* failed: HTTP {status}") as caught:
-        hub.publish_to_hub(release, CONFIG)
+        hub.publish_to_hub(release, CONFIG, None)
     assert hub.is_transient(caught.value) is transient
     assert "\n" not in str(caught.value)
     assert len(server.commits[REPO]) == 1
     assert len(held(server)) == 0
-    assert hub.publish_to_hub(release, CONFIG).published  # and the next try takes up where this one was left
+    assert hub.publish_to_hub(release, CONFIG, None).published  # and the next try takes up where this one was left
 
 
 def test_a_busy_upload_is_worth_another_try(server: Hub, tmp_path: Path, impatient: None):
     server.failures["/lfs/"] = [503] * 6
     with pytest.raises(RegistryError) as caught:
-        hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG)
+        hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
     assert hub.is_transient(caught.value)
 
 
@@ -253,6 +262,6 @@ def test_other_errors_are_not_worth_another_try():
 
 
 def test_a_private_repository_is_asked_for(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG.model_copy(update={"private": True}))
+    hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG.model_copy(update={"private": True}), None)
     assert server.created == [{"name": "tinycats-test", "organization": "someone", "visibility": "private"}]
     assert json.dumps(server.created).count("private") == 1

@@ -32,9 +32,9 @@ def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config
     assert registry.find_published(config) is None
     first, second = make_release(config.folder, "111"), make_release(config.folder, "222")
     assert registry.find_published(config) is None
-    assert registry.publish_to_folder(first) == first.model_copy(update={"published": True})
+    assert registry.publish_to_folder(first, None) == first.model_copy(update={"published": True})
     assert registry.find_published(config) == first.model_copy(update={"published": True})
-    registry.publish_to_folder(second)
+    registry.publish_to_folder(second, "111")
     found = registry.find_published(config)
     assert found is not None
     assert (found.version, found.published, found.folder) == ("222", True, config.folder / "cats/222")
@@ -44,7 +44,7 @@ def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config
 
 
 def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfig):
-    registry.publish_to_folder(make_release(config.folder, "111"))
+    registry.publish_to_folder(make_release(config.folder, "111"), None)
     moved = config.folder.rename(config.folder.with_name("elsewhere"))
     assert (moved / "cats/latest").readlink() == Path("111")
     found = registry.find_published(config.model_copy(update={"folder": moved}))
@@ -53,7 +53,7 @@ def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfi
 
 
 def test_verify_reads_latest(config: PublishConfig):
-    release = registry.publish_to_folder(make_release(config.folder, "111"))
+    release = registry.publish_to_folder(make_release(config.folder, "111"), None)
     assert manifest.verify(config.folder / "cats/latest") == manifest.verify(release.folder) == manifest.verify(release.path)
 
 
@@ -96,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_named():
 
 
 def test_a_dangling_latest_is_an_error_that_says_what_to_do(config: PublishConfig):
-    release = registry.publish_to_folder(make_release(config.folder, "111"))
+    release = registry.publish_to_folder(make_release(config.folder, "111"), None)
     shutil.rmtree(release.folder)
     with pytest.raises(RegistryError, match=r"latest names 111, which is not there. Restore it, or remove .*latest"):
         registry.find_published(config)
@@ -112,21 +112,35 @@ def test_a_latest_that_is_no_link_beside_is_an_error(config: PublishConfig, tmp_
     latest.mkdir()
     with pytest.raises(RegistryError, match="is not a link to a version beside it"):
         registry.find_published(config)
-    with pytest.raises(RegistryError, match=r"latest cannot be pointed at 111: .*Remove what stands there"):
-        registry.publish_to_folder(release)
+    with pytest.raises(RegistryError, match="is not a link to a version beside it"):
+        registry.publish_to_folder(release, None)
     assert sorted(path.name for path in release.folder.parent.iterdir()) == ["111", "latest"]
 
 
 def test_a_damaged_release_is_neither_compared_with_nor_published(config: PublishConfig):
     first, second = make_release(config.folder, "111"), make_release(config.folder, "222")
-    registry.publish_to_folder(first)
+    registry.publish_to_folder(first, None)
     (second.folder / "model.safetensors").write_text("111")
     with pytest.raises(RegistryError, match="model.safetensors has changed"):
-        registry.publish_to_folder(second)
+        registry.publish_to_folder(second, "111")
     assert (config.folder / "cats/latest").readlink() == Path("111")
     (first.folder / "model.safetensors").unlink()
     with pytest.raises(RegistryError, match=r"published release .*111 is damaged: model.safetensors is missing.*remove .*latest"):
         registry.find_published(config)
+
+
+def test_a_release_that_was_compared_with_another_is_not_published(config: PublishConfig):
+    first, second, third = (make_release(config.folder, version) for version in ("111", "222", "333"))
+    with pytest.raises(RegistryError, match="cats 222 was compared with 111, and meanwhile that was withdrawn"):
+        registry.publish_to_folder(second, "111")
+    registry.publish_to_folder(first, None)
+    with pytest.raises(RegistryError, match="cats 222 was compared with nothing, and meanwhile 111 was published. Run the same"):
+        registry.publish_to_folder(second, None)
+    registry.publish_to_folder(second, "111")
+    with pytest.raises(RegistryError, match="cats 333 was compared with 111, and meanwhile 222 was published"):
+        registry.publish_to_folder(third, "111")
+    assert registry.publish_to_folder(second, "111").published  # a second try, after a first one that nobody heard of
+    assert (config.folder / "cats/latest").readlink() == Path("222")
 
 
 PUBLISHER = """
@@ -134,25 +148,39 @@ import sys
 from pathlib import Path
 from tinycats_core import manifest, registry
 from tinycats_core.config import PublishConfig
-folder, version = Path(sys.argv[1]), sys.argv[2]
-place = registry.open_registry(folder) / "cats" / version
-place.mkdir(parents=True)
-(place / "model.safetensors").write_text(version)
-manifest.seal(place, "cats", version, "key", {})
-for _ in range(100):
-    registry.publish_to_folder(manifest.read_release(place))
-    found = registry.find_published(PublishConfig(name="cats", folder=folder))
-    assert found is not None and found.version in sys.argv[2:], found
+from tinycats_core.errors import RegistryError
+folder = registry.open_registry(Path(sys.argv[1]))
+for number in range(20):
+    place = folder / "cats" / f"{sys.argv[2]}{number}"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_text(place.name)
+    manifest.seal(place, "cats", place.name, "key", {})
+    while True:
+        found = registry.find_published(PublishConfig(name="cats", folder=folder))
+        before = found.version if found else None
+        try:
+            registry.publish_to_folder(manifest.read_release(place), before)
+        except RegistryError as error:
+            assert "meanwhile" in str(error), error
+            continue
+        print(before, place.name)
+        break
 """
 
 
-def test_two_publishers_at_once_leave_an_intact_registry(config: PublishConfig):
-    versions = ["aaa", "bbb"]
-    commands = [[sys.executable, "-c", PUBLISHER, str(config.folder), *order] for order in (versions, versions[::-1])]
-    running: list[Any] = [subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) for line in commands]
-    errors = [process.communicate()[1] for process in running]
-    assert [(process.returncode, error) for process, error in zip(running, errors, strict=True)] == [(0, ""), (0, "")]
-    found = registry.find_published(config)
-    assert found is not None
-    assert found.version in versions
-    assert sorted(path.name for path in (config.folder / "cats").iterdir()) == [*versions, "latest"]
+def test_of_two_publishers_each_replaces_what_it_has_seen(config: PublishConfig):
+    commands = [[sys.executable, "-c", PUBLISHER, str(config.folder), name] for name in "ab"]
+    running: list[Any] = [
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for line in commands
+    ]
+    said = [process.communicate() for process in running]
+    assert [(process.returncode, errors) for process, (_, errors) in zip(running, said, strict=True)] == [(0, "")] * 2
+    after = dict(line.split() for lines, _ in said for line in lines.splitlines())
+    version, seen = "None", []
+    while version in after:  # one chain: no release was replaced by two
+        version = after[version]
+        seen.append(version)
+    assert len(seen) == len(set(seen)) == 40
+    assert (config.folder / "cats/latest").readlink() == Path(version)
+    manifest.verify(config.folder / "cats/latest")
+    assert len(list((config.folder / "cats").iterdir())) == 41

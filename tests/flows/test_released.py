@@ -95,6 +95,12 @@ def test_the_nightly_evaluation_measures_anew_but_once(latest: Path, capsys: pyt
     assert "nothing to do: no stage executed" in capsys.readouterr().out.split("tiny ")[-1]
 
 
+def test_a_release_that_went_on_from_another_training_is_evaluated_without_it(latest: Path) -> None:
+    made = read_json(latest / "config.json")
+    resealed(latest, "config.json", {**made, "train": {**made["train"], "resume_from": "gone"}})
+    assert nightly_eval(str(latest)).promoted
+
+
 def test_one_changed_byte_ends_the_nightly_evaluation_before_any_stage(latest: Path, caplog: pytest.LogCaptureFixture) -> None:
     onnx = latest.resolve() / "denoiser-int8.onnx"
     content = bytearray(onnx.read_bytes())
@@ -151,6 +157,12 @@ def test_the_classifier_is_trained_alone(tiny: dict[str, Any]) -> None:
     assert {row["metric"] for row in json.loads(shown["onnx-classifier"])} >= {"relative_error", "same_class"}
     with pytest.raises(TinycatsError, match="classifier.epochs is 0"):
         train_classifier("smoke", {"classifier": {"epochs": 0}})
+
+
+def test_the_classifier_is_not_trained_on_a_modal_without_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(TinycatsError, match="no Modal credentials"):
+        train_classifier("smoke", {"compute": {"where": "modal"}})
+    assert "done in" not in caplog.text
 
 
 def test_the_classifier_of_ones_own_photos_is_trained_from_the_command_line_and_needs_no_judge(

@@ -115,6 +115,19 @@ def test_a_result_whose_files_are_gone_or_changed_is_made_again(made: Made, dama
     assert calls == [place] * 2
 
 
+@pytest.mark.parametrize("left", ["", '{"metadata": {', '{"result": "{}"}'])
+def test_a_result_that_a_killed_process_left_half_written_is_made_again(made: Made, left: str) -> None:
+    one_stage, calls, source = made
+    place = f"half-{len(left)}"
+    before = set((home() / "results").glob("make-*"))
+    first, _ = one_stage(source, place)
+    (kept,) = set((home() / "results").glob("make-*")) - before
+    kept.write_text(left)
+    assert one_stage(source, place) == (first, "1 stage executed, 0 came from the cache")
+    assert one_stage(source, place) == (first, "nothing to do: no stage executed, 1 came from the cache")
+    assert calls == [place] * 2
+
+
 def test_results_are_kept_as_json_under_the_home(made: Made) -> None:
     one_stage, _, source = made
     one_stage(source, "json")
