@@ -341,9 +341,10 @@ class ReleaseConfig(Part):
             raise ValueError(
                 "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
             )
+        least = self.evaluate.neighbours
         for name, count in (("sample.sweep_images", self.sample.sweep_images), ("evaluate.samples", self.evaluate.samples)):
-            if count <= self.evaluate.neighbours:
-                raise ValueError(f"{name} is {count}; it must be more than evaluate.neighbours, which is {self.evaluate.neighbours}")
+            if count <= least:
+                raise ValueError(f"{name} is {count}; it must be more than evaluate.neighbours, which is {least}")
         if self.evaluate.samples < self.model.num_classes * 2:
             raise ValueError(
                 f"evaluate.samples is {self.evaluate.samples}; at least {self.model.num_classes * 2} are needed "
