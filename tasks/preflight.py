@@ -69,7 +69,7 @@ def check_inputs(config: ReleaseConfig) -> None:
     """Raise a TinycatsError where the images or the judge's weights are not there."""
     check_images(config.data)
     if config.evaluate.extractor == "inception":
-        fidelity.inception_weights()  # downloaded now where they are not: training for hours comes before they are needed
+        fidelity.inception()  # downloaded and looked into now: training for hours comes before it is needed
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:

@@ -106,7 +106,7 @@ class Judge:
         """Return a judge. Raises EvaluationError where the extractor is not to be had or does not fit the data set."""
         target = pick_device(device)
         breeds = _load_breeds(classifier, dataset, target) if classifier else None
-        eyes = _inception(target) if config.extractor == "inception" else _breed(classifier, target)
+        eyes = inception(target) if config.extractor == "inception" else _breed(classifier, target)
         return cls(eyes, breeds, dataset, config, make_folder(folder), target)
 
     def see(self, images: Tensor) -> dict[str, Tensor]:
@@ -418,8 +418,12 @@ def _breed(classifier: Checkpoint | None, device: torch.device) -> Eyes:
     )
 
 
-def _inception(device: torch.device) -> Eyes:
-    """Return torch-fidelity's InceptionV3 with its official weights, or with the file that a person names."""
+def inception(device: torch.device | str = "cpu") -> Eyes:
+    """Return torch-fidelity's InceptionV3 with its official weights, downloaded if need be, or with the file that a person names.
+
+    Raises:
+        EvaluationError: there is no such file, it holds something else, or it cannot be downloaded.
+    """
     from torch_fidelity.utils import create_feature_extractor
 
     path = inception_weights()

@@ -100,6 +100,10 @@ def test_the_judge_is_there_before_anything_is_trained(tmp_path: Path, monkeypat
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(EvaluationError, match=r"cannot be downloaded .* evaluate\.extractor to 'breed'"):
         check_ready(config)
+    (tmp_path / "page.html").write_text("<html>not found</html>")
+    monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(tmp_path / "page.html"))
+    with pytest.raises(EvaluationError, match=r"page\.html .* does not hold torch-fidelity's InceptionV3 weights"):
+        check_ready(config)
 
 
 def test_images_that_are_too_few_to_judge_by_are_known_before_anything_is_trained(dataset: Dataset) -> None:
