@@ -237,9 +237,11 @@ def test_inception_that_is_not_to_be_had(cats: Dataset, drawn: SampleSet, tmp_pa
     with pytest.raises(EvaluationError, match="cannot be downloaded"):
         evaluate()
     file = tmp_path / "weights.pth"
+    for absent in (str(file), "~nobody.here/weights.pth", str(tmp_path / ("x" * 300))):
+        monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", absent)
+        with pytest.raises(EvaluationError, match=f"^TINYCATS_INCEPTION_WEIGHTS is {absent}, which is not a file"):
+            evaluate()
     monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(file))
-    with pytest.raises(EvaluationError, match="is not a file"):
-        evaluate()
     file.write_text("no weights")
     with pytest.raises(EvaluationError, match=r"\(10 bytes\) does not hold"):
         evaluate()
