@@ -133,11 +133,14 @@ def prepare_job(given: argparse.Namespace, scratch: Path) -> Any:
     from tinycats_core.classifier import train_classifier
     from tinycats_core.config import resolve
     from tinycats_core.data import prepare
+    from tinycats_core.fidelity import require_enough
 
     size = {"image_size": BASE["model"]["image_size"]}
     photos = {"folder": given.photos, "val_fraction": 0.2, "corrupt_files": "skip"} if given.photos else {}
     config = resolve("photos" if given.photos else "smoke", {"data": size | photos, "model": size})
     dataset = prepare(config.data, scratch / "data")
+    counts = {"validation": dataset.val_count, "test": dataset.test_count, "generated": given.count}
+    require_enough(counts, config.evaluate)
     classifier = None if given.photos else train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
     return Task((), 0, given.steps, given.count, dataset, classifier, scratch, PICTURES / data_name(given))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 from benchmarks import classifier, common
 from tinycats_core.errors import TinycatsError
@@ -98,6 +99,19 @@ def test_what_cannot_be_measured_is_one_line(script: str, arguments: list[str], 
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: {said}")
+
+
+@pytest.mark.usefixtures("outspoken")
+@pytest.mark.parametrize(("script", "said"), [("judge", "2 training"), ("recipe", "2 validation")])
+def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(6):
+        folder = tmp_path / f"class {number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (128, 128), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    assert import_module(f"benchmarks.{script}").main(["--photos", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: there are {said} images; at least 16 are needed")
 
 
 @pytest.mark.parametrize(
