@@ -16,9 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command_line, report
+
 MIN_TOY_ACCURACY = 0.98
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where the drawn cats are told apart."""
     parser = argparse.ArgumentParser(
@@ -28,20 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one epoch, a tenth of the toy cats, under a minute")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
-
-    from benchmarks.common import report
-    from tinycats_core.errors import TinycatsError
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
-            short = {"epochs": 1} if given.quick else {}
-            toy = measure("smoke", {"toy_train_per_class": 20} if given.quick else {}, short, Path(scratch))
-            figures = {f"toy_{name}": toy[name] for name in ("accuracy", "interval", "majority", "images", "onnx")}
-            if given.photos:
-                figures |= of_photos(given.photos, short, Path(scratch))
-    except TinycatsError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
+        short = {"epochs": 1} if given.quick else {}
+        toy = measure("smoke", {"toy_train_per_class": 20} if given.quick else {}, short, Path(scratch))
+        figures = {f"toy_{name}": toy[name] for name in ("accuracy", "interval", "majority", "images", "onnx")}
+        if given.photos:
+            figures |= of_photos(given.photos, short, Path(scratch))
     report("classifier", figures, given)
     return 0 if toy["accuracy"] >= MIN_TOY_ACCURACY or given.quick else 1
 

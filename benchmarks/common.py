@@ -1,16 +1,17 @@
-"""What every benchmark does with its figures: print them, and keep them with the machine that they were measured on."""
+"""What the benchmarks share: their command line, and what they do with their figures."""
 
 import argparse
 import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
-from tinycats_core import device
-from tinycats_core.device import machine
+from tinycats_core.errors import TinycatsError
 from tinycats_core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,29 @@ TINY: dict[str, dict[str, Any]] = {  # overrides: the smoke preset in seconds, a
     "evaluate": {"samples": 104, "kid_subsets": 10},
 }
 
+P = ParamSpec("P")
+
+
+def command_line(main: Callable[P, int]) -> Callable[P, int]:
+    """Make an error that is meant for people one line on stderr and the exit status 1."""
+
+    @wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except TinycatsError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def positive(text: str) -> int:
+    """Return a whole number of 1 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
 
 def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print the figures as one JSON object, the last line, and write them to `benchmarks/results/<name>.json`.
@@ -40,6 +64,8 @@ def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) ->
     The file also holds the machine, the versions, the command and the date. With --quick it is `<name>-quick.json`,
     which is not kept in git: a quick run shows that a benchmark works, and says little of how fast anything is.
     """
+    from tinycats_core.device import machine  # here, for --help needs no PyTorch
+
     circumstances = {"machine": machine(), "versions": versions(), "command": command(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     suffix = "-quick" if getattr(arguments, "quick", False) else ""
     write_json(RESULTS / f"{name}{suffix}.json", figures | circumstances)
@@ -48,6 +74,8 @@ def report(name: str, figures: dict[str, Any], arguments: argparse.Namespace) ->
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of PyTorch, and of diffusers where it takes part."""
+    from tinycats_core import device
+
     return device.versions("torch", *["diffusers"] * ("diffusers" in sys.modules))
 
 

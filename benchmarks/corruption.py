@@ -12,22 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command_line, positive, report
+
 TRAIN_EVERY = 25  # cases of which one also trains on, which must give what an undamaged run gives
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where all damage was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.corruption", description=__doc__)
-    parser.add_argument("--cases", type=int, default=500, help="how many checkpoints to damage (default: 500)")
+    parser.add_argument("--cases", type=positive, default=500, help="how many checkpoints to damage (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--quick", action="store_true", help="50 cases, under a minute")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.ERROR)  # each case warns of its damaged checkpoint
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         figures = damage(Path(scratch), 50 if given.quick else given.cases, random.Random(given.seed))
-
-    from benchmarks.common import report
-
     report("corruption", figures, given)
     good = figures["detected"] == figures["cases"] == figures["used_the_one_before"] and not figures["loaded"]
     return 0 if good and not figures["crashed"] and figures["trained_on_to_the_same_bits"] == figures["trained_on"] else 1

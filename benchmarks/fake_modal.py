@@ -3,7 +3,7 @@
 What is real: the bodies of `deployments/modal_app.py`, each attempt in a process of its own, the signals and kills that end
 it, and that a call goes on whatever becomes of the process that started it. What is imitated: volumes, of which an attempt
 sees what was committed when it began or last reloaded, and others see what it has committed; retries, restarts after a
-preemption, claims, results, results that expire, outages, and a deployment of other code.
+preemption, claims, results, outages, and a deployment of other code.
 """
 
 import json
@@ -106,10 +106,8 @@ class FakeModal(modal_client.ModalClient):
                 raise RuntimeError(text)
             case {"killed": text}:
                 raise modal_errors.RemoteError(text)
-            case {"timeout": text}:
-                raise modal_errors.FunctionTimeoutError(text)
-            case _:
-                raise modal_errors.OutputExpiredError
+            case other:
+                raise modal_errors.FunctionTimeoutError(other["timeout"])
 
     def cancel(self, call_id: str) -> None:
         self._reach()
@@ -168,10 +166,6 @@ class FakeModal(modal_client.ModalClient):
         listed = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
         rows = [line.split() for line in listed.splitlines()]
         return [int(pid) for pid, of_group, state in rows if of_group == group and not state.startswith("Z")]
-
-    def forget(self, call_id: str) -> None:
-        """Let the result of a call expire."""
-        write_json(self.root / "calls" / call_id / "outcome.json", {})
 
     def _new_call(self) -> Path:
         number = len(self.calls())

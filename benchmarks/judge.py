@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import command_line, positive, report
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,20 +33,18 @@ SAME = 1e-4  # relative difference to torch-fidelity
 QUICK = {"data": {"toy_train_per_class": 60, "toy_test_per_class": 20}}
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where the judge keeps every promise."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="real photos, a folder a class: figures, cost and speed")
-    parser.add_argument("--size", type=int, default=128, help="pixels of the photos (default: 128)")
-    parser.add_argument("--resamples", type=int, default=200, help="releases of each kind that are judged (default: 200)")
+    parser.add_argument("--size", type=positive, default=128, help="pixels of the photos (default: 128)")
+    parser.add_argument("--resamples", type=positive, default=200, help="releases of each kind that are judged (default: 200)")
     parser.add_argument("--quick", action="store_true", help="short trainings, few images and resamples, about three minutes")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.ERROR)
-
-    from benchmarks.common import report
-
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         figures = agreement(Path(scratch), given.photos, given.size, given.quick)
         if not given.photos:
@@ -72,20 +72,23 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
 
     from tinycats_core import fidelity
     from tinycats_core.classifier import train_classifier
-    from tinycats_core.config import DataConfig, EvaluateConfig, resolve
+    from tinycats_core.config import EvaluateConfig, resolve
     from tinycats_core.data import load_split, prepare
 
     smoke = resolve("smoke", QUICK if quick else {})
     config, classifier = smoke.evaluate, None
     if photos:
         # Half of the photos are passed off as generated: the two sets are as large as they can be.
-        data = DataConfig(source="folder", folder=photos, image_size=size, test_fraction=0.5, corrupt_files="skip")
-        dataset = prepare(data, scratch / "photos")
+        data = {"folder": photos, "image_size": size, "test_fraction": 0.5, "corrupt_files": "skip"}
+        dataset = prepare(
+            resolve("photos", {"data": data, "model": {"image_size": size, "patch_size": 1}}).data, scratch / "photos"
+        )
         config = EvaluateConfig(extractor="inception")
     else:
         dataset = prepare(smoke.data, scratch / "data")
         classifier = train_classifier(dataset, smoke.classifier, scratch / "classifier", "cpu")
     (made, labels), (real, real_labels) = load_split(dataset, "train"), load_split(dataset, "test")
+    fidelity.require_enough({"training": len(made), "test": len(real)}, config)
     count = min(len(made), len(real), 64 if quick else 2_600)
     made, labels = made[:: len(made) // count][:count], labels[:: len(labels) // count][:count]
     real, real_labels = real[:: len(real) // count][:count], real_labels[:: len(real) // count][:count]

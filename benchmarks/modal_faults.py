@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import TINY, report
+from benchmarks.common import TINY, command_line, positive, report
 
 ORCHESTRATOR = """
 import sys
@@ -34,18 +34,22 @@ SMALL: dict[str, dict[str, Any]] = TINY | {
     "export": {"int8": False},
     "compute": {"where": "modal", "device": "cpu", "gpu": "T4", "poll_seconds": 0.2, "patience_minutes": 1},
 }
+STEPS_TO_PREEMPT = range(1, SMALL["train"]["steps"] - 20)
 CAP_SECONDS = 10.0  # of a GPU, which the cost cap allows
 CANCEL_BAR = 10.0  # seconds until nothing of a cancelled call is left
 LONGEST = 600.0  # seconds that anything here may take
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where nothing was lost, doubled or overspent."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.modal_faults", description=__doc__)
-    parser.add_argument("--preemptions", type=int, default=10, help="how often the training is preempted (default: 10)")
+    parser.add_argument("--preemptions", type=positive, default=10, help="how often the training is preempted (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the steps at which it is")
     parser.add_argument("--quick", action="store_true", help="two preemptions, and no second run after the cost cap")
     given = parser.parse_args(arguments)
+    if given.preemptions > (most := len(STEPS_TO_PREEMPT)):
+        parser.error(f"--preemptions is {given.preemptions}; at most {most} are possible")
 
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
@@ -145,8 +149,7 @@ def disturb(site: Site, calm: Site, preemptions: int, rng: random.Random) -> dic
     """Release while the training is preempted and the orchestrator is killed with -9; compare with what nobody disturbed."""
     from tinycats_core.files import read_json
 
-    steps = SMALL["train"]["steps"]
-    points = sorted(rng.sample(range(1, steps - 20), preemptions))
+    points = sorted(rng.sample(STEPS_TO_PREEMPT, preemptions))
     kinds = [(signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[number % 3] for number in range(preemptions)]
     first = site.release()
     call = site.training()

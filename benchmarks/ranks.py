@@ -12,16 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command_line, report
+
 STEPS = 100
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where the ranks agree and nothing is lost."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller network, under a minute")
     given = parser.parse_args(arguments)
 
-    from benchmarks.common import report
     from tinycats_core.config import resolve
     from tinycats_core.data import prepare
     from tinycats_core.training import read_log, train

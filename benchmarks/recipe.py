@@ -29,10 +29,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common import RESULTS, ROOT, report, versions
-from benchmarks.rows import BASE, ROWS, Row
+from benchmarks.common import RESULTS, ROOT, command_line, positive, report, versions
+from benchmarks.rows import AGAINST, BASE, ROWS, Row
 from tinycats_core.device import cores, machine
-from tinycats_core.errors import TinycatsError
 from tinycats_core.files import write_json
 
 DOCUMENT = ROOT / "docs" / "recipe.md"
@@ -42,6 +41,7 @@ AVERAGES = (0.999, 0.9998)
 QUICK = {"rows": ["base", "guidance-2"], "steps": 20, "seeds": 1, "count": 104, "minutes": 0.03, "photos": None}
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -65,12 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.quick:
         given = argparse.Namespace(**vars(given) | QUICK)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
-            figures = against_ancestor(given, Path(scratch)) if given.against else table(given, Path(scratch))
-    except TinycatsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
+        figures = against_ancestor(given, Path(scratch)) if given.against else table(given, Path(scratch))
     report("recipe_ancestor" if given.against else "recipe", figures, given)
     data = data_name(given)
     if given.against and not given.quick:
@@ -80,13 +76,6 @@ def main(arguments: list[str] | None = None) -> int:
         if {row["row"] for row in figures["rows"] if row["data"] == data} >= {"x-patch16", "v-patch16"}:
             side_by_side(f"{data}-patch16", f"{data}-x-patch16-val", f"{data}-v-patch16-val")
     return 0
-
-
-def positive(text: str) -> int:
-    """Return a whole number of 1 or more. Raises ArgumentTypeError."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
-    return int(text)
 
 
 def table(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -120,10 +109,9 @@ def against_ancestor(given: argparse.Namespace, scratch: Path) -> dict[str, Any]
     from benchmarks.trials import base_step, play
 
     job = prepare_job(given, scratch)
-    names = ("recipe", "ancestor")
     step = statistics.fmean(in_parallel(base_step, [job, job], given.jobs))
     job = replace(job, steps=round(60 * given.minutes / step))
-    rows = [replace(row, train=row.train | {"ema_decays": AVERAGES}) for name in names for row in ROWS if row.name == name]
+    rows = [replace(row, train=row.train | {"ema_decays": AVERAGES}) for row in AGAINST]
     recipe, ancestor = in_parallel(play, [replace(job, rows=(row,)) for row in rows], given.jobs)
     rate, images = recipe["copy_rate_real"], recipe["counts"]["test"]
     bound = rate + 1.96 * math.sqrt(max(rate * (1 - rate), 1 / images) / images)
@@ -143,16 +131,17 @@ def prepare_job(given: argparse.Namespace, scratch: Path) -> Any:
     """Return what all tasks share, after preparing the data set and, for toy cats, the judge's eyes."""
     from benchmarks.trials import Task
     from tinycats_core.classifier import train_classifier
-    from tinycats_core.config import DataConfig, resolve
+    from tinycats_core.config import resolve
     from tinycats_core.data import prepare
+    from tinycats_core.fidelity import require_enough
 
-    size = BASE["model"]["image_size"]
-    if given.photos:
-        data = DataConfig(source="folder", folder=given.photos, image_size=size, val_fraction=0.2, corrupt_files="skip")
-    else:
-        data = DataConfig(source="toycats", image_size=size)
-    dataset = prepare(data, scratch / "data")
-    classifier = None if given.photos else train_classifier(dataset, resolve("smoke").classifier, scratch / "classifier", "cpu")
+    size = {"image_size": BASE["model"]["image_size"]}
+    photos = {"folder": given.photos, "val_fraction": 0.2, "corrupt_files": "skip"} if given.photos else {}
+    config = resolve("photos" if given.photos else "smoke", {"data": size | photos, "model": size})
+    dataset = prepare(config.data, scratch / "data")
+    counts = {"validation": dataset.val_count, "test": dataset.test_count, "generated": given.count}
+    require_enough(counts, config.evaluate)
+    classifier = None if given.photos else train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
     return Task((), 0, given.steps, given.count, dataset, classifier, scratch, PICTURES / data_name(given))
 
 

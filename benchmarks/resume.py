@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command_line, positive, report
+
 CHECKPOINT_EVERY = 20  # steps; a kill falls on every interval, on average
 CHILD = """
 import sys
@@ -29,15 +31,15 @@ train(
 """
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resume", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill the run (default: 50)")
+    parser.add_argument("--kills", type=positive, default=50, help="how often to kill the run (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the points at which it is killed")
     parser.add_argument("--quick", action="store_true", help="three kills, under a minute")
     given = parser.parse_args(arguments)
 
-    from benchmarks.common import report
     from tinycats_core.config import resolve
     from tinycats_core.data import prepare
     from tinycats_core.run_folder import RunFolder

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.common import command_line, positive, report
+
 GUIDANCE = 1.5
 ROWS: list[tuple[Literal["euler", "heun", "ab2"], int, float]] = [  # sampler, steps, shift
     *(("heun", steps, 1.0) for steps in (50, 8, 4)),
@@ -25,18 +27,16 @@ ROWS: list[tuple[Literal["euler", "heun", "ab2"], int, float]] = [  # sampler, s
 ]
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where the default is as good as Heun in 50 steps."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sampling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=2080, help="images a row (default: 2080)")
+    parser.add_argument("--count", type=positive, default=2080, help="images a row (default: 2080)")
     parser.add_argument("--quick", action="store_true", help="an untrained network and few images, under a minute")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
-
-    from benchmarks.common import report
-
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         figures = measure(Path(scratch), given.count, given.quick)
     report("sampling", figures, given)

@@ -10,19 +10,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import command_line, positive, report
+
 MIN_ACCURACY, MAX_TIMES_FLOOR = 0.8, 3.0  # what the preset promises
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where the preset keeps its promise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smoke_quality", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1, help="train as often, each with a seed of its own (default: 1)")
+    parser.add_argument("--seeds", type=positive, default=1, help="train as often, each with a seed of its own (default: 1)")
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the steps, under a minute")
     given = parser.parse_args(arguments)
     logging.getLogger("tinycats").setLevel(logging.WARNING)
-
-    from benchmarks.common import report
-
     seeds = 1 if given.quick else given.seeds
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         runs = [measure(Path(scratch), seed, given.quick) for seed in range(seeds)]

@@ -16,33 +16,30 @@ from typing import Any
 if not __package__:  # run as a file: the repository is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import command_line, positive, report
+from tinycats_core.errors import TinycatsError
 
+
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its figures. Returns the exit status: 0 where every loss is finite and has fallen."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--batch-size", type=int, help="images a step (default: 16 on a CPU, 4 with --quick, 256 on a GPU)")
-    parser.add_argument("--rounds", type=int, help="how often everybody takes a turn (default: 5)")
+    parser.add_argument("--batch-size", type=positive, help="images a step (default: 16 on a CPU, 4 with --quick, 256 on a GPU)")
+    parser.add_argument("--rounds", type=positive, help="how often everybody takes a turn (default: 5)")
     parser.add_argument("--profile", action="store_true", help="also print the operations that take longest")
     parser.add_argument("--quick", action="store_true", help="two short rounds, nothing compiled, under a minute")
     given = parser.parse_args(arguments)
     try:
         import diffusers  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        print("the peer, diffusers, is not installed: pip install '.[bench]'", file=sys.stderr)
-        return 1
+        raise TinycatsError("the peer, diffusers, is not installed: pip install '.[bench]'") from None
 
-    from benchmarks.common import report
     from tinycats_core.device import pick_device
-    from tinycats_core.errors import ComputeError
 
-    try:
-        device = pick_device(given.device)
-    except ComputeError as error:
-        print(error, file=sys.stderr)
-        return 1
+    device = pick_device(given.device)
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         figures = measure(given, device, Path(scratch))
     report(f"training-{device.type}", figures, given)

@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -24,12 +24,12 @@ STOP_SECONDS = 15  # for each process to end by itself before it is killed with 
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM. Returns the exit status."""
-    url = os.environ.get("PREFECT_API_URL", DEFAULT_URL).rstrip("/")
-    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     started: list[subprocess.Popen[bytes]] = []
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
         signal.signal(number, _interrupt)
     try:
+        url = server_url(os.environ.get("PREFECT_API_URL", ""))
+        environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         if answers(url):
             print(f"using the Prefect server at {url}", flush=True)
         else:
@@ -52,6 +52,23 @@ def main() -> int:
         return 1
     finally:
         stop(started)
+
+
+def server_url(text: str) -> str:
+    """Return the URL of a server as PREFECT_API_URL says it, without a slash at its end; the default one for nothing.
+
+    Raises:
+        TinycatsError: it is no URL of a server.
+    """
+    url = text.strip().rstrip("/") or DEFAULT_URL
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number or too high, a bracket that is not closed
+        good = False
+    if not good:
+        raise TinycatsError(f"PREFECT_API_URL is {text!r}; it must be a URL such as {DEFAULT_URL}. Give one, or unset it.")
+    return url
 
 
 def start_server(url: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -85,7 +102,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
             return response.read().strip() == b"true"
-    except (urllib.error.URLError, OSError):
+    except (OSError, HTTPException, ValueError):  # nobody, something that speaks no HTTP, a name that no host can have
         return False
 
 

@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 from benchmarks import classifier, common
+from tinycats_core.errors import TinycatsError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
@@ -60,6 +66,74 @@ def test_every_script_explains_itself(script: Path):
     assert "--quick" in done.stdout
 
 
+@pytest.fixture
+def outspoken() -> Iterator[None]:
+    """Benchmarks silence the core's warnings; other tests read them."""
+    before = logging.getLogger("tinycats").level
+    yield
+    logging.getLogger("tinycats").setLevel(before)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_error_for_people_is_one_line(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def refuse(*given: object) -> NoReturn:
+        raise TinycatsError("no")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", refuse)
+    assert import_module(f"benchmarks.{script.stem}").main([]) == 1
+    assert capsys.readouterr() == ("", "error: no\n")
+
+
+@pytest.mark.usefixtures("outspoken")
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("judge", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
+        ("judge", ["--photos", "/nowhere", "--size", "4"], "data.image_size is 4: "),
+        ("recipe", ["--photos", "~nobody.here"], "data.folder is "),
+        ("sampling", ["--count", "5"], "evaluate.samples is 5: "),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(script: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert import_module(f"benchmarks.{script}").main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: {said}")
+
+
+@pytest.mark.usefixtures("outspoken")
+@pytest.mark.parametrize(("script", "said"), [("judge", "2 training"), ("recipe", "2 validation")])
+def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(6):
+        folder = tmp_path / f"class {number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (128, 128), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    assert import_module(f"benchmarks.{script}").main(["--photos", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: there are {said} images; at least 16 are needed")
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("corruption", "--cases"),
+        ("judge", "--resamples"),
+        ("modal_faults", "--preemptions"),
+        ("resume", "--kills"),
+        ("sampling", "--count"),
+        ("smoke_quality", "--seeds"),
+        ("training", "--batch-size"),
+        ("training", "--rounds"),
+    ],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "few"])
+def test_nothing_is_done_no_times(script: str, option: str, value: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"benchmarks.{script}").main([option, value])
+    assert f"argument {option}: {value} is not a whole number of 1 or more" in capsys.readouterr().err
+
+
 def test_wilsons_interval_is_that_of_the_textbook():
     assert classifier.wilson(0, 10) == pytest.approx([0, 0.2775], abs=1e-4)
     assert classifier.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-4)  # Newcombe 1998, table I
@@ -79,5 +153,5 @@ def test_without_the_peer_one_line_says_what_to_install():
     code = "import sys; sys.modules['diffusers'] = None; from benchmarks.training import main; sys.exit(main(['--quick']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr == "the peer, diffusers, is not installed: pip install '.[bench]'\n"
+    assert done.stderr == "error: the peer, diffusers, is not installed: pip install '.[bench]'\n"
     assert not done.stdout

@@ -170,11 +170,6 @@ def predict(classifier: BreedClassifier, images: Tensor, batch_size: int = 256) 
     return torch.cat([classifier(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
 
 
-def accuracy(classifier: BreedClassifier, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
-    """Return the share of images that the classifier puts into the class of their label."""
-    return (predict(classifier, images, batch_size).argmax(1) == labels).double().mean().item()
-
-
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flip, turn (±8°), shift (±8 %) and scale (±10 %) each image: uint8 (N, 3, S, S) to float in 0 to 255."""
 

@@ -1,4 +1,4 @@
-"""The configuration of a release: a frozen part per stage, six presets, and `resolve`, which joins them."""
+"""The configuration of a release: a frozen part per stage, the presets, and `resolve`, which joins them."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from tinycats_core.errors import ConfigError
-from tinycats_core.files import digest_of
+from tinycats_core.files import digest_of, expanded
 
 BREEDS = (
     "Abyssinian",
@@ -39,6 +38,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
+FullPath = Annotated[Path, AfterValidator(expanded)]  # a worker may run in another folder
 
 
 def _numbers(value: Any) -> Any:
@@ -58,7 +58,7 @@ class DataConfig(Part):
     """Where the images come from and how they are decoded."""
 
     source: Literal["toycats", "folder", "oxford_pets"] = "oxford_pets"
-    folder: Path | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
+    folder: FullPath | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
     image_size: Annotated[int, Field(ge=8, le=1024)] = 128
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
@@ -66,12 +66,7 @@ class DataConfig(Part):
     toy_train_per_class: Positive = 200
     toy_val_per_class: Annotated[int, Field(ge=0)] = 20
     toy_test_per_class: Positive = 80
-    seed: Seed = 0
-
-    @field_validator("folder")
-    @classmethod
-    def _absolute(cls, folder: Path | None) -> Path | None:
-        return folder.expanduser().absolute() if folder else None  # a worker may run in another folder
+    seed: Seed = 0  # of the toy cats; images of the other sources are split by their sha256
 
     @model_validator(mode="after")
     def _folder_goes_with_source(self) -> Self:
@@ -133,16 +128,11 @@ class TrainConfig(Part):
     max_skipped_steps: Annotated[int, Field(ge=0)] = (
         0  # steps whose loss or gradient is not finite are left out; more than this stop
     )
-    resume_from: Path | None = None  # a training's folder or checkpoint to go on from, as with more steps
+    resume_from: FullPath | None = None  # a training's folder or checkpoint to go on from, as with more steps
     checkpoint_every: Positive = 5_000
     sample_every: Positive = 10_000
     log_every: Positive = 100
     seed: Seed = 0
-
-    @field_validator("resume_from")
-    @classmethod
-    def _absolute(cls, path: Path | None) -> Path | None:
-        return path.expanduser().absolute() if path else None
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
@@ -170,7 +160,7 @@ class ClassifierConfig(Part):
 
 def _rising(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
-        raise ValueError(f"sample.guidance_interval is {list(interval)}; the first must not exceed the second")
+        raise ValueError("the first must not exceed the second")
     return interval
 
 
@@ -266,15 +256,10 @@ class PublishConfig(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "tinycats"
     to: Literal["folder", "hub"] = "folder"
-    folder: Path = Path("releases")  # the local registry: <folder>/<name>/<version>, <folder>/<name>/latest
+    folder: FullPath = Path("releases")  # the local registry: <folder>/<name>/<version>, <folder>/<name>/latest
     repo_id: str | None = None  # for to=hub: owner/name; None = the token's account and `name`
     private: bool = False
     approval: bool = False  # pause the flow and wait for a person before publishing
-
-    @field_validator("folder")
-    @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        return folder.expanduser().absolute()
 
     @model_validator(mode="after")
     def _repository_has_an_owner(self) -> Self:
@@ -457,8 +442,8 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{field} is not a setting; allowed: {', '.join(_fields_of(item['loc'][:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return message  # the validators above name field and value themselves
+    if item["type"] == "value_error" and len(item["loc"]) < 2:
+        return message  # what looks at a whole part names fields and values itself
     return f"{field} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
 
 

@@ -4,7 +4,6 @@ Command line: `python -m tinycats_core.costs [--preset NAME] [--gpu NAME] [--ove
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,11 @@ from typing import Any
 import torch
 
 from tinycats_core.config import PRESETS, ComputeConfig, ModelConfig, TrainConfig, parse_overrides, resolve
-from tinycats_core.device import fast_arithmetic, matmul_peak, pick_device, pick_precision
+from tinycats_core.device import PRECISIONS, fast_arithmetic, matmul_peak, name_of, pick_device, pick_precision
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import home, read_json, write_json
 from tinycats_core.prices import GPUS, PRICES, Price, parse_gpu
+from tinycats_core.run_folder import RunFolder
 
 logger = logging.getLogger("tinycats.costs")
 
@@ -44,7 +44,6 @@ LAUNCH_SECONDS = (0.0005, 0.002)  # assumed: what a GPU waits for the kernels of
 MEASURED_SECONDS = 60.0  # a shorter training says little: most of it is starting up
 SPREAD = 0.10  # of a measured rate, from one run to the next
 HERE = "no dollars: trained on a machine of one's own"
-NAMES = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 Range = tuple[float, float]
 
@@ -136,8 +135,7 @@ def find_place(train: TrainConfig, compute: ComputeConfig) -> Place:
         automatic = "fp32" if device else "fp16" if gpu == "T4" else "bf16"
         return Place(gpu, device, count, automatic if train.precision == "auto" else train.precision)
     device = pick_device(compute.device)
-    name = f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
-    return Place(None, name, compute.processes, NAMES[pick_precision(train.precision, device)])
+    return Place(None, name_of(device), compute.processes, PRECISIONS[pick_precision(train.precision, device)])
 
 
 def measured_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range, str] | None:
@@ -166,7 +164,7 @@ def record(
     Args:
         before: the estimate that was made before the training. The first one stays, when a folder is recorded again.
     """
-    end = _last_row(folder / "diary.jsonl")
+    *_, end = RunFolder(folder).diary() or [{}]
     if end.get("event") != "finish":
         return None
     path = folder / "cost.json"
@@ -262,7 +260,7 @@ def _assumed_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple
 
 @cache
 def _peak_here(device: str, precision: str) -> float:
-    types = {name: dtype or torch.float32 for dtype, name in NAMES.items()}
+    types = {name: dtype or torch.float32 for dtype, name in PRECISIONS.items()}
     with fast_arithmetic(torch.device(device)):
         return matmul_peak(torch.device(device), types[precision])
 
@@ -290,15 +288,6 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     except TinycatsError as error:
         logger.warning("%s", error)
-        return {}
-
-
-def _last_row(path: Path) -> dict[str, Any]:
-    """Return the last row of a JSON-lines file; an empty one for no file, or for a line that was cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        return json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError:
         return {}
 
 

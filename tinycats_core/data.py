@@ -81,7 +81,7 @@ def fingerprint(config: DataConfig) -> str:
     """Return a digest of what `prepare` would read, without reading the images: it changes when they do.
 
     Raises:
-        DataError: data.folder is missing, is a file, or has no class folders with files.
+        DataError: data.folder is missing, is a file, cannot be read, or has no class folders with files.
     """
     reads: dict[str, Any] = {"format": FORMAT, "source": config.source, "image_size": config.image_size}
     if config.source == "toycats":
@@ -90,8 +90,7 @@ def fingerprint(config: DataConfig) -> str:
     elif config.source == "oxford_pets":
         reads |= {"archives": oxford_pets.ARCHIVES, "val_fraction": config.val_fraction}
     else:
-        root = _root(config)
-        classes, listed = _listing(root)
+        root, classes, listed = _listing(config)
         files: dict[str, list[int]] = {}
         for _, path in listed:
             stat = path.stat() if path.exists() else path.lstat()  # a broken link
@@ -250,25 +249,23 @@ def _toy_images(config: DataConfig, report: Progress) -> Iterator[_Decoded]:
             yield _Decoded(name, CLASSES[label], split, sha256, config.image_size, config.image_size, pixels)
 
 
-def _root(config: DataConfig) -> Path:
+def _listing(config: DataConfig) -> tuple[Path, list[str], list[tuple[str | None, Path]]]:
+    """Return data.folder, its classes in order, and (class, file) of each visible file; None: in no class folder."""
     root = config.folder
     assert root is not None  # DataConfig's own check
+    try:
+        return root, *_walk(root)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror}. Make data.folder {root} readable, or give another."
+        ) from None
+
+
+def _walk(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
     if not root.exists():
         raise DataError(f"data.folder {root} does not exist. Give the folder that holds the images.")
     if not root.is_dir():
         raise DataError(f"data.folder {root} is a file. Give the folder that holds the images.")
-    return root
-
-
-def _listing(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
-    """Return the classes of a folder in order, and (class, file) of each visible file; None: in no class folder."""
-    try:
-        return _walk(root)
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}. Make data.folder {root} readable.") from None
-
-
-def _walk(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
     expected = "cat/<Breed>/* and other/*, or one folder of images for each class"
     top = _visible_folders(root)
     if not any(root.iterdir()):
@@ -342,8 +339,7 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
             decoding = 0.8  # of the whole, when decoding begins
             photos, total = _oxford_photos(archives), len(oxford_pets.read_lists(archives))
         else:
-            root = _root(config)
-            classes, files = _listing(root)
+            root, classes, files = _listing(config)
             photos, total = _folder_photos(root, files), len(files)
             for path in (path for label, path in files if label is None):
                 if path.suffix.lower() in IMAGE_SUFFIXES:

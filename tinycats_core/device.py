@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinycats_core.errors import ComputeError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # by the autocast type of `pick_precision`
 EXACT = 1e-6  # relative error below which a product of single-precision matrices was computed in single precision
 
 
@@ -48,6 +49,11 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)):
         return torch.bfloat16
     return torch.float16
+
+
+def name_of(device: torch.device) -> str:
+    """Return what records call a device: cpu, or `cuda: ` and the GPU's name."""
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 @contextmanager

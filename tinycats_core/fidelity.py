@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from tinycats_core.distances import (
     radii,
 )
 from tinycats_core.errors import EvaluationError
-from tinycats_core.files import digest_of, make_folder, sha256_of, write_json
+from tinycats_core.files import digest_of, expanded, make_folder, sha256_of, write_json
 from tinycats_core.memorization import authenticity, copy_rate, spacing
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
 from tinycats_core.sampling import load_samples
@@ -284,13 +285,13 @@ def inception_weights() -> Path:
     named = os.environ.get("TINYCATS_INCEPTION_WEIGHTS")
     if not named:
         return _official_inception()
-    path = Path(named).expanduser()
-    if not path.is_file():
-        raise EvaluationError(
-            f"TINYCATS_INCEPTION_WEIGHTS is {path}, which is not a file. Give torch-fidelity's InceptionV3 weights, or "
-            "unset it to have them downloaded."
-        )
-    return path
+    with suppress(OSError, ValueError):  # a folder that is closed, a name that is too long, a user who is not known
+        if (path := expanded(named)).is_file():
+            return path
+    raise EvaluationError(
+        f"TINYCATS_INCEPTION_WEIGHTS is {named}, which is not a file that can be found. Give torch-fidelity's InceptionV3 "
+        "weights, or unset it to have them downloaded."
+    )
 
 
 @torch.inference_mode()

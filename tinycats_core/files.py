@@ -119,9 +119,25 @@ def check_writable(path: Path) -> Path:
     return path
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path in full, with a user's own folder for `~`. Raises ValueError for a user who is not known."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{Path(path).parts[0]} is the folder of a user who is not known here; write the path in full") from None
+
+
 def home() -> Path:
-    """Return the folder that holds everything a run makes before it is released (TINYCATS_HOME, or .tinycats)."""
-    return Path(os.environ.get("TINYCATS_HOME", ".tinycats")).absolute()
+    """Return the folder that holds everything a run makes before it is released (TINYCATS_HOME, or .tinycats).
+
+    Raises:
+        TinycatsError: it is below the folder of a user who is not known.
+    """
+    named = os.environ.get("TINYCATS_HOME") or ".tinycats"
+    try:
+        return expanded(named)
+    except ValueError as error:
+        raise TinycatsError(f"TINYCATS_HOME is {named!r}: {error}") from None
 
 
 def _settle(path: Path) -> None:

@@ -129,16 +129,8 @@ def sincos_positions(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], dim=-1).reshape(1, side * side, width)
 
 
-def patchify(images: Tensor, patch: int) -> Tensor:
-    """Cut images into patches, row by row: (B, C, S, S) to (B, N, patch²·C)."""
-    b, c, size, _ = images.shape
-    side = size // patch
-    blocks = images.reshape(b, c, side, patch, side, patch)
-    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(b, side * side, patch * patch * c)
-
-
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """Put patches together again, the inverse of `patchify`: (B, N, patch²·C) to (B, C, S, S)."""
+    """Put patches together, row by row: (B, N, patch²·C) to (B, C, S, S)."""
     b, n, numbers = patches.shape
     side, c = math.isqrt(n), numbers // (patch * patch)
     blocks = patches.reshape(b, side, side, patch, patch, c)

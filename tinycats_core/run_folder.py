@@ -209,10 +209,13 @@ def find_checkpoint(path: Path) -> Path:
         CheckpointError: there is none, or the file is not a training checkpoint.
     """
     path = Path(path)
-    candidates = RunFolder(path).checkpoints() or sorted(path.glob("step-*.safetensors"), reverse=True)
-    found = path if path.is_file() else next(iter(candidates), None)
-    if found is None:
+    try:
+        candidates = RunFolder(path).checkpoints() or sorted(path.glob("step-*.safetensors"), reverse=True)
+        found = path if path.is_file() else next(iter(candidates), None)
         what = "holds no checkpoint" if path.is_dir() else "does not exist"
+    except OSError as error:
+        found, what = None, f"cannot be read ({error.strerror})"
+    if found is None:
         raise CheckpointError(
             f"train.resume_from is {path}, which {what}. Give a training's folder or one of its checkpoints, or leave it out "
             "to start anew."

@@ -23,7 +23,15 @@ from tinycats_core import distributed
 from tinycats_core.checkpoint import read_header, read_safetensors, save_generator
 from tinycats_core.config import ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.data import load_split
-from tinycats_core.device import fast_arithmetic, has_compiler, is_out_of_memory, pick_device, pick_precision
+from tinycats_core.device import (
+    PRECISIONS,
+    fast_arithmetic,
+    has_compiler,
+    is_out_of_memory,
+    name_of,
+    pick_device,
+    pick_precision,
+)
 from tinycats_core.errors import ComputeError, TrainingError
 from tinycats_core.files import check_writable, sha256_of, write_atomically
 from tinycats_core.flow_matching import flow_matching_loss, sample_timesteps
@@ -218,9 +226,12 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """Return where and how this runs, for the diary."""
-        name = f"cuda: {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else "cpu"
-        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast]
-        return {"device": name, "processes": distributed.ranks(), "precision": precision, "torch": torch.__version__.split("+")[0]}
+        return {
+            "device": name_of(self.device),
+            "processes": distributed.ranks(),
+            "precision": PRECISIONS[self.autocast],
+            "torch": torch.__version__.split("+")[0],
+        }
 
 
 def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: dict[str, int], bar: tqdm, on_log: OnLog | None) -> None:

@@ -212,6 +212,7 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path):
     assert "(ant) are empty" in message(tmp_path / "hollow")
     assert "also dog; expected" in message(make_folder(tmp_path / "mixed", {"cat/Bengal": 2, "dog": 2}))
     assert "a breed named 'other'" in message(make_folder(tmp_path / "twice", {"cat/other": 2, "other": 2}))
+    assert "File name too long" in message(tmp_path / ("x" * 300))
     assert not (tmp_path / "out").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinycats_core.errors import TinycatsError
-from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json, write_text
+from tinycats_core.files import atomic_path, check_writable, digest_of, home, read_json, sha256_of, write_json, write_text
 from tinycats_core.records import Dataset, Record
 
 
@@ -53,6 +53,23 @@ def test_a_file_in_the_way_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TinycatsError, match=r"cannot write to .*file/home: Not a directory"):
         check_writable(tmp_path / "file" / "home")
+
+
+@pytest.mark.parametrize(
+    ("named", "where"), [(None, ".tinycats"), ("", ".tinycats"), ("below", "below"), ("~/x", "/me/x"), ("/x", "/x")]
+)
+def test_home_is_where_the_environment_says(named: str | None, where: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/me")
+    monkeypatch.delenv("TINYCATS_HOME")
+    if named is not None:
+        monkeypatch.setenv("TINYCATS_HOME", named)
+    assert home() == Path.cwd() / where
+
+
+def test_a_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINYCATS_HOME", "~nobody.here/x")
+    with pytest.raises(TinycatsError, match=r"^TINYCATS_HOME is '~nobody\.here/x': ~nobody\.here is .*; write the path in full$"):
+        home()
 
 
 def test_a_record_knows_when_its_file_is_gone_or_changed(tmp_path: Path):

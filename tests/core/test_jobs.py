@@ -3,7 +3,6 @@
 import errno
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copy2
@@ -207,21 +206,30 @@ def test_second_call_names_the_first_and_does_nothing(volumes: Volumes, request_
 
 
 def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_with_a_higher_one(
-    volumes: Volumes, request_: jobs.Request, dataset: Dataset, tmp_path: Path
+    volumes: Volumes, request_: jobs.Request, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
-        return jobs.train_generator(request, dataset, folder, lambda row: (on_log(row), time.sleep(0.5))[0])
+    timers: list[threading.Timer] = []
 
-    request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 0.01}}
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
+        def row(row: dict[str, Any]) -> None:
+            on_log(row)
+            if row["step"] == 2:  # however long the way here has taken
+                threading.Thread.start(timers[0])
+                timers[0].join()
+
+        return jobs.train_generator(request, dataset, folder, row)
+
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
+    request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
-    stopped = jobs.run(request, volumes.place(), slowly)
+    stopped = jobs.run(request, volumes.place(), work)
     last = run.checkpoints()[0]
-    assert 1 <= run.diary()[-1]["step"] < TRAIN.steps
-    assert stopped["error"].startswith("$0.0")
+    assert run.diary()[-1]["step"] == 2
+    assert stopped["error"].startswith("$")
     assert stopped["error"].endswith(
         f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to go on from {last.name}"
     )
-    assert sum(read_json(run.path / "meter.json")["attempts"]) >= 1.0
+    assert sum(read_json(run.path / "meter.json")["attempts"]) >= 0.001
 
     again = jobs.run(request, volumes.place(), lambda *given: pytest.fail("worked"))
     assert "compute.max_cost_usd is 0.01" in again["error"]

@@ -400,6 +400,12 @@ def test_a_checkpoint_to_go_on_from_that_is_not_there_is_an_error(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_source_that_cannot_be_read_says_why(two_colours: Dataset, tmp_path: Path):
+    settings = config(resume_from=tmp_path / ("x" * 300))
+    with pytest.raises(CheckpointError, match=r"^train\.resume_from is .*x, which cannot be read \(File name too long\)\. Give"):
+        train(two_colours, MODEL, settings, tmp_path / "run", "cpu")
+
+
 def test_a_checkpoint_of_another_run_to_go_on_from_is_refused(two_colours: Dataset, tmp_path: Path):
     train(two_colours, MODEL, config(), tmp_path / "first")
     wider = MODEL.model_copy(update={"width": 32})

@@ -36,7 +36,7 @@ def test_a_deployment_fits_its_flow_and_resolves(deployment: dict[str, Any], mon
         assert config.publish.name == f"tinycats-{deployment['name']}"
 
 
-def test_two_releases_never_run_at_the_same_time() -> None:
+def test_two_releases_by_one_deployment_never_run_at_the_same_time() -> None:
     releases = [item for item in DEPLOYMENTS if "release_model" in item["entrypoint"]]
     assert [item["concurrency_limit"] for item in releases] == [1] * len(PRESETS)
 

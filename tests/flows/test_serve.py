@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from deployments.serve import DEFAULT_URL, answers, server_url
+
 ROOT = Path(__file__).parents[2]
 SERVE = [sys.executable, "-m", "deployments.serve"]
 
@@ -88,3 +90,20 @@ def test_a_server_elsewhere_that_does_not_answer_is_not_started_here(environment
     done = subprocess.run(SERVE, cwd=ROOT, env=elsewhere, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: PREFECT_API_URL is http://prefect.invalid:4200/api, where no Prefect server answers")
+
+
+@pytest.mark.parametrize("url", ["foo", "http://127.0.0.1:abc/api", "http://127.0.0.1:99999/api", "http://[::1/api", "ftp://a/api"])
+def test_what_is_no_url_of_a_server_is_an_error_of_one_line(url: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(SERVE, cwd=ROOT, env={**environment, "PREFECT_API_URL": url}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: PREFECT_API_URL is {url!r}; it must be a URL such as {DEFAULT_URL}. Give one, or unset it.\n"
+
+
+def test_without_a_url_it_is_the_default_one() -> None:
+    assert server_url("") == server_url("/") == DEFAULT_URL
+    assert server_url("https://cats.example/api/") == "https://cats.example/api"
+
+
+@pytest.mark.parametrize("host", ["a..b", "user:word@127.0.0.1", "a b"])
+def test_at_a_name_that_no_host_has_nothing_answers(host: str) -> None:
+    assert not answers(f"http://{host}/api")
