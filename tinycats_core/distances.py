@@ -49,24 +49,24 @@ def frechet(made: Tensor, real: Moments, seed: int) -> Frechet:
     0 (Chong and Forsyth, 1911.07023). The real images stay as they are. None where half of the images are fewer than the
     features: the line is none there. Sums over a subset are those over all less those over the images that it leaves out.
     """
-    made = made.double()
-    mean, count = made.mean(0), len(made)
-    made = made - mean
-    product, squares = made @ real.root.T, made.square().sum()
-    gram = product @ product.T if count < product.shape[1] else product.T @ product
-    value = _frechet(mean - real.mean, squares / (count - 1), gram / (count - 1), real)
-    if count // 2 < made.shape[1]:
+    features, centre, root = made.double().numpy(), real.mean.numpy(), real.root.numpy()
+    mean, count = features.mean(0), len(features)
+    features = features - mean
+    product, squares, own = features @ root.T, np.square(features).sum(), np.square(root).sum()
+    gram = product @ product.T if count < len(root) else product.T @ product
+    value = _frechet(mean - centre, own + squares / (count - 1), gram / (count - 1))
+    if count // 2 < features.shape[1]:
         return Frechet(value, None)
     generator = torch.Generator().manual_seed(seed)
     sizes, found = np.linspace(count // 2, count, FID_SIZES).astype(int), []
-    for size in sizes[:-1].tolist():
-        without = torch.randperm(count, generator=generator)[size:]
-        left, left_product = made[without], product[without]
+    for size in sizes[:-1]:
+        without = torch.randperm(count, generator=generator)[size:].numpy()
+        left, left_product = features[without], product[without]
         moved = left.sum(0) / -size  # its own mean, seen from that of all
-        along = real.root @ moved
-        own = squares - left.square().sum() - size * moved.square().sum()
-        shared = gram - left_product.T @ left_product - size * along.outer(along)
-        found.append(_frechet(mean + moved - real.mean, own / (size - 1), shared / (size - 1), real))
+        along = root @ moved
+        spread = squares - np.square(left).sum() - size * np.square(moved).sum()
+        shared = gram - left_product.T @ left_product - size * np.outer(along, along)
+        found.append(_frechet(mean + moved - centre, own + spread / (size - 1), shared / (size - 1)))
     return Frechet(value, float(np.polyfit(1 / sizes, [*found, value], 1)[1]))
 
 
@@ -176,14 +176,14 @@ def patch_step(images: Tensor, patch_size: int) -> float | None:
     return (at_border.mean() / elsewhere.mean()).item()
 
 
-def _frechet(apart: Tensor, own: Tensor, gram: Tensor, real: Moments) -> float:
-    """Return the Fréchet distance, given the difference of the means (D,), the trace of the generated images' covariance, and
-    the Gram matrix of the product of both covariances' roots.
+def _frechet(apart: np.ndarray, traces: float, gram: np.ndarray) -> float:
+    """Return the Fréchet distance, given the difference of the means (D,), the traces of both covariances together, and the
+    Gram matrix of the product of their roots.
 
     The trace of the root of both covariances' product is the sum of the singular values of the product of their roots.
     """
-    shared = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
-    return (apart.square().sum() + own + real.root.square().sum() - 2 * shared).item()
+    shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
+    return float(np.square(apart).sum() + traces - 2 * shared)
 
 
 def _weights(drawn: Iterable[np.ndarray], count: int) -> Tensor:
