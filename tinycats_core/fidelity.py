@@ -128,9 +128,9 @@ class Judge:
         if path.is_file():
             tensors, header = read_safetensors(path, "known")
             return tensors, header["facts"]
-        made, facts = make()
-        write_safetensors(path, made, {"kind": "known", "facts": facts})
-        return dict(made), dict(facts)
+        known, facts = make()
+        write_safetensors(path, known, {"kind": "known", "facts": facts})
+        return dict(known), dict(facts)
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return the images and labels of a split, which is read once."""
@@ -516,7 +516,7 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape, pixels = (NOISE_IMAGES, *train.shape[1:]), train.float()
     mean = pixels.mean((0, 2, 3), keepdim=True)
-    squares = (pixels - mean).square_().sum((2, 3), keepdim=True).sum(0, keepdim=True)  # torch.std takes five times as long
+    squares = (pixels - mean).square_().sum((2, 3), keepdim=True).sum(0, keepdim=True)  # torch.std takes ten times as long
     deviation = (squares / (pixels[:, 0].numel() - 1)).sqrt()
     drawn = {
         "noise": torch.randint(0, 256, shape, generator=generator),

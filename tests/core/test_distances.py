@@ -109,6 +109,14 @@ def test_error_over_other_images_of_a_generator_with_classes() -> None:
     assert blind.drawn_std > drawn[0].drawn_std
 
 
+def test_images_are_resampled_within_classes_of_any_size_in_any_order() -> None:
+    """Where all images of a class are the same, another draw of as many of each is nearly the same set."""
+    labels = torch.tensor([0] * 10 + [1] * 40 + [2] * 100)[torch.randperm(150, generator=torch.Generator().manual_seed(0))]
+    made, real = 2 * torch.eye(3, 16)[labels], normal(150, 16, 1)
+    within, blind = (kernel_distance(made, real, 20, 75, 0, of).drawn_std for of in (labels, None))
+    assert within < blind / 10
+
+
 def test_neighbourhoods_are_those_of_torch_fidelity_and_of_plain_loops() -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
