@@ -5,7 +5,7 @@ may not cost more than looking. Products of matrix roots stand for its non-symme
 for all of its subsets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2_048  # rows of a matrix of all pairs that are in memory at a time
+STEPS = 128  # images whose steps are in memory at a time: few enough for a processor's cache
 RESAMPLES = 200  # of the images, for an interval
 FID_SIZES = 5  # of the subsets that a Fréchet distance is extrapolated from; 1911.07023 takes 15, at three times the cost
 
@@ -34,26 +35,39 @@ class Moments:
         return cls(mean, torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root)
 
 
-def frechet(made: Tensor, real: Moments) -> float:
-    """Return the Fréchet distance (FID; 1706.08500, eq. 6) of features (N, D) from real ones of these moments."""
-    made = made.double()
-    return _frechet(made, made @ real.root.T, real)
+class Frechet(NamedTuple):
+    """The Fréchet distance (FID), and the one that infinitely many generated images would have."""
+
+    value: float
+    infinite: float | None
 
 
-def frechet_at_infinity(made: Tensor, real: Moments, seed: int) -> float | None:
-    """Return the Fréchet distance that infinitely many generated images would have (Chong and Forsyth, 1911.07023).
+def frechet(made: Tensor, real: Moments, seed: int) -> Frechet:
+    """Return the Fréchet distance (1706.08500, eq. 6) of features (N, D) from real ones of these moments.
 
     Its bias falls with 1/N: a line through the distances of random subsets, from half of the images to all, is followed to
-    0. The real images stay as they are. None where half of the images are fewer than the features: the line is none there.
+    0 (Chong and Forsyth, 1911.07023). The real images stay as they are. None where half of the images are fewer than the
+    features: the line is none there. Sums over a subset are those over all less those over the images that it leaves out.
     """
-    if len(made) // 2 < made.shape[1]:
-        return None
+    features, centre, root = made.double().numpy(), real.mean.numpy(), real.root.numpy()
+    mean, count = features.mean(0), len(features)
+    features = features - mean
+    product, squares, own = features @ root.T, np.square(features).sum(), np.square(root).sum()
+    gram = product @ product.T if count < len(root) else product.T @ product
+    value = _frechet(mean - centre, own + squares / (count - 1), gram / (count - 1))
+    if count // 2 < features.shape[1]:
+        return Frechet(value, None)
     generator = torch.Generator().manual_seed(seed)
-    made = made.double()
-    product, sizes = made @ real.root.T, np.linspace(len(made) // 2, len(made), FID_SIZES).astype(int)
-    subsets = [torch.randperm(len(made), generator=generator)[:size] for size in sizes]
-    found = [_frechet(made[subset], product[subset], real) for subset in subsets]
-    return float(np.polyfit(1 / sizes, found, 1)[1])
+    sizes, found = np.linspace(count // 2, count, FID_SIZES).astype(int), []
+    for size in sizes[:-1]:
+        without = torch.randperm(count, generator=generator)[size:].numpy()
+        left, left_product = features[without], product[without]
+        moved = left.sum(0) / -size  # its own mean, seen from that of all
+        along = root @ moved
+        spread = squares - np.square(left).sum() - size * np.square(moved).sum()
+        shared = gram - left_product.T @ left_product - size * np.outer(along, along)
+        found.append(_frechet(mean + moved - centre, own + spread / (size - 1), shared / (size - 1)))
+    return Frechet(value, float(np.polyfit(1 / sizes, [*found, value], 1)[1]))
 
 
 class Kernel(NamedTuple):
@@ -86,20 +100,14 @@ def kernel_distance(
         labels: (N,) of the generated images, which are resampled within their classes then: a generator is asked for as many
             of each class every time, and without it the shares of the classes would be most of the error.
     """
-    of_class = [range(len(made))] if labels is None else [torch.nonzero(labels == label)[:, 0].numpy() for label in labels.unique()]
+    order, counts = np.arange(len(made)), np.array([len(made)])
+    if labels is not None:
+        order, counts = labels.argsort(stable=True).numpy(), labels.unique(return_counts=True)[1].numpy()
     rng = np.random.RandomState(seed)
     chosen = [(rng.choice(len(made), subset_size, False), rng.choice(len(real), subset_size, False)) for _ in range(subsets)]
-    mine, theirs = (
-        torch.stack([torch.from_numpy(np.bincount(one, minlength=len(features))) for one in drawn]).float()
-        for features, drawn in (
-            (
-                made,
-                [one for one, _ in chosen]
-                + [np.concatenate([rng.choice(of, len(of)) for of in of_class]) for _ in range(resamples)],
-            ),
-            (real, [one for _, one in chosen] + [rng.randint(len(real), size=len(real)) for _ in range(resamples)]),
-        )
-    )
+    places = np.repeat(counts.cumsum() - counts, counts) + rng.randint(0, np.repeat(counts, counts), (resamples, len(made)))
+    mine = _weights([*(one for one, _ in chosen), *order[places]], len(made))
+    theirs = _weights([*(one for _, one in chosen), *rng.randint(0, len(real), (resamples, len(real)))], len(real))
     made, real = made.float(), real.float()
     shift = _kernel(made.mean(0, keepdim=True), real.mean(0, keepdim=True), 0)  # changes nothing but the rounding
     within_made, within_real = _within(made, mine, shift), _within(real, theirs, shift)
@@ -130,10 +138,10 @@ def neighbourhoods(made: Tensor, real: Tensor, theirs: Mapping[int, Tensor]) -> 
     nearest = torch.full((len(real),), torch.inf)
     for start in range(0, len(made), BLOCK):
         distances = torch.cdist(made[start : start + BLOCK], real)
-        nearest = torch.minimum(nearest, distances.min(0).values)
+        nearest = torch.minimum(nearest, distances.amin(0))
         for k in theirs:
-            among = distances <= theirs[k]
-            inside[k] += torch.stack([among.any(1).sum(), among.sum()])
+            among = (distances <= theirs[k]).sum(1)
+            inside[k] += torch.stack([(among > 0).sum(), among.sum()])
             reached[k] |= (distances <= mine[k][start : start + BLOCK, None]).any(0)
     return {
         k: {
@@ -156,34 +164,35 @@ def patch_step(images: Tensor, patch_size: int) -> float | None:
         The mean absolute step across the patches' borders by that of all others; None where one of them does not exist,
         as with patches of one pixel, or is 0.
     """
-    at_border, elsewhere = [0.0, 0], [0.0, 0]  # sum and count
-    for batch in images.split(BLOCK):
-        for pixels in (batch.short(), batch.short().mT):
-            steps = (pixels[..., 1:] - pixels[..., :-1]).abs().sum((0, 1, 2), dtype=torch.int64)
-            border = torch.arange(1, pixels.shape[-1]) % patch_size == 0
-            for kind, total in ((border, at_border), (~border, elsewhere)):
-                total[0] += steps[kind].sum().item()
-                total[1] += int(kind.sum()) * batch[:, :, 0].numel()
-    if not (at_border[1] and elsewhere[0]):
+    border = torch.arange(1, images.shape[-1]) % patch_size == 0
+    sums = torch.zeros(len(border), dtype=torch.float64)
+    for batch in images.split(STEPS):
+        pixels = batch.float()
+        for steps in (pixels.diff(dim=3), pixels.diff(dim=2).mT):
+            sums += steps.abs_().sum((1, 2)).double().sum(0)
+    at_border, elsewhere = sums[border], sums[~border]
+    if not (len(at_border) and elsewhere.sum()):
         return None
-    return (at_border[0] / at_border[1]) / (elsewhere[0] / elsewhere[1])
+    return (at_border.mean() / elsewhere.mean()).item()
 
 
-def _frechet(made: Tensor, product: Tensor, real: Moments) -> float:
-    """Return the Fréchet distance of features (N, D), given their product (N, R) with the real root.
+def _frechet(apart: np.ndarray, traces: float, gram: np.ndarray) -> float:
+    """Return the Fréchet distance, given the difference of the means (D,), the traces of both covariances together, and the
+    Gram matrix of the product of their roots.
 
     The trace of the root of both covariances' product is the sum of the singular values of the product of their roots.
     """
-    mean, freedom = made.mean(0), len(made) - 1
-    product = product - product.mean(0)
-    gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
-    shared = torch.linalg.eigvalsh(gram / freedom).clamp(min=0).sqrt().sum()
-    own = (made - mean).square().sum() / freedom
-    return ((mean - real.mean).square().sum() + own + real.root.square().sum() - 2 * shared).item()
+    shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
+    return float(np.square(apart).sum() + traces - 2 * shared)
+
+
+def _weights(drawn: Iterable[np.ndarray], count: int) -> Tensor:
+    """Return how often each of `count` images was drawn, a row (count,) for each draw."""
+    return torch.from_numpy(np.stack([np.bincount(one, minlength=count) for one in drawn])).float()
 
 
 def _kernel(left: Tensor, right: Tensor, shift: Tensor | float) -> Tensor:
-    return (left @ right.T / left.shape[1] + 1).pow_(3).sub_(shift)
+    return (left @ right.T).div_(left.shape[1]).add_(1).pow_(3).sub_(shift)
 
 
 def _within(features: Tensor, weights: Tensor, shift: Tensor) -> Tensor:

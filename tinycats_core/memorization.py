@@ -39,7 +39,12 @@ def nearest_images(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Te
 
 def spacing(known: Tensor, batch_size: int = 2_048) -> Tensor:
     """Return how far each training image's features (M, D), M at least 2, lie from those of the nearest other one."""
-    return torch.cat([torch.cdist(batch, known).topk(2, largest=False).values[:, 1] for batch in known.split(batch_size)])
+    apart = []
+    for start in range(0, len(known), batch_size):
+        distances = torch.cdist(known[start : start + batch_size], known)
+        distances.diagonal(start).fill_(torch.inf)
+        apart.append(distances.amin(1))
+    return torch.cat(apart)
 
 
 def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int = 2_048) -> float:
@@ -66,7 +71,8 @@ def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[T
         its_even, its_odd = _even_and_odd(batch)
         own = its_even.square().sum(1, keepdim=True) + its_odd.square().sum(1, keepdim=True)
         differ = its_odd @ odd.T
-        yield own + lengths - 2 * (its_even @ even.T + differ.abs()), differ < 0
+        mirrored = differ < 0
+        yield (own + lengths).sub_((its_even @ even.T).add_(differ.abs_()), alpha=2), mirrored
 
 
 def _even_and_odd(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,5 +87,8 @@ def _even_and_odd(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def _thumbnails(images: Tensor) -> Tensor:
     """Return images as float around 0, those of more than COPY_SIZE pixels averaged down to it."""
-    centred = images.float() - 127.5  # products of small numbers keep more of their digits
-    return F.adaptive_avg_pool2d(centred, COPY_SIZE) if images.shape[-1] > COPY_SIZE else centred
+    pixels = images.float()
+    if images.shape[-1] > COPY_SIZE:
+        average = F.adaptive_avg_pool1d(torch.eye(images.shape[-1], device=images.device), COPY_SIZE)
+        pixels = average.T @ pixels @ average  # what adaptive_avg_pool2d comes to, in half its time
+    return pixels - 127.5  # products of small numbers keep more of their digits

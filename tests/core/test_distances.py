@@ -8,7 +8,6 @@ from torch import Tensor
 from tinycats_core.distances import (
     Moments,
     frechet,
-    frechet_at_infinity,
     kernel_distance,
     neighbourhoods,
     patch_step,
@@ -41,22 +40,31 @@ def test_frechet_is_that_of_the_plain_formula_and_of_torch_fidelity(made: int, r
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     mine, theirs = normal(made, 64, 0, 0.1), normal(real, 64, 1)
-    found = frechet(mine, Moments.of(theirs))
+    found = frechet(mine, Moments.of(theirs), 0).value
     assert found == pytest.approx(plain_frechet(mine, theirs), rel=1e-5)
     library = fid_statistics_to_metric(*map(fid_features_to_statistics, (mine, theirs)), verbose=False)
     assert found == pytest.approx(library["frechet_inception_distance"], rel=1e-5)
-    assert frechet(mine, Moments.of(mine)) == pytest.approx(0, abs=1e-5)
+    assert frechet(mine, Moments.of(mine), 0).value == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_at_infinity_is_rid_of_the_bias_of_few_images() -> None:
     real = Moments.of(normal(100_000, 32, 1))
-    truth = frechet(normal(100_000, 32, 0, 0.1), real)
-    sets = [normal(250, 32, seed, 0.1) for seed in range(2, 18)]
-    bias = np.mean([frechet(few, real) for few in sets]) - truth
-    left = np.mean([beyond for few in sets if (beyond := frechet_at_infinity(few, real, 0)) is not None]) - truth
+    truth = frechet(normal(100_000, 32, 0, 0.1), real, 0).value
+    found = [frechet(normal(250, 32, seed, 0.1), real, 0) for seed in range(2, 18)]
+    bias = np.mean([few.value for few in found]) - truth
+    left = np.mean([few.infinite for few in found if few.infinite is not None]) - truth
     assert bias > 0.02
     assert abs(left) < bias / 3
-    assert frechet_at_infinity(normal(63, 32, 0), real, 0) is None
+    assert frechet(normal(63, 32, 0), real, 0).infinite is None
+
+
+def test_frechet_at_infinity_is_that_of_a_line_through_plain_distances() -> None:
+    made, real = normal(250, 32, 0, 0.1), normal(300, 32, 1)
+    generator = torch.Generator().manual_seed(3)
+    sizes = [125, 156, 187, 218, 250]
+    subsets = [torch.randperm(250, generator=generator)[:size] for size in sizes]
+    line = np.polyfit(1 / np.array(sizes), [plain_frechet(made[subset], real) for subset in subsets], 1)
+    assert frechet(made, Moments.of(real), 3).infinite == pytest.approx(line[1], rel=1e-9)
 
 
 def test_kernel_distance_is_that_of_torch_fidelity() -> None:
@@ -99,6 +107,14 @@ def test_error_over_other_images_of_a_generator_with_classes() -> None:
     assert 0.75 < np.mean([found.drawn_std for found in drawn]) / scatter < 1.35
     blind = kernel_distance(normal(150, 16, 2, 0.1) + centres, real, 20, 75, 0)
     assert blind.drawn_std > drawn[0].drawn_std
+
+
+def test_images_are_resampled_within_classes_of_any_size_in_any_order() -> None:
+    """Where all images of a class are the same, another draw of as many of each is nearly the same set."""
+    labels = torch.tensor([0] * 10 + [1] * 40 + [2] * 100)[torch.randperm(150, generator=torch.Generator().manual_seed(0))]
+    made, real = 2 * torch.eye(3, 16)[labels], normal(150, 16, 1)
+    within, blind = (kernel_distance(made, real, 20, 75, 0, of).drawn_std for of in (labels, None))
+    assert within < blind / 10
 
 
 def test_neighbourhoods_are_those_of_torch_fidelity_and_of_plain_loops() -> None:
