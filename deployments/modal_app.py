@@ -27,6 +27,8 @@ from tinycats_core.files import home
 # What training and judging import, by the names of constraints.txt.
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
 DATA, OUTPUTS = Path("/data"), Path("/outputs")  # where the volumes are mounted
+IN_IMAGE = "/constraints.txt"
+CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt" if modal.is_local() else Path(IN_IMAGE)
 
 logger = logging.getLogger("tinycats.modal")
 
@@ -42,11 +44,10 @@ def pinned(text: str) -> list[str]:
 def make_image() -> modal.Image:
     """Return an image with PACKAGES and what they require, all in the versions of constraints.txt, and the core's sources."""
     image = modal.Image.debian_slim(python_version="3.11")
-    if not modal.is_local():  # in the container the image is made already, and constraints.txt is not there
+    if not modal.is_local():  # in the container the image is made already
         return image
-    constraints = Path(__file__).resolve().parent.parent / "constraints.txt"
-    image = image.add_local_file(constraints, "/constraints.txt", copy=True)
-    image = image.uv_pip_install(*pinned(constraints.read_text()), extra_options="--constraint /constraints.txt")
+    image = image.add_local_file(CONSTRAINTS, IN_IMAGE, copy=True)
+    image = image.uv_pip_install(*pinned(CONSTRAINTS.read_text()), extra_options=f"--constraint {IN_IMAGE}")
     return image.add_local_python_source("tinycats_core")
 
 
@@ -70,7 +71,7 @@ training: dict[str, Any] = {
 def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
     """Say which code is deployed, and what lies on the data volume: asked before a GPU is paid for."""
     data_volume.reload()
-    return jobs.check(DATA, dataset_sha256)
+    return with_app(jobs.check(DATA, dataset_sha256))
 
 
 @app.function(**training)
@@ -111,6 +112,11 @@ def prepare_data(config: dict[str, Any]) -> str:
     dataset = jobs.prepare_data(DATA, config)
     data_volume.commit()
     return dataset.sha256
+
+
+def with_app(found: dict[str, str | None]) -> dict[str, str | None]:
+    """Return what `jobs.check` has found and `app`, a digest of this file and of constraints.txt."""
+    return found | {"app": jobs.digest_of_files([Path(__file__), CONSTRAINTS])}
 
 
 def place() -> jobs.Place:

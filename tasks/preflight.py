@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from prefect.blocks.system import Secret
@@ -13,6 +14,9 @@ from tinycats_core import costs, data, distributed, fidelity, hub, modal_auth, r
 from tinycats_core.config import DataConfig, ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
 from tinycats_core.records import Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  # what Modal runs, beside the core
 
 
 def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
@@ -27,7 +31,7 @@ def check_ready(config: ReleaseConfig) -> None:
     """Raise the TinycatsError of the first thing that is missing, before any stage has run, and log what training costs."""
     if config.compute.where == "modal":
         find_modal_token()
-        remote.check_compute(config.compute)
+        remote.check_compute(config.compute, app_files=APP_FILES)
     else:
         distributed.check_processes(config.compute.device, config.compute.processes)
     if config.publish.to == "hub":

@@ -20,6 +20,7 @@ from modal import exception as modal_errors
 
 from benchmarks.fake_modal import Claims, FakeModal, Mounted
 from deployments import modal_app
+from tasks import preflight
 from tinycats_core import jobs, remote
 from tinycats_core.checkpoint import read_safetensors
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
@@ -82,7 +83,9 @@ def test_data_that_came_after_the_container_began_is_seen(request_: jobs.Request
     modal_app.data_volume.reload()
     aside.rename(folder)
     assert jobs.check(modal_app.DATA, dataset.sha256)["data"] is None
-    assert modal_app.check.local(dataset.sha256) == {"revision": jobs.revision(), "data": dataset.sha256}
+    found = modal_app.check.local(dataset.sha256)
+    assert (found["revision"], found["data"]) == (jobs.revision(), dataset.sha256)
+    assert found["app"] == jobs.digest_of_files(preflight.APP_FILES)
 
 
 @pytest.fixture

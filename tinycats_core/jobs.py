@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -324,6 +324,11 @@ def revision() -> str:
     """Return a digest of this package's sources: equal here and where they were deployed, until they change."""
     folder = Path(__file__).parent
     return digest_of({str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*.py"))})[:12]
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return a short digest of what stands in some files."""
+    return digest_of([sha256_of(path) for path in paths])[:12]
 
 
 def run_folder(run: str) -> str:

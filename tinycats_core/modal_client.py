@@ -34,7 +34,7 @@ class ModalClient:
         return modal_auth.check_credentials()
 
     def check(self, dataset_sha256: str | None = None) -> dict[str, str | None]:
-        """Return `revision`, of the deployed code, and `data`, the sha256 of a data set as it lies on the volume."""
+        """Return `revision` and `app`, of the deployed code, and `data`, the sha256 of a data set as it lies on the volume."""
         return self._function("check").spawn(dataset_sha256).get(timeout=CHECK_SECONDS)
 
     def list_data(self, folder: str) -> dict[str, int]:

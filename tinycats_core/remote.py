@@ -79,19 +79,23 @@ def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job:
     return Job("train_classifier", dataset, settings)
 
 
-def check_compute(compute: ComputeConfig, client: ModalClient | None = None) -> str:
+def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app_files: Sequence[Path] = ()) -> str:
     """Check before any work that Modal will train: GPU, price, credentials, and that the app is deployed as it is here.
 
-    Returns where the credentials come from. Raises ComputeError.
+    `app_files` are the app's own, beside this package; where they are not here they are not compared. Returns where the
+    credentials come from. Raises ComputeError.
     """
     client = client or ModalClient()
     _check_gpu(compute)
     _budget(compute)
     source = client.check_credentials()
     with explained(runs_code=True):
-        deployed = client.check()["revision"]
-    if deployed != jobs.revision():
-        raise ComputeError(f"the code deployed on Modal is {deployed}, not {jobs.revision()} as here; {jobs.DEPLOY}")
+        deployed = client.check()
+    if deployed["revision"] != jobs.revision():
+        raise ComputeError(f"the code deployed on Modal is {deployed['revision']}, not {jobs.revision()} as here; {jobs.DEPLOY}")
+    if app_files and all(map(Path.is_file, app_files)) and deployed["app"] != jobs.digest_of_files(app_files):
+        names = " or ".join(path.name for path in app_files)
+        raise ComputeError(f"{names} is not here as it was deployed on Modal; {jobs.DEPLOY}")
     return source
 
 

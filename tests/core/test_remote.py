@@ -356,7 +356,12 @@ def test_an_error_here_leaves_the_call(
 
 @pytest.mark.parametrize("end", [RuntimeError("CUDA error"), KeyboardInterrupt()], ids=["ended", "interrupted"])
 def test_note_of_a_call_that_another_flow_has_removed(
-    replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+    replay: Replay,
+    job: Job,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    end: BaseException,
 ) -> None:
     def poll(call_id: str, seconds: float) -> jobs.Result:
         (tmp_path / "modal_call.json").unlink()
@@ -367,6 +372,7 @@ def test_note_of_a_call_that_another_flow_has_removed(
     monkeypatch.setattr(remote, "_find_call", lambda client, job: None)
     with pytest.raises((CallEnded, KeyboardInterrupt)):
         train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert "could not be cancelled" not in caplog.text
 
 
 def test_call_goes_on_with_what_it_was_started_with(
@@ -602,6 +608,12 @@ def test_app_that_cannot_answer_is_one_line(job: Job, client: FakeModal, tmp_pat
 
 
 def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    files = [tmp_path / "app.py", tmp_path / "pins.txt"]
+    remote.check_compute(COMPUTE, client, files)  # which are not there: nothing to compare
+    for path in files:
+        path.write_text("changed")
+    with pytest.raises(ComputeError, match=r"^app\.py or pins\.txt is not here as it was deployed on Modal; run `modal deploy"):
+        remote.check_compute(COMPUTE, client, files)
     (client.root / "revision").write_text("0123456789ab")
     message = rf"deployed on Modal is 0123456789ab, not {jobs.revision()} as here; run `modal deploy deployments/modal_app\.py`"
     with pytest.raises(ComputeError, match=message):
