@@ -132,12 +132,12 @@ def place() -> jobs.Place:
     return jobs.Place(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
 
 
-def keep(in_order: bool) -> None:
-    """Commit the outputs. In the middle of work nothing that hinders it is worth the work: the next commit has it all."""
+def keep(must: bool) -> None:
+    """Commit the outputs. Unless it `must` be, what hinders it is only worth a warning: the next commit has it all."""
     try:
         outputs_volume.commit()
     except Exception as error:
-        if in_order:
+        if must:
             raise
         logger.warning("the commit of the outputs said: %s", error)
 

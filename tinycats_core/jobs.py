@@ -288,7 +288,7 @@ class Meter:
         """Keep what was taken so far, and what this call was started with."""
         seconds, usd = self._taken()
         started = {"call_id": self.call_id, "gpu": self.gpu, "max_cost_usd": self.budget["usd"]}
-        write_json(self.path, {**started, "attempts": [*self.before, round(seconds, 3)], "usd": usd})
+        write_json(self.path, {**started, "attempts": [*self.before, seconds], "usd": usd})
 
     def explain(self, last_good: str) -> str:
         """Say that the budget is used up, and where the run can go on."""
@@ -299,7 +299,7 @@ class Meter:
 
     def _taken(self) -> tuple[float, float | None]:
         """Return the seconds of this attempt, and the dollars of all."""
-        seconds, rate = time.monotonic() - self.since, self.budget["usd_per_second"]
+        seconds, rate = round(time.monotonic() - self.since, 3), self.budget["usd_per_second"]
         return seconds, None if rate is None or self.usd_before is None else self.usd_before + seconds * rate
 
     def _seconds_left(self) -> float | None:

@@ -47,8 +47,8 @@ class Volumes:
     def _reload(self) -> None:
         self.reloads += 1
 
-    def _keep(self, in_order: bool) -> None:
-        self.kept.append(in_order)
+    def _keep(self, must: bool) -> None:
+        self.kept.append(must)
         self.on_keep(len(self.kept))
 
 
