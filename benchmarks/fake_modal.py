@@ -57,7 +57,7 @@ class FakeModal(modal_client.ModalClient):
     def check(self, dataset_sha256: str | None = None) -> dict[str, str | None]:
         self._reach()
         deployed = self.root / "revision"
-        found = jobs.check(self.root / "data", dataset_sha256)
+        found = app.with_app(jobs.check(self.root / "data", dataset_sha256))
         return found | ({"revision": deployed.read_text()} if deployed.is_file() else {})
 
     def list_data(self, folder: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import modal
 import torch
 
-from tinycats_core import jobs, modal_client, remote
+from tinycats_core import costs, jobs, modal_client, remote
 from tinycats_core.config import ModelConfig, ReleaseConfig, parse_overrides, resolve
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import home
@@ -27,6 +27,8 @@ from tinycats_core.files import home
 # What training and judging import, by the names of constraints.txt.
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
 DATA, OUTPUTS = Path("/data"), Path("/outputs")  # where the volumes are mounted
+IN_IMAGE = "/constraints.txt"
+CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt" if modal.is_local() else Path(IN_IMAGE)
 
 logger = logging.getLogger("tinycats.modal")
 
@@ -42,11 +44,10 @@ def pinned(text: str) -> list[str]:
 def make_image() -> modal.Image:
     """Return an image with PACKAGES and what they require, all in the versions of constraints.txt, and the core's sources."""
     image = modal.Image.debian_slim(python_version="3.11")
-    if not modal.is_local():  # in the container the image is made already, and constraints.txt is not there
+    if not modal.is_local():  # in the container the image is made already
         return image
-    constraints = Path(__file__).resolve().parent.parent / "constraints.txt"
-    image = image.add_local_file(constraints, "/constraints.txt", copy=True)
-    image = image.uv_pip_install(*pinned(constraints.read_text()), extra_options="--constraint /constraints.txt")
+    image = image.add_local_file(CONSTRAINTS, IN_IMAGE, copy=True)
+    image = image.uv_pip_install(*pinned(CONSTRAINTS.read_text()), extra_options=f"--constraint {IN_IMAGE}")
     return image.add_local_python_source("tinycats_core")
 
 
@@ -60,6 +61,7 @@ training: dict[str, Any] = {
     "image": image,
     "volumes": {str(DATA): data_volume, str(OUTPUTS): outputs_volume},
     "timeout": 24 * 3600,
+    "startup_timeout": 1800,  # a container that hangs before the work begins keeps its GPU no longer
     "retries": modal.Retries(initial_delay=0.0, max_retries=10),
     "single_use_containers": True,
 }
@@ -69,7 +71,7 @@ training: dict[str, Any] = {
 def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
     """Say which code is deployed, and what lies on the data volume: asked before a GPU is paid for."""
     data_volume.reload()
-    return jobs.check(DATA, dataset_sha256)
+    return with_app(jobs.check(DATA, dataset_sha256))
 
 
 @app.function(**training)
@@ -112,6 +114,11 @@ def prepare_data(config: dict[str, Any]) -> str:
     return dataset.sha256
 
 
+def with_app(found: dict[str, str | None]) -> dict[str, str | None]:
+    """Return what `jobs.check` has found and `app`, a digest of this file and of constraints.txt."""
+    return found | {"app": jobs.digest_of_files([Path(__file__), CONSTRAINTS])}
+
+
 def place() -> jobs.Place:
     """Return where a container stands."""
 
@@ -125,12 +132,12 @@ def place() -> jobs.Place:
     return jobs.Place(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
 
 
-def keep(in_order: bool) -> None:
-    """Commit the outputs. While training holds a file open, Modal commits and then may refuse to show what others have done."""
+def keep(must: bool) -> None:
+    """Commit the outputs. Unless it `must` be, what hinders it is only worth a warning: the next commit has it all."""
     try:
         outputs_volume.commit()
-    except RuntimeError as error:
-        if in_order or "open files" not in str(error):
+    except Exception as error:
+        if must:
             raise
         logger.warning("the commit of the outputs said: %s", error)
 
@@ -142,11 +149,13 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
 
     with told():
         config = resolve(preset, parse_overrides(overrides))
+        compute = config.compute.model_copy(update={"where": "modal"})
+        costs.check_budget(costs.estimate(config.model, config.train, compute), compute)
         dataset = prepare(config.data, home() / "data")
         job = remote.generator_job(dataset, config.model, config.train)
         client = remote.ModalClient({"check": check, "train_generator": train_generator})
         folder = home() / "modal" / job.run
-        checkpoint = remote.train_on_modal(job, config.compute, folder, lambda row: print(json.dumps(row)), client)
+        checkpoint = remote.train_on_modal(job, compute, folder, lambda row: print(json.dumps(row)), client)
         print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")
 
 
@@ -169,14 +178,17 @@ def generate(
     from tinycats_core.grids import contact_sheet
 
     with told():
+        for name, count in (("per-class", per_class), ("shards", shards)):
+            if count < 1:
+                raise ComputeError(f"--{name} is {count}; give 1 or more")
         config = resolve(preset, parse_overrides(overrides))
         sample = config.sample.candidates()[0]
-        with modal_client.explained():
-            shape = ModelConfig(**json.loads(b"".join(remote.ModalClient().read(f"{jobs.run_folder(run)}/run.json")))["model"])
-            labels = torch.arange(shape.num_classes).repeat_interleave(per_class)
-            size = max(1, -(-len(labels) // shards // sample.batch_size)) * sample.batch_size  # whole batches, to change no bit
-            parts = [(run, part.tolist(), number * size) for number, part in enumerate(labels.split(size))]
-            given = sample.model_dump(mode="json"), config.compute.device_on_modal
+        shape = read_shape(run)
+        labels = torch.arange(shape.num_classes).repeat_interleave(per_class)
+        size = max(1, -(-len(labels) // shards // sample.batch_size)) * sample.batch_size  # whole batches, to change no bit
+        parts = [(run, part.tolist(), number * size) for number, part in enumerate(labels.split(size))]
+        given = sample.model_dump(mode="json"), config.compute.device_on_modal
+        with modal_client.explained(runs_code=True):
             drawn = b"".join(on_gpu(generate_samples, config).starmap([(*part, *given) for part in parts]))
         images = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(len(labels), 3, shape.image_size, shape.image_size)
         header = {"kind": "samples", "settings": {**given[0], "run": run, "runtime": "pytorch"}}
@@ -192,14 +204,26 @@ def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_
     with told():
         config = resolve(preset, parse_overrides(overrides))
         settings = config.sample.candidates()[0].model_dump(mode="json"), config.evaluate.model_dump(mode="json")
-        with modal_client.explained():
+        with modal_client.explained(runs_code=True):
             report = on_gpu(evaluate, config).remote(run, *settings, config.compute.device_on_modal, classifier_run or None)
         print(json.dumps(report, indent=2))
 
 
+def read_shape(run: str) -> ModelConfig:
+    """Return which network a run trains. Raises ComputeError where there is no such run."""
+    path = f"{jobs.run_folder(run)}/run.json"
+    try:
+        with modal_client.explained():
+            return ModelConfig(**json.loads(b"".join(remote.ModalClient().read(path)))["model"])
+    except FileNotFoundError:
+        see = f"see `modal volume ls {modal_client.OUTPUTS_VOLUME} runs`"
+        raise ComputeError(f"--run is {run!r}, but there is no {path} on the outputs volume; {see}") from None
+
+
 def on_gpu(function: Any, config: ReleaseConfig) -> Any:
-    """Return a function of the app with the GPU and the region of a configuration."""
-    return function.with_options(gpu=config.compute.one_gpu().gpu, region=config.compute.region)
+    """Return a function of the app with the GPU, the region and the secrets of a configuration."""
+    compute = config.compute.one_gpu()
+    return function.with_options(gpu=compute.gpu, region=compute.region, secrets=modal_client.secrets(compute))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from prefect.blocks.system import Secret
@@ -13,6 +14,9 @@ from tinycats_core import costs, data, distributed, fidelity, hub, modal_auth, r
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, resolve
 from tinycats_core.files import check_writable, home
 from tinycats_core.records import Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  # what Modal runs, beside the core
 
 
 def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
@@ -43,7 +47,7 @@ def check_compute(config: ComputeConfig) -> None:
     """Raise a TinycatsError where there is nothing to train on."""
     if config.where == "modal":
         find_modal_token()
-        remote.check_compute(config)
+        remote.check_compute(config, app_files=APP_FILES)
     else:
         distributed.check_processes(config.device, config.processes)
 

@@ -1,9 +1,11 @@
 """The Modal app: its functions called here, its image, and what its container would hold."""
 
 import ast
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,16 +16,19 @@ from typing import Any
 
 import modal
 import pytest
+from modal import exception as modal_errors
 
 from benchmarks.fake_modal import Claims, FakeModal, Mounted
 from deployments import modal_app
+from tasks import preflight
 from tinycats_core import jobs, remote
 from tinycats_core.checkpoint import read_safetensors
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import sha256_of
-from tinycats_core.records import Dataset
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.training import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
@@ -78,27 +83,53 @@ def test_data_that_came_after_the_container_began_is_seen(request_: jobs.Request
     modal_app.data_volume.reload()
     aside.rename(folder)
     assert jobs.check(modal_app.DATA, dataset.sha256)["data"] is None
-    assert modal_app.check.local(dataset.sha256) == {"revision": jobs.revision(), "data": dataset.sha256}
+    found = modal_app.check.local(dataset.sha256)
+    assert (found["revision"], found["data"]) == (jobs.revision(), dataset.sha256)
+    assert found["app"] == jobs.digest_of_files(preflight.APP_FILES)
 
 
-class Busy:
-    """A volume that says why it cannot be committed."""
+@pytest.fixture
+def failing(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes of which the outputs cannot be committed."""
 
-    def __init__(self, text: str):
-        self.text = text
+    def commit() -> None:
+        raise modal_errors.ServiceError("overloaded")
 
-    def commit(self) -> None:
-        raise RuntimeError(self.text)
+    monkeypatch.setattr(modal_app.outputs_volume, "commit", commit)
 
 
-def test_a_commit_that_only_cannot_show_what_others_did_stops_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_app, "outputs_volume", Busy("there are open files preventing the operation"))
-    modal_app.keep(in_order=False)
-    with pytest.raises(RuntimeError, match="open files"):
-        modal_app.keep(in_order=True)
-    monkeypatch.setattr(modal_app, "outputs_volume", Busy("the volume was deleted"))
-    with pytest.raises(RuntimeError, match="deleted"):
-        modal_app.keep(in_order=False)
+@pytest.mark.usefixtures("failing")
+def test_a_commit_that_fails_stops_no_training_and_loses_no_result(
+    request_: jobs.Request, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "KEEP_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="ServiceError: overloaded"):  # so that Modal tries again
+        modal_app.train_generator.local(request_)
+    assert [row["step"] for row in read_log(modal_app.OUTPUTS / jobs.run_folder(request_["run"]))] == [1, 2]
+    assert "the commit of the outputs said: overloaded" in caplog.text
+
+
+@pytest.mark.usefixtures("failing")
+@pytest.mark.parametrize("told", [False, True], ids=["full", "full and preempted"])
+def test_a_commit_that_fails_hides_neither_an_error_nor_a_signal(
+    told: bool, request_: jobs.Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*given: Any) -> Checkpoint:
+        if told:
+            signal.raise_signal(signal.SIGINT)
+            raise ChildProcessError("a worker is gone")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
+    monkeypatch.setattr(jobs, "train_generator", work)
+    try:
+        if told:
+            with pytest.raises(KeyboardInterrupt):
+                modal_app.train_generator.local(request_)
+        else:
+            assert "the outputs volume is full" in modal_app.train_generator.local(request_)["error"]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Here(FakeModal):
@@ -163,10 +194,12 @@ def test_images_drawn_in_shards_are_those_drawn_at_once(
     monkeypatch.setattr(remote, "ModalClient", lambda: FakeModal(mounted))
     drawer = Mapped(modal_app.generate_samples.local)
     monkeypatch.setattr(modal_app, "generate_samples", drawer)
-    overrides = {"compute": {"gpu": "L4", "device": "cpu"}, "sample": {"batch_size": 4, "steps": 2, "guidance": 2.0}}
+    compute = {"gpu": "L4", "device": "cpu", "secrets": ["proxy"]}
+    overrides = {"compute": compute, "sample": {"batch_size": 4, "steps": 2, "guidance": 2.0}}
     for shards in (1, 3):
         modal_app.generate(request_["run"], 2, shards, "smoke", json.dumps(overrides), str(mounted / f"in-{shards}"))
         assert len(drawer.asked) == shards
+    assert [repr(secret) for secret in drawer.options.pop("secrets")] == ["modal.Secret.from_name('proxy')"]
     assert drawer.options == {"gpu": "L4", "region": None}
     whole, parts = (read_safetensors(mounted / f"in-{shards}.safetensors", "samples")[0] for shards in (1, 3))
     assert whole["labels"].tolist() == [number // 2 for number in range(26)]
@@ -195,11 +228,29 @@ def test_data_prepared_there_is_what_would_be_uploaded(
         ("enormous", "{}", "error: preset is 'enormous'; allowed: smoke"),
         ("smoke", '{"train": {"stepz": 3}}', "error: train.stepz is not a setting"),
         ("smoke", "{", "error: overrides is not JSON"),
+        ("smoke", '{"compute": {"max_cost_usd": 1e-9}}', r"error: compute\.max_cost_usd is 1e-09 but the training will cost \$"),
     ],
 )
 def test_entrypoint_refuses_bad_settings(preset: str, overrides: str, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         modal_app.train(preset=preset, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"run": "typo"}, r"error: --run is 'typo', but there is no runs/typo/run\.json on the outputs volume; see `modal"),
+        ({"shards": 0}, "error: --shards is 0; give 1 or more"),
+        ({"per_class": 0}, "error: --per-class is 0; give 1 or more"),
+    ],
+)
+def test_drawing_refuses_what_cannot_be_drawn(
+    wrong: dict[str, Any], message: str, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ModalClient", lambda: FakeModal(mounted))
+    monkeypatch.setattr(modal_app, "generate_samples", Mapped(lambda *given: pytest.fail("paid for")))
+    with pytest.raises(SystemExit, match=message):
+        modal_app.generate(**{"run": "typo", "preset": "smoke"} | wrong)
 
 
 # ---- the container

@@ -275,7 +275,7 @@ class ComputeConfig(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Positive = 1  # devices of one machine that share the batch, a process each
     gpu: str = "A100-80GB"  # Modal's name of a GPU, with ":N" for N of them
-    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0
+    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0  # of one attempt on Modal; a call makes retries + 1 at most
     retries: Annotated[int, Field(ge=0, le=10)] = 10
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
     patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call goes on

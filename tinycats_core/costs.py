@@ -168,11 +168,12 @@ def record(
     if end.get("event") != "finish":
         return None
     path = folder / "cost.json"
-    gpu, count = parse_gpu(compute.gpu) if compute.where == "modal" else (None, 1)
+    meter = _read(folder / "meter.json") if compute.where == "modal" else {}  # from the start of each attempt to its end
+    gpu, count = parse_gpu(meter.get("gpu", compute.gpu)) if compute.where == "modal" else (None, 1)
     place = Place(gpu, end["device"], end["processes"], end["precision"])
     price, hours = PRICES.get(gpu or ""), end["seconds"] / 3600
-    meter = _read(folder / "meter.json")  # of Modal: from the start of each attempt to its end
     billed = sum(meter["attempts"]) if meter else end["seconds"]
+    charged = billed / 3600 * price.usd_per_hour * count if price else None
     cost = {
         **_kind(model, train, place),
         "gpus": count if gpu else None,
@@ -188,7 +189,7 @@ def record(
         "seconds_lost": end["seconds_lost"],
         "price": price and asdict(price),
         "billed_seconds": billed if gpu else None,
-        "dollars": billed / 3600 * price.usd_per_hour * count if price else None,
+        "dollars": meter.get("usd", charged),  # the attempts may have been on different GPUs
         "charge": _charge(place),
         "estimate": _read(path).get("estimate") or asdict(before),
     }

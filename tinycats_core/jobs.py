@@ -1,7 +1,7 @@
 """Trainings that run elsewhere: the work as it is done there, claimed by one call, metered, and stopped in order.
 
 `deployments/modal_app.py` runs them on Modal; this module knows nothing of it. A run's folder on the outputs volume holds
-what the training leaves, `meter.json` (the seconds of each attempt) and, last, `result.json`: it exists when all is there.
+what the training leaves, `meter.json` (what the attempts took) and, last, `result.json`: it exists when all is there.
 """
 
 import errno
@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -54,7 +54,7 @@ class Place:
     data: Path
     outputs: Path
     reload: Callable[[], None]
-    keep: Callable[[bool], None]  # commits the outputs; True: nothing is in progress, so whatever hinders it is an error
+    keep: Callable[[bool], None]  # commits the outputs; True: it is an error when they cannot be, False: only worth a warning
     call_id: str
     claims: Claims
     is_over: Callable[[str], bool]  # whether a call has ended
@@ -77,15 +77,19 @@ def run(request: Request, place: Place, work: Work) -> Result:
         folder = make_folder(place.outputs / run_folder(request["run"]))
         if (finished := _finished(folder)) is not None:
             return finished
-        meter = Meter(folder / "meter.json", request["budget"])
+        meter = Meter(folder / "meter.json", place.call_id, request["gpu"], request["budget"])
         with stop_signals() as stop:
             try:
                 result = _work(request, place, work, folder, meter, stop)
-            finally:
-                place.keep(True)
+            except Exception as error:
+                if not stop:
+                    place.keep(False)
+                    raise
+                result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
             if meter.is_used_up:
                 stop.clear()  # it was this process's own signal
                 result = {"error": meter.explain(RunFolder(folder).last_good())} if "error" in result else result
+            place.keep(not stop and "error" not in result)  # a commit that fails hides neither a signal nor an error
     except Exception as error:  # so that nothing raised here is taken for trouble on the way here
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return result
@@ -242,30 +246,37 @@ def last_claim(claims: Claims, run: str) -> str | None:
 
 @dataclass
 class Meter:
-    """The seconds that a run has taken in all its attempts, and a deadline where a budget ends them.
+    """The seconds and dollars that a run has taken in all its attempts, and a deadline where a budget ends them.
 
     Args:
-        budget: `usd` and `usd_per_second`; None where there is no limit.
+        budget: `usd`, None where there is no limit, and `usd_per_second` of this call's GPU, None where no price is known.
     """
 
     path: Path
-    budget: dict[str, float] | None
+    call_id: str
+    gpu: str
+    budget: dict[str, float | None]
     is_used_up: bool = False
     before: list[float] = field(default_factory=list)  # seconds of each earlier attempt
+    usd_before: float | None = 0.0  # of all of them; None where no price of one is known
     since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.before = read_json(self.path)["attempts"] if self.path.is_file() else []
+        if self.path.is_file():
+            kept = read_json(self.path)
+            self.before, self.usd_before = kept["attempts"], kept["usd"]
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Meter what this encloses, and send this process a SIGINT when the budget is used up."""
-        left = self.budget["usd"] / self.budget["usd_per_second"] - sum(self.before) if self.budget else None
+        left = self._seconds_left()
         self.write()
         timer = threading.Timer(max(0.0, left or 0.0), self._end)
         timer.daemon = True
         if left is not None:
-            self._check(left)
+            if left <= 0:
+                self.is_used_up = True
+                raise ComputeError("nothing of the budget is left")
             timer.start()
         try:
             yield
@@ -274,22 +285,34 @@ class Meter:
             self.write()
 
     def write(self) -> None:
-        """Keep the seconds so far."""
-        write_json(self.path, {"attempts": [*self.before, round(time.monotonic() - self.since, 3)]})
+        """Keep what was taken so far, and what this call was started with."""
+        seconds, usd = self._taken()
+        started = {"call_id": self.call_id, "gpu": self.gpu, "max_cost_usd": self.budget["usd"]}
+        write_json(self.path, {**started, "attempts": [*self.before, seconds], "usd": usd})
 
     def explain(self, last_good: str) -> str:
         """Say that the budget is used up, and where the run can go on."""
-        assert self.budget
-        spent = (sum(self.before) + time.monotonic() - self.since) * self.budget["usd_per_second"]
         return (
-            f"${spent:.2f} is spent and compute.max_cost_usd is {self.budget['usd']:g}; give a higher one and run the same "
-            f"command to go on from {last_good}"
+            f"${self._taken()[1]:.2f} is spent and compute.max_cost_usd is {self.budget['usd']:g}; give a higher one and run the "
+            f"same command to go on from {last_good}"
         )
 
-    def _check(self, left: float) -> None:
-        if left <= 0:
-            self.is_used_up = True
-            raise ComputeError("nothing of the budget is left")
+    def _taken(self) -> tuple[float, float | None]:
+        """Return the seconds of this attempt, and the dollars of all."""
+        seconds, rate = round(time.monotonic() - self.since, 3), self.budget["usd_per_second"]
+        return seconds, None if rate is None or self.usd_before is None else self.usd_before + seconds * rate
+
+    def _seconds_left(self) -> float | None:
+        """Return how long the budget lasts, None where there is no limit. Raises ComputeError for one that cannot be kept."""
+        limit, rate = self.budget["usd"], self.budget["usd_per_second"]
+        if limit is None or rate is None:
+            return None
+        if self.usd_before is None:
+            raise ComputeError(
+                f"compute.max_cost_usd is {limit:g} but an earlier attempt was on a GPU of which no price is known; "
+                "leave the limit out"
+            )
+        return (limit - self.usd_before) / rate
 
     def _end(self) -> None:
         self.is_used_up = True
@@ -301,6 +324,11 @@ def revision() -> str:
     """Return a digest of this package's sources: equal here and where they were deployed, until they change."""
     folder = Path(__file__).parent
     return digest_of({str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*.py"))})[:12]
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return a short digest of what stands in some files."""
+    return digest_of([sha256_of(path) for path in paths])[:12]
 
 
 def run_folder(run: str) -> str:

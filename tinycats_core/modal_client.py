@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tinycats_core import modal_auth
 from tinycats_core.config import ComputeConfig
-from tinycats_core.errors import ComputeError, ModalUnreachable
+from tinycats_core.errors import ComputeError, ModalUnreachable, TinycatsError
 from tinycats_core.jobs import DEPLOY, Claims, Request, Result
 from tinycats_core.modal_auth import SET_BOTH, one_line
 
@@ -34,7 +34,7 @@ class ModalClient:
         return modal_auth.check_credentials()
 
     def check(self, dataset_sha256: str | None = None) -> dict[str, str | None]:
-        """Return `revision`, of the deployed code, and `data`, the sha256 of a data set as it lies on the volume."""
+        """Return `revision` and `app`, of the deployed code, and `data`, the sha256 of a data set as it lies on the volume."""
         return self._function("check").spawn(dataset_sha256).get(timeout=CHECK_SECONDS)
 
     def list_data(self, folder: str) -> dict[str, int]:
@@ -51,13 +51,12 @@ class ModalClient:
         """Start a remote function and return the id of the call."""
         import modal
 
-        secrets = [modal.Secret.from_name(name) for name in compute.secrets]
         configured = self._function(function).with_options(
             gpu=compute.gpu,
             timeout=round(compute.timeout_hours * 3600),
             retries=modal.Retries(initial_delay=0.0, max_retries=compute.retries),
             region=compute.region,
-            secrets=secrets or None,
+            secrets=secrets(compute),
         )
         return configured.spawn(request).object_id
 
@@ -111,6 +110,13 @@ class ModalClient:
         return modal.Volume.from_name(name, create_if_missing=True)
 
 
+def secrets(compute: ComputeConfig) -> list[Any] | None:
+    """Return what compute.secrets names, as Modal's functions take it."""
+    import modal
+
+    return [modal.Secret.from_name(name) for name in compute.secrets] or None
+
+
 def is_over(client: ModalClient, call_id: str) -> bool:
     """Return whether a call has ended, in whatever way. Raises what Modal's library raises when it does not answer."""
     try:
@@ -144,22 +150,26 @@ def meaning_of(error: Exception) -> Literal["running", "forgotten", "too long", 
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn what Modal's library raises into one line."""
+def explained(runs_code: bool = False) -> Iterator[None]:
+    """Turn what Modal's library raises into one line. `runs_code`: the app's code runs meanwhile, so an error may be its own."""
     from modal import exception as modal_errors
 
     try:
         yield
+    except TinycatsError:
+        raise
     except modal_errors.NotFoundError:
         raise ComputeError(f"Modal has no app {APP!r} that this version can call; {DEPLOY}") from None
     except modal_errors.AuthError:
         raise ComputeError(f"Modal rejected the token; {SET_BOTH}") from None
     except (modal_errors.InvalidError, modal_errors.PermissionDeniedError) as error:
         raise ComputeError(f"Modal refused: {one_line(error)}") from None
-    except (modal_errors.RemoteError, modal_errors.ExecutionError) as error:
-        raise ComputeError(f"the app on Modal failed: {one_line(error)}; see `modal app logs {APP}`") from None
-    except outages() as error:
-        raise ModalUnreachable(f"Modal does not answer ({one_line(error)}); run the same command again") from None
+    except Exception as error:
+        if runs_code and meaning_of(error) in ("failed", "too long"):
+            raise ComputeError(f"the app on Modal failed: {one_line(error)}; see `modal app logs {APP}`") from None
+        if isinstance(error, outages()):
+            raise ModalUnreachable(f"Modal does not answer ({one_line(error)}); run the same command again") from None
+        raise
 
 
 def outages() -> tuple[type[Exception], ...]:

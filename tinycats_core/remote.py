@@ -61,6 +61,7 @@ class Job:
             "dataset": self.dataset.verify().model_dump(mode="json", exclude={"path"}),
             "device": compute.device_on_modal,
             "processes": compute.processes,
+            "gpu": compute.gpu,
             "budget": _budget(compute),
             **self.settings,
         }
@@ -78,19 +79,23 @@ def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job:
     return Job("train_classifier", dataset, settings)
 
 
-def check_compute(compute: ComputeConfig, client: ModalClient | None = None) -> str:
+def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app_files: Sequence[Path] = ()) -> str:
     """Check before any work that Modal will train: GPU, price, credentials, and that the app is deployed as it is here.
 
-    Returns where the credentials come from. Raises ComputeError.
+    `app_files` are the app's own, beside this package; where they are not here they are not compared. Returns where the
+    credentials come from. Raises ComputeError.
     """
     client = client or ModalClient()
     _check_gpu(compute)
     _budget(compute)
     source = client.check_credentials()
-    with explained():
-        deployed = client.check()["revision"]
-    if deployed != jobs.revision():
-        raise ComputeError(f"the code deployed on Modal is {deployed}, not {jobs.revision()} as here; {jobs.DEPLOY}")
+    with explained(runs_code=True):
+        deployed = client.check()
+    if deployed["revision"] != jobs.revision():
+        raise ComputeError(f"the code deployed on Modal is {deployed['revision']}, not {jobs.revision()} as here; {jobs.DEPLOY}")
+    if app_files and all(map(Path.is_file, app_files)) and deployed["app"] != jobs.digest_of_files(app_files):
+        names = " or ".join(path.name for path in app_files)
+        raise ComputeError(f"{names} is not here as it was deployed on Modal; {jobs.DEPLOY}")
     return source
 
 
@@ -100,11 +105,12 @@ def train_on_modal(
     """Train on Modal and return the weights, as the training here would. The folder gets the files that it would get.
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
-    command attaches to the same call. An interrupt or any other error here cancels the call; a later run goes on from
-    the last checkpoint on the outputs volume.
+    command attaches to the same call, or starts another one where it has ended without a result. An interrupt cancels the
+    call; after any error here it goes on. A new call goes on from the last checkpoint on the outputs volume.
 
     Args:
-        on_log: called with each row of the remote log, in order; `dollars` is what the GPU has cost so far.
+        on_log: called with each row of the remote log, in order; `dollars` is what the GPU has cost so far. An error of its is
+            only worth a warning.
 
     Raises:
         CallEnded: the call failed, expired, or has used up compute.max_cost_usd.
@@ -121,16 +127,23 @@ def train_on_modal(
         if (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
             return checkpoint
         call = {}  # that call is over, and what it made is on the volume, or made anew
+    result, watch = None, Watch(client, job.run, compute, state, on_log)
     if call:
         client.check_credentials()
         logger.info("attached to call %s, which an earlier run started", call["call_id"])
-    else:
-        check_compute(compute, client)
-    result = _read_result(client, job.run)
+        try:
+            result = _read_result(client, job.run) or watch.wait(call["call_id"])
+        except CallEnded as error:
+            if watch.waited:
+                raise
+            logger.warning("call %s was over already, so another one follows: %s", call["call_id"], error)
     if result is None:
-        call = call or {"run": job.run, "call_id": _find_call(client, job) or _start_call(client, job, compute)}
+        check_compute(compute, client)
+        result = _read_result(client, job.run)
+    if result is None:
+        call = {"run": job.run, "call_id": _find_call(client, job) or _start_call(client, job, compute)}
         write_json(state, call)
-        result = Watch(client, job.run, compute, state, on_log).wait(call["call_id"])
+        result = watch.wait(call["call_id"])
     for name, sha256 in result["files"].items():
         _download(client, f"{run_folder(job.run)}/{name}", folder / name, sha256)
     checkpoint = Checkpoint.model_validate(result["checkpoint"]).in_folder(folder)
@@ -147,10 +160,13 @@ class Watch:
     def __init__(self, client: ModalClient, run: str, compute: ComputeConfig, state: Path, on_log: OnLog | None):
         self.client, self.run, self.compute, self.state, self.on_log = client, run, compute, state, on_log
         self.seen = 0
-        self.heard = time.monotonic()
+        self.heard = 0.0  # when Modal last answered
+        self.waited = False  # whether a call was seen at work
+        self.compared = ""  # the call whose settings were last held against those given
 
     def wait(self, call_id: str) -> jobs.Result:
         """Return the result of a call, or of the one that does its work."""
+        self.heard = time.monotonic()
         try:
             while True:
                 result = self._ask(call_id)
@@ -164,14 +180,15 @@ class Watch:
                 write_json(self.state, {"run": self.run, "call_id": call_id})
                 logger.info("call %s does this training already: attached to it", call_id)
         except CallEnded:
-            self.state.unlink()
+            self.state.unlink(missing_ok=True)  # another flow may have waited as well
             raise
-        except ComputeError:  # Modal cannot be asked now: the call goes on
+        except Exception:
+            logger.warning("nobody watches call %s now: it goes on there, %s", call_id, ATTACH)
             raise
         except BaseException:
             try:
                 self.client.cancel(call_id)
-                self.state.unlink()
+                self.state.unlink(missing_ok=True)
             except Exception as error:
                 logger.error("call %s could not be cancelled (%s); run `modal app stop %s`", call_id, one_line(error), APP)
             raise
@@ -180,7 +197,7 @@ class Watch:
         """Return the result of the call; None while it runs, or while there is still hope that Modal will answer."""
         try:
             result = self._poll(call_id)
-            self._pass_on()
+            self._pass_on(call_id)
         except ModalUnreachable as error:
             minutes = (time.monotonic() - self.heard) / 60
             if minutes >= self.compute.patience_minutes:
@@ -198,6 +215,7 @@ class Watch:
             meaning, said = meaning_of(error), one_line(error)
         match meaning:
             case "running":
+                self.waited = True
                 return None
             case "silent":
                 raise ModalUnreachable(f"Modal does not answer ({said}); call {call_id} goes on there, {ATTACH}")
@@ -208,29 +226,44 @@ class Watch:
                     return result
                 raise CallEnded(f"Modal no longer knows the result of call {call_id}; {AGAIN}")
             case "too long":
-                hours = self.compute.timeout_hours
-                raise CallEnded(f"training on Modal was stopped after compute.timeout_hours = {hours:g}; {AGAIN}")
+                tries, hours = self.compute.retries + 1, self.compute.timeout_hours
+                raise CallEnded(
+                    f"training on Modal was stopped after {tries} attempts of {hours:g} h each (compute.timeout_hours); {AGAIN}"
+                )
         if "memory" in said.lower():
             advice = "its container had too little memory; ask for a larger compute.gpu, or for less data or a smaller model"
             raise CallEnded(f"training on Modal failed: {said}: {advice}")
         raise CallEnded(f"training on Modal failed: {said}; see `modal app logs {APP}`, then {AGAIN}")
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, call_id: str) -> None:
         """Pass on the rows of the log that are new. It is cut back when a preempted attempt resumes."""
         folder = run_folder(self.run)
         rows = [json.loads(line) for line in _read_text(self.client, f"{folder}/log.jsonl").splitlines(True) if line.endswith("\n")]
         rows = [row for row in rows if _number(row) > self.seen]
         if not rows:
             return
-        meter = json.loads(_read_text(self.client, f"{folder}/meter.json") or '{"attempts": []}')
-        rate = usd_per_second(self.compute)
-        dollars = {} if rate is None else {"dollars": round(rate * sum(meter["attempts"]), 4)}
+        meter = json.loads(_read_text(self.client, f"{folder}/meter.json") or "{}")
+        self._compare(call_id, meter)
+        dollars = {} if meter.get("usd") is None else {"dollars": round(meter["usd"], 4)}
         self.seen = _number(rows[-1])
         spent = f", ${dollars['dollars']:.2f} so far" if dollars else ""
         logger.info("%d of %d on Modal%s", self.seen, rows[-1].get("steps", rows[-1].get("epochs")), spent)
-        if self.on_log is not None:
+        if self.on_log is None:
+            return
+        try:
             for row in rows:
                 self.on_log(row | dollars)
+        except Exception as error:
+            logger.warning("the progress could not be shown: %s", one_line(error))
+
+    def _compare(self, call_id: str, meter: dict[str, Any]) -> None:
+        """Say once where a call was started with another GPU or limit than is given now."""
+        if call_id == self.compared or call_id != meter.get("call_id"):
+            return
+        self.compared = call_id
+        given = {"gpu": self.compute.gpu, "max_cost_usd": self.compute.max_cost_usd}
+        if other := [f"compute.{name} {meter[name]}, not {value}" for name, value in given.items() if meter[name] != value]:
+            logger.warning("call %s was started with %s; it goes on with this", call_id, " and ".join(other))
 
 
 def prune(keep: int, dry_run: bool = False, client: ModalClient | None = None) -> list[str]:
@@ -271,12 +304,10 @@ def _check_gpu(compute: ComputeConfig) -> None:
         )
 
 
-def _budget(compute: ComputeConfig) -> dict[str, float] | None:
-    """Return what a training may cost and what a second of it costs. Raises ComputeError where no price is known."""
-    if compute.max_cost_usd is None:
-        return None
+def _budget(compute: ComputeConfig) -> dict[str, float | None]:
+    """Return what a training may cost and what a second of it costs. Raises ComputeError for a limit without a known price."""
     rate = usd_per_second(compute)
-    if rate is None:
+    if rate is None and compute.max_cost_usd is not None:
         raise ComputeError(
             f"compute.max_cost_usd is {compute.max_cost_usd:g} but no price of {compute.gpu} is known; ask for another "
             "compute.gpu, or leave the limit out"
@@ -310,19 +341,21 @@ def _upload(client: ModalClient, dataset: Dataset) -> None:
     if not files[1].is_file():
         raise ComputeError(f"{files[1]} is gone; delete {dataset.path.parent} and prepare the data again")
     present = client.list_data(folder)
-    if (
-        all(present.get(file.name) == file.stat().st_size for file in files)
-        and client.check(dataset.sha256)["data"] == dataset.sha256
-    ):
+    if all(present.get(file.name) == file.stat().st_size for file in files) and _data_there(client, dataset) == dataset.sha256:
         return
     client.upload({f"{folder}/{file.name}": file for file in files})
     logger.info("uploaded the data set to %s/%s", DATA_VOLUME, folder)
-    found = client.check(dataset.sha256)["data"]
+    found = _data_there(client, dataset)
     if found != dataset.sha256:
         raise ComputeError(
             f"the data set did not arrive intact on {DATA_VOLUME}: its sha256 is {str(found)[:12]}… there and "
             f"{dataset.sha256[:12]}… here; run the same command to upload it again"
         )
+
+
+def _data_there(client: ModalClient, dataset: Dataset) -> str | None:
+    with explained(runs_code=True):
+        return client.check(dataset.sha256)["data"]
 
 
 def _read_result(client: ModalClient, run: str) -> jobs.Result | None:

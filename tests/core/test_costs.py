@@ -223,10 +223,10 @@ def test_the_record_of_a_training_on_modal():
 def test_a_metered_training_costs_what_was_metered():
     config = resolve("standard")
     (home() / "training" / "one").mkdir(parents=True)
-    (home() / "training" / "one" / "meter.json").write_text('{"attempts": [3600.0, 1800.0]}')
-    cost = trained("one", config, modal("L4"), seconds=3600.0)
+    (home() / "training" / "one" / "meter.json").write_text('{"attempts": [3600.0, 1800.0], "gpu": "L4", "usd": 4.5}')
+    cost = trained("one", config, modal("T4"), seconds=3600.0)  # attached to a call that trained on another GPU
     assert (cost["hours"], cost["billed_seconds"]) == (1.0, 5400.0)
-    assert cost["dollars"] == pytest.approx(1.5 * costs.PRICES["L4"].usd_per_hour)
+    assert (cost["gpu"], cost["dollars"]) == ("L4", 4.5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import errno
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copy2
@@ -16,7 +17,7 @@ from tinycats_core import jobs
 from tinycats_core.classifier import train_classifier
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
-from tinycats_core.errors import TrainingError
+from tinycats_core.errors import ComputeError, TrainingError
 from tinycats_core.files import read_json, sha256_of
 from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.remote import generator_job
@@ -46,8 +47,8 @@ class Volumes:
     def _reload(self) -> None:
         self.reloads += 1
 
-    def _keep(self, in_order: bool) -> None:
-        self.kept.append(in_order)
+    def _keep(self, must: bool) -> None:
+        self.kept.append(must)
         self.on_keep(len(self.kept))
 
 
@@ -88,7 +89,7 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
         pass
 
     def end(number: int, frame: object) -> None:
-        assert volumes.kept[-1], "the volume is committed before the signal has its effect"
+        assert len(volumes.kept) == 4, "the volume is committed before the signal has its effect"
         raise Ended
 
     volumes.on_keep = preempt
@@ -239,6 +240,26 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
 
 
+def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
+    def attempt(usd: float | None, rate: float | None) -> jobs.Meter:
+        budget = {"usd": usd, "usd_per_second": rate}
+        return jobs.Meter(tmp_path / "meter.json", "fc-0", "T4", budget, since=time.monotonic() - 100.0)
+
+    attempt(5.0, 0.02).write()
+    assert read_json(tmp_path / "meter.json")["usd"] == pytest.approx(2.0, abs=0.1)
+    attempt(5.0, 0.01).write()
+    kept = read_json(tmp_path / "meter.json")
+    assert kept["usd"] == pytest.approx(3.0, abs=0.1)
+    assert kept["attempts"] == pytest.approx([100.0, 100.0], abs=5.0)
+    cheap = attempt(2.9, 0.001)
+    with pytest.raises(ComputeError), cheap.running():
+        pass
+    assert cheap.is_used_up
+    attempt(None, None).write()
+    with pytest.raises(ComputeError, match="an earlier attempt was on a GPU of which no price is known"), attempt(9, 0.1).running():
+        pass
+
+
 # ---- what no retry can mend, and what one may
 
 
@@ -297,7 +318,7 @@ def test_errors_that_come_back_with_a_remedy(volumes: Volumes, request_: jobs.Re
     answer = jobs.run(request_, volumes.place(), work)["error"]
     with pytest.raises(TrainingError, match=message):
         raise TrainingError(answer)
-    assert volumes.kept[-1]
+    assert len(volumes.kept) == 2
 
 
 def test_a_checkpoint_that_does_not_fit_is_a_full_volume(
@@ -318,7 +339,7 @@ def test_other_errors_are_raised_so_that_modal_retries(volumes: Volumes, request
 
     with pytest.raises(RuntimeError, match=f"^{type(error).__name__}: "):  # never one that could mean the way to Modal
         jobs.run(request_, volumes.place(), work)
-    assert volumes.kept[-1]  # what there is is kept for the next attempt
+    assert len(volumes.kept) == 2  # what there is is kept for the next attempt
 
 
 def test_revision_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

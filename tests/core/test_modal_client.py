@@ -11,7 +11,7 @@ from modal_proto import api_pb2
 from modal_server import Server, loopback_modal
 
 from tinycats_core.config import ComputeConfig
-from tinycats_core.errors import ComputeError, ModalUnreachable
+from tinycats_core.errors import ComputeError, EvaluationError, ModalUnreachable, TinycatsError
 from tinycats_core.files import sha256_of
 from tinycats_core.modal_client import ModalClient, explained, is_over, meaning_of
 
@@ -142,16 +142,30 @@ def test_what_an_error_says_of_a_call(error: Exception, meaning: str, monkeypatc
     [
         (modal_errors.AuthError("x"), ComputeError, "rejected the token; run `modal token new`"),
         (modal_errors.InvalidError("no such region"), ComputeError, "Modal refused: no such region"),
-        (
-            modal_errors.RemoteError("image build failed"),
-            ComputeError,
-            "the app on Modal failed: image build failed; see `modal app",
-        ),
+        (modal_errors.ExecutionError("Request failed with status 500"), ModalUnreachable, "does not answer .*status 500"),
         (modal_errors.ConnectionError("no route"), ModalUnreachable, r"does not answer \(no route\); run the same command again"),
         (TimeoutError(), ModalUnreachable, "does not answer"),
     ],
 )
 def test_errors_are_one_line(error: Exception, kind: type[ComputeError], message: str) -> None:
     with pytest.raises(ComputeError, match=message) as caught, explained():
+        raise error
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (modal_errors.RemoteError("image build failed"), ComputeError, "failed: image build failed; see `modal app logs tinycats`"),
+        (modal_errors.FunctionTimeoutError("600 s"), ComputeError, "the app on Modal failed: 600 s"),
+        (ModuleNotFoundError("No module named\n 'numpy'"), ComputeError, "the app on Modal failed: No module named 'numpy'"),
+        (modal_errors.ConnectionError("no route"), ModalUnreachable, "does not answer"),
+        (TimeoutError(), ModalUnreachable, "does not answer"),  # no container has started in time
+        (modal_errors.NotFoundError("x"), ComputeError, "no app 'tinycats'"),
+        (EvaluationError("too few images"), EvaluationError, "^too few images$"),
+    ],
+)
+def test_errors_of_code_that_runs_there_are_one_line(error: Exception, kind: type[TinycatsError], message: str) -> None:
+    with pytest.raises(TinycatsError, match=message) as caught, explained(runs_code=True):
         raise error
     assert type(caught.value) is kind

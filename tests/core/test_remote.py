@@ -19,7 +19,7 @@ from tinycats_core.classifier import train_classifier
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data import prepare
 from tinycats_core.errors import ComputeError, ModalUnreachable
-from tinycats_core.files import read_json
+from tinycats_core.files import read_json, write_json
 from tinycats_core.records import Checkpoint, Dataset
 from tinycats_core.remote import CallEnded, Job, classifier_job, generator_job, train_on_modal
 from tinycats_core.training import read_log, train
@@ -329,6 +329,83 @@ def test_cancel_that_fails_keeps_the_call_and_the_interrupt(
     assert (tmp_path / "modal_call.json").exists()
 
 
+def test_progress_that_cannot_be_shown_stops_no_training(
+    replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def show(row: dict[str, Any]) -> None:
+        raise OSError("no server")
+
+    assert train_on_modal(job, COMPUTE, tmp_path, show, replay).step == 6
+    assert "the progress could not be shown: no server" in caplog.text
+
+
+def test_an_error_here_leaves_the_call(
+    replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str) -> Iterator[bytes]:
+        yield b"{\n" if replay.spawned else b""  # a log that is damaged
+
+    replay.outcome = TimeoutError()
+    monkeypatch.setattr(replay, "read", read)
+    monkeypatch.setattr(replay, "cancel", lambda call_id: pytest.fail("cancelled"))
+    with pytest.raises(ValueError, match="property name"):
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert "nobody watches call fc-0000 now: it goes on there, run the same command to attach" in caplog.text
+    assert (tmp_path / "modal_call.json").exists()
+
+
+@pytest.mark.parametrize("end", [RuntimeError("CUDA error"), KeyboardInterrupt()], ids=["ended", "interrupted"])
+def test_note_of_a_call_that_another_flow_has_removed(
+    replay: Replay,
+    job: Job,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    end: BaseException,
+) -> None:
+    def poll(call_id: str, seconds: float) -> jobs.Result:
+        (tmp_path / "modal_call.json").unlink()
+        raise end
+
+    monkeypatch.setattr(replay, "poll", poll)
+    monkeypatch.setattr(replay, "cancel", lambda call_id: None)
+    monkeypatch.setattr(remote, "_find_call", lambda client, job: None)
+    with pytest.raises((CallEnded, KeyboardInterrupt)):
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert "could not be cancelled" not in caplog.text
+
+
+def test_call_goes_on_with_what_it_was_started_with(
+    finished: Finished, replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict] = []
+    other = COMPUTE.model_copy(update={"gpu": "H100", "max_cost_usd": 5.0})
+    train_on_modal(job, other, tmp_path / "a", rows.append, replay)
+    said = "call fc-0000 was started with compute.gpu T4, not H100 and compute.max_cost_usd None, not 5.0; it goes on with this"
+    assert caplog.text.count(said) == 1
+    assert rows[-1]["dollars"] == round(read_json(tmp_path / "a" / "meter.json")["usd"], 4)
+    caplog.clear()
+    train_on_modal(job, COMPUTE, tmp_path / "b", None, replay)
+    assert "was started with" not in caplog.text
+
+
+def test_error_of_a_call_that_was_waited_for_ends_the_command(
+    replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [TimeoutError(), {"error": "the loss is not finite"}]
+
+    def poll(call_id: str, seconds: float) -> jobs.Result:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(replay, "poll", poll)
+    write_json(tmp_path / "modal_call.json", {"run": job.run, "call_id": "fc-0000"})
+    with pytest.raises(CallEnded, match="the loss is not finite"):
+        train_on_modal(job, COMPUTE, tmp_path, client=replay)
+    assert replay.spawned == 0
+
+
 # ---- outages
 
 
@@ -341,6 +418,24 @@ def test_an_outage_is_waited_for(replay: Replay, job: Job, tmp_path: Path, caplo
     assert "no route" in caplog.text
     assert "trying again for up to 1 minutes" in caplog.text
     assert replay.spawned == 1
+
+
+def test_a_volume_that_cannot_be_read_is_waited_for(
+    replay: Replay, job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [modal_errors.ExecutionError("Request failed with status 500"), modal_errors.RemoteError("storage")]
+    usual = replay.read
+
+    def read(path: str) -> Iterator[bytes]:
+        if replay.spawned and left:
+            raise left.pop()
+        return usual(path)
+
+    monkeypatch.setattr(replay, "read", read)
+    patient = COMPUTE.model_copy(update={"patience_minutes": 1.0, "poll_seconds": 0.05})
+    assert train_on_modal(job, patient, tmp_path, client=replay).step == 6
+    assert "status 500" in caplog.text
+    assert not left
 
 
 def test_an_outage_that_lasts_leaves_the_call_and_the_next_run_attaches(replay: Replay, job: Job, tmp_path: Path) -> None:
@@ -389,7 +484,7 @@ def test_without_a_way_to_modal_nothing_is_started(job: Job, client: FakeModal, 
     [
         (modal_errors.OutputExpiredError(), r"no longer knows the result of call fc-0000; run the same command"),
         (modal_errors.NotFoundError("no such call"), r"no longer knows the result of call fc-0000"),
-        (modal_errors.FunctionTimeoutError("x"), r"stopped after compute\.timeout_hours = 24; run the same command"),
+        (modal_errors.FunctionTimeoutError("x"), r"stopped after 11 attempts of 24 h each \(compute\.timeout_hours\); run"),
         (RuntimeError("CUDA error:\n  bus"), r"failed: CUDA error: bus; see `modal app logs tinycats`"),
         (modal_errors.RemoteError("killed, out of memory"), r"had too little memory; ask for a larger compute\.gpu"),
         (modal_errors.InternalFailure("worker lost"), r"failed: worker lost; see `modal app logs"),
@@ -456,16 +551,23 @@ def test_error_that_the_body_returns_is_not_tried_again(job: Job, client: FakeMo
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(job: Job, client: FakeModal, tmp_path: Path) -> None:
+def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
+    job: Job, client: FakeModal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     long = generator_job(job.dataset, MODEL, LONG)
     second = 0.5904 / 3600  # of a T4
-    for seconds in (3.0, 6.0):
+    for seconds in (3.0, 6.0, 6.0):
         poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * second})
         with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to go on from "):
             train_on_modal(long, poor, tmp_path / "run", client=client)
-    assert client.calls() == ["fc-0000", "fc-0001"]
+        assert list((tmp_path / "run").iterdir()) == []
+        write_json(tmp_path / "run" / "modal_call.json", {"run": long.run, "call_id": client.calls()[-1]})  # if nobody had watched
+    assert client.calls() == ["fc-0000", "fc-0001", "fc-0002"]
+    over = "call fc-0001 was over already, so another one follows: training on Modal ended: $0.00 is spent"
+    assert over in caplog.text
     meter = read_json(client.root / RUN / long.run / "meter.json")["attempts"]
     assert sum(meter) >= 6.0
+    assert meter[2] < 1.0, "with the same limit nothing more is trained"
 
 
 def test_folder_of_another_training_is_refused(replay: Replay, job: Job, tmp_path: Path) -> None:
@@ -491,7 +593,27 @@ def test_damaged_download_is_refused_and_mended(replay: Replay, job: Job, tmp_pa
 # ---- before anything is started
 
 
+def test_app_that_cannot_answer_is_one_line(job: Job, client: FakeModal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
+        raise OSError("no such\n device")
+
+    monkeypatch.setattr(client, "check", check)
+    message = "the app on Modal failed: no such device; see `modal app logs tinycats`"
+    with pytest.raises(ComputeError, match=message):
+        remote.check_compute(COMPUTE, client)
+    monkeypatch.setattr(client, "check", lambda sha256=None: check() if sha256 else {"revision": jobs.revision()})
+    monkeypatch.setattr(client, "list_data", lambda folder: pytest.fail("asked") if not folder else {})
+    with pytest.raises(ComputeError, match=message):  # asked for the data
+        train_on_modal(job, COMPUTE, tmp_path, client=client)
+
+
 def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: Path) -> None:
+    files = [tmp_path / "app.py", tmp_path / "pins.txt"]
+    remote.check_compute(COMPUTE, client, files)  # which are not there: nothing to compare
+    for path in files:
+        path.write_text("changed")
+    with pytest.raises(ComputeError, match=r"^app\.py or pins\.txt is not here as it was deployed on Modal; run `modal deploy"):
+        remote.check_compute(COMPUTE, client, files)
     (client.root / "revision").write_text("0123456789ab")
     message = rf"deployed on Modal is 0123456789ab, not {jobs.revision()} as here; run `modal deploy deployments/modal_app\.py`"
     with pytest.raises(ComputeError, match=message):

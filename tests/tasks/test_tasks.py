@@ -86,7 +86,7 @@ def test_what_training_will_cost_is_said_before_it(
 ) -> None:
     config = resolve("smoke", tiny)
     on_modal = config.compute.model_copy(update={"where": "modal", "gpu": "L4"})
-    monkeypatch.setattr(remote, "check_compute", lambda compute: "nowhere")
+    monkeypatch.setattr(remote, "check_compute", lambda compute, app_files: "nowhere")
     with caplog.at_level(logging.INFO):
         check_ready(config.model_copy(update={"compute": on_modal}))
     assert "to train: 400 steps × 32 images on L4: " in caplog.text
