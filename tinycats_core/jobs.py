@@ -81,8 +81,8 @@ def run(request: Request, place: Place, work: Work) -> Result:
         with stop_signals() as stop:
             try:
                 result = _work(request, place, work, folder, meter, stop)
-            except Exception as error:
-                if not stop:
+            except BaseException as error:
+                if not (stop and isinstance(error, Exception)):
                     place.keep(False)
                     raise
                 result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
