@@ -243,7 +243,9 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
 def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
     def attempt(usd: float | None, rate: float | None) -> jobs.Meter:
         budget = {"usd": usd, "usd_per_second": rate}
-        return jobs.Meter(tmp_path / "meter.json", "fc-0", "T4", budget, since=time.monotonic() - 100.0)
+        meter = jobs.Meter(tmp_path / "meter.json", "fc-0", "T4", budget)
+        meter.since -= 100.0
+        return meter
 
     attempt(5.0, 0.02).write()
     assert read_json(tmp_path / "meter.json")["usd"] == pytest.approx(2.0, abs=0.1)
