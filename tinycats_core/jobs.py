@@ -264,7 +264,7 @@ class Meter:
     def __post_init__(self) -> None:
         if self.path.is_file():
             kept = read_json(self.path)
-            self.before, self.usd_before = kept["attempts"], kept["usd"]
+            self.before, self.usd_before = kept["attempts"], kept.get("usd")
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 import errno
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copy2
