@@ -41,7 +41,7 @@ class Hub:
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:
         commits = self.commits.setdefault(repo, [])
-        sha = hashlib.sha1(f"{repo} {len(commits)}".encode()).hexdigest()
+        sha = hashlib.sha1(repr((repo, len(commits), sorted(files.items()))).encode()).hexdigest()
         commits.append((sha, files))
         return sha
 

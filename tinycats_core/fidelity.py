@@ -126,12 +126,11 @@ class Judge:
         eyes = self.eyes
         key = digest_of([eyes.sha256, eyes.features, eyes.logits, self.device.type, self.dataset.sha256, _code(), *source])
         path = self.folder / "known" / f"{key[:16]}.safetensors"
-        if path.is_file():
-            tensors, header = read_safetensors(path, "known")
-            return tensors, header["facts"]
-        known, facts = make()
-        write_safetensors(path, known, {"kind": "known", "facts": facts})
-        return dict(known), dict(facts)
+        if not path.is_file():
+            known, facts = make()
+            write_safetensors(path, known, {"kind": "known", "facts": facts})
+        tensors, header = read_safetensors(path, "known")  # when just made, too: so it is the same to the order of its names
+        return tensors, header["facts"]
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return the images and labels of a split, which is read once."""
