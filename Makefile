@@ -24,12 +24,12 @@ serve: $(READY)  ## Start Prefect's server, a work pool, a worker and every depl
 	@$(VENV)/bin/python -m deployments.serve
 
 bench: $(BENCH_READY)  ## Run every benchmark, shortly: whether they work, no figures to quote
-	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do \
-	  echo "$$script"; $(VENV)/bin/python -m benchmarks.$$(basename $$script .py) --quick; \
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py benchmarks/*/__main__.py | sed -E 's,benchmarks/([a-z0-9_]+)[./].*,\1,'); do \
+	  echo "benchmarks.$$script"; $(VENV)/bin/python -m benchmarks.$$script --quick; \
 	done
 
-lint: $(READY)  ## Check style and types
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/pyright
+lint: $(READY)  ## Check style, the directions of imports, and types
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports && $(VENV)/bin/pyright
 
 format: $(READY)  ## Format the code
 	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .

@@ -61,11 +61,13 @@ def of_photos(photos: Path, short: dict[str, Any], scratch: Path) -> dict[str, A
 
 def measure(preset: str, data: dict[str, Any], classifier: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Train a preset's classifier, export it, and return what it gets right of the held-out images."""
-    from tinycats_core import export
-    from tinycats_core.classifier import train_classifier
-    from tinycats_core.config import resolve
-    from tinycats_core.data import load_split, prepare, validate
+    from tinycats_core.data.preparation import prepare
+    from tinycats_core.data.splits import load_split
+    from tinycats_core.data.validation import validate
+    from tinycats_core.evaluation.classifier import train_classifier
     from tinycats_core.files import read_json
+    from tinycats_core.presets import resolve
+    from tinycats_core.release import export
 
     config = resolve(preset, {"data": data, "classifier": classifier})
     dataset = prepare(config.data, scratch / "data")

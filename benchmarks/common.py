@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import TinycatsError, report_error
 from tinycats_core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +45,7 @@ def command_line(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except TinycatsError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            return report_error(error)
 
     return run
 
@@ -81,7 +80,9 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """Return the command as it was typed, as a module, with paths shortened to what does not depend on this machine."""
-    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(without_paths, sys.argv[1:])])
+    script = Path(sys.argv[0])
+    name = script.parent.name if script.stem == "__main__" else script.stem
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *map(without_paths, sys.argv[1:])])
 
 
 def without_paths(text: str) -> str:

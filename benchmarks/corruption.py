@@ -35,12 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def damage(scratch: Path, cases: int, rng: random.Random) -> dict[str, Any]:
     """Damage the newest of two checkpoints in as many ways, and resume from the folder each time."""
-    from tinycats_core.checkpoint import read_safetensors
-    from tinycats_core.config import resolve
-    from tinycats_core.data import prepare
+    from tinycats_core.data.preparation import prepare
     from tinycats_core.errors import CheckpointError
-    from tinycats_core.run_folder import RunFolder
-    from tinycats_core.training import train
+    from tinycats_core.presets import resolve
+    from tinycats_core.tensors import read_safetensors
+    from tinycats_core.training.run_folder import RunFolder
+    from tinycats_core.training.start import train
 
     small = {
         "data": {"image_size": 16, "toy_train_per_class": 4, "toy_test_per_class": 2},

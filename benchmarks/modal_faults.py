@@ -2,7 +2,7 @@
 
 python -m benchmarks.modal_faults
 
-Modal itself takes no part, and no GPU: `benchmarks/fake_modal.py` says what is real and what is imitated.
+Modal itself takes no part, and no GPU: `deployments/fake_modal.py` says what is real and what is imitated.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.common import TINY, command_line, positive, report
 ORCHESTRATOR = """
 import sys
 from pathlib import Path
-from benchmarks.fake_modal import install
+from deployments.fake_modal import install
 install(Path(sys.argv[1]))
 from flows.release_model import main
 sys.exit(main(sys.argv[2:]))
@@ -80,7 +80,7 @@ class Site:
     """A Modal, the home of its orchestrators, and where they publish."""
 
     def __init__(self, folder: Path, server: str):
-        from benchmarks.fake_modal import FakeModal
+        from deployments.fake_modal import FakeModal
 
         self.folder, self.server, self.modal = folder, server, FakeModal(folder / "modal")
         self.orchestrators: list[Orchestrator] = []
@@ -219,10 +219,10 @@ def cancel(site: Site) -> dict[str, Any]:
 
 def overspend(site: Site, go_on: bool) -> dict[str, Any]:
     """Release with a cost cap that the training exceeds, then with a higher one."""
+    from tinycats_core.compute.gpus import usd_per_second
     from tinycats_core.config import ComputeConfig
     from tinycats_core.files import read_json
-    from tinycats_core.prices import usd_per_second
-    from tinycats_core.run_folder import RunFolder
+    from tinycats_core.training.run_folder import RunFolder
 
     rate = usd_per_second(ComputeConfig(gpu="T4")) or 0.0
     cap, number, before = CAP_SECONDS * rate, len(site.modal.calls("train_generator")), site.published()

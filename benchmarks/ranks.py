@@ -24,9 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a smaller network, under a minute")
     given = parser.parse_args(arguments)
 
-    from tinycats_core.config import resolve
-    from tinycats_core.data import prepare
-    from tinycats_core.training import read_log, train
+    from tinycats_core.data.preparation import prepare
+    from tinycats_core.presets import resolve
+    from tinycats_core.training.run_folder import read_log
+    from tinycats_core.training.start import train
 
     quick = {"width": 32, "depth": 2, "heads": 2} if given.quick else {}
     data = {"toy_train_per_class": 8, "toy_test_per_class": 2}
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def kill(folder: Path, number: int, dataset: Any, config: Any) -> dict[str, Any]:
     """Kill a rank of two in the middle of a training without checkpoints, and return how it ended."""
     from tinycats_core.errors import TrainingError
-    from tinycats_core.run_folder import RunFolder
-    from tinycats_core.training import read_log, train
+    from tinycats_core.training.run_folder import RunFolder, read_log
+    from tinycats_core.training.start import train
 
     changes = {"steps": 10**6, "checkpoint_every": 10**6, "sample_every": 10**6, "accumulation": 1}
     settings = type(config.train).model_validate(config.train.model_dump() | changes)

@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="three kills, under a minute")
     given = parser.parse_args(arguments)
 
-    from tinycats_core.config import resolve
-    from tinycats_core.data import prepare
-    from tinycats_core.run_folder import RunFolder
+    from tinycats_core.data.preparation import prepare
+    from tinycats_core.presets import resolve
+    from tinycats_core.training.run_folder import RunFolder
 
     kills = 3 if given.quick else given.kills
     steps = CHECKPOINT_EVERY * (kills + 2)
@@ -81,7 +81,7 @@ def kill_at(command: list[str], folder: Path, step: int, delay: float) -> dict[s
 
     Returns whether it was killed, the first and the last step that it told of, and whether it was writing a checkpoint.
     """
-    from tinycats_core.run_folder import RunFolder
+    from tinycats_core.training.run_folder import RunFolder
 
     process = subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -100,8 +100,7 @@ def kill_at(command: list[str], folder: Path, step: int, delay: float) -> dict[s
 def compare(killed: Path, whole: Path, attempts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return how often the run went on, the most steps that had to be taken again, and whether all is the same to the bit."""
     from tinycats_core.files import sha256_of
-    from tinycats_core.run_folder import RunFolder
-    from tinycats_core.training import read_log
+    from tinycats_core.training.run_folder import RunFolder, read_log
 
     starts = [row["step"] for row in RunFolder(killed).diary() if row["event"] in ("start", "resume")]
     lost = [attempt["last"] - start for attempt, start in zip(attempts, starts[1:], strict=True)]

@@ -45,13 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
     """Return a row for each sampler, and what the default amounts to."""
-    from tinycats_core import sampling
-    from tinycats_core.checkpoint import load_generator
-    from tinycats_core.classifier import train_classifier
-    from tinycats_core.config import SampleConfig, resolve
-    from tinycats_core.data import load_split, prepare
-    from tinycats_core.fidelity import evaluate
-    from tinycats_core.training import train
+    from tinycats_core.config import SampleConfig
+    from tinycats_core.data.preparation import prepare
+    from tinycats_core.data.splits import load_split
+    from tinycats_core.evaluation.classifier import train_classifier
+    from tinycats_core.evaluation.fidelity import evaluate
+    from tinycats_core.generator import sampling
+    from tinycats_core.generator.weights import load_generator
+    from tinycats_core.presets import resolve
+    from tinycats_core.training.start import train
 
     count = 104 if quick else count
     short = {"train": {"steps": 60}, "classifier": {"epochs": 1}, "evaluate": {"kid_subsets": 10}} if quick else {}

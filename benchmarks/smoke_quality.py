@@ -36,14 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     """Train, draw and measure once, as the release does."""
-    from tinycats_core import sampling
-    from tinycats_core.checkpoint import load_generator
-    from tinycats_core.classifier import train_classifier
-    from tinycats_core.config import resolve
-    from tinycats_core.data import load_split, prepare
-    from tinycats_core.fidelity import evaluate
-    from tinycats_core.sweep import choose
-    from tinycats_core.training import train
+    from tinycats_core.data.preparation import prepare
+    from tinycats_core.data.splits import load_split
+    from tinycats_core.evaluation.classifier import train_classifier
+    from tinycats_core.evaluation.fidelity import evaluate
+    from tinycats_core.evaluation.sweep import choose
+    from tinycats_core.generator import sampling
+    from tinycats_core.generator.weights import load_generator
+    from tinycats_core.presets import resolve
+    from tinycats_core.training.start import train
 
     short = {"steps": 250, "warmup_steps": 20} if quick else {}
     config = resolve("smoke", {"train": {"seed": seed, **short}, **({"classifier": {"epochs": 1}} if quick else {})})

@@ -11,18 +11,17 @@ Importing this file needs neither network nor credentials.
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import modal
 import torch
 
-from tinycats_core import costs, jobs, modal_client, remote
-from tinycats_core.config import ModelConfig, ReleaseConfig, parse_overrides, resolve
-from tinycats_core.errors import ComputeError, TinycatsError
+from tinycats_core.compute import costs, jobs, modal_client, remote
+from tinycats_core.config import ModelConfig, ReleaseConfig
+from tinycats_core.errors import ComputeError, exit_on_error
 from tinycats_core.files import home
+from tinycats_core.presets import parse_overrides, resolve
 
 # What training and judging import, by the names of constraints.txt.
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
@@ -145,9 +144,9 @@ def keep(must: bool) -> None:
 @app.local_entrypoint()
 def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
     """Prepare the data here, train on Modal, and download the checkpoint to .tinycats/modal/."""
-    from tinycats_core.data import prepare
+    from tinycats_core.data.preparation import prepare
 
-    with told():
+    with exit_on_error():
         config = resolve(preset, parse_overrides(overrides))
         compute = config.compute.model_copy(update={"where": "modal"})
         costs.check_budget(costs.estimate(config.model, config.train, compute), compute)
@@ -162,7 +161,7 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
 @app.local_entrypoint()
 def prepare(preset: str = "standard", overrides: str = "{}") -> None:
     """Prepare the data on Modal: a training that needs it finds it there."""
-    with told():
+    with exit_on_error():
         config = resolve(preset, parse_overrides(overrides)).data
         if config.source == "folder":
             raise ComputeError("data.source is 'folder', and the folder is here: a training uploads it by itself")
@@ -174,10 +173,10 @@ def generate(
     run: str, per_class: int = 8, shards: int = 4, preset: str = "standard", overrides: str = "{}", out: str = "samples"
 ) -> None:
     """Draw images of every class from a run's weights, in shards side by side, and write OUT.safetensors and OUT.png."""
-    from tinycats_core.checkpoint import write_safetensors
-    from tinycats_core.grids import contact_sheet
+    from tinycats_core.pictures import contact_sheet
+    from tinycats_core.tensors import write_safetensors
 
-    with told():
+    with exit_on_error():
         for name, count in (("per-class", per_class), ("shards", shards)):
             if count < 1:
                 raise ComputeError(f"--{name} is {count}; give 1 or more")
@@ -201,7 +200,7 @@ def generate(
 @app.local_entrypoint()
 def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_run: str = "") -> None:
     """Measure what a run's weights draw on Modal, and print the report."""
-    with told():
+    with exit_on_error():
         config = resolve(preset, parse_overrides(overrides))
         settings = config.sample.candidates()[0].model_dump(mode="json"), config.evaluate.model_dump(mode="json")
         with modal_client.explained(runs_code=True):
@@ -224,12 +223,3 @@ def on_gpu(function: Any, config: ReleaseConfig) -> Any:
     """Return a function of the app with the GPU, the region and the secrets of a configuration."""
     compute = config.compute.one_gpu()
     return function.with_options(gpu=compute.gpu, region=compute.region, secrets=modal_client.secrets(compute))
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """End the program with one line for an error that is meant for people."""
-    try:
-        yield
-    except TinycatsError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import TinycatsError, report_error
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_URL = "http://127.0.0.1:4200/api"
@@ -48,8 +48,7 @@ def main() -> int:
         print("\nstopping", flush=True)
         return 0
     except TinycatsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return report_error(error)
     finally:
         stop(started)
 

@@ -12,9 +12,10 @@ from tasks.evaluation import measure, present
 from tasks.preflight import check_inputs
 from tasks.publishing import open_release
 from tasks.sampling import generate_samples
-from tinycats_core import shipped
-from tinycats_core.config import ReleaseConfig, SampleConfig, parse_overrides
+from tinycats_core.config import ReleaseConfig, SampleConfig
+from tinycats_core.presets import parse_overrides
 from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release, SampleSet
+from tinycats_core.release import shipped
 
 
 class Evaluation(NamedTuple):

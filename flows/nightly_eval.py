@@ -12,9 +12,9 @@ from tasks.data import prepare_data
 from tasks.evaluation import decide, present, require_promoted
 from tasks.preflight import check_inputs
 from tasks.publishing import open_release
-from tinycats_core import shipped
-from tinycats_core.config import parse_overrides
+from tinycats_core.presets import parse_overrides
 from tinycats_core.records import Decision
+from tinycats_core.release import shipped
 
 
 @flow(name="nightly-eval")

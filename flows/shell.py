@@ -4,15 +4,14 @@ import argparse
 import errno
 import logging
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from prefect.settings import PREFECT_API_URL
 
-from tinycats_core.config import PRESETS, parse_overrides, resolve
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import TinycatsError, report_error
+from tinycats_core.presets import PRESETS, parse_overrides, resolve
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str, preset: bool = True) -> None:
@@ -38,24 +37,21 @@ def run(call: Callable[[], object]) -> int:
     try:
         call()
     except TinycatsError as error:
-        return _say(str(error))
+        return report_error(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        return _say(f"{error.strerror}: {error.filename}. Make room and run the same command: what is finished stays.")
+        return report_error(f"{error.strerror}: {error.filename}. Make room and run the same command: what is finished stays.")
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
         url = PREFECT_API_URL.value()
-        return _say(f"no Prefect server answers at PREFECT_API_URL={url}. Start one with `make serve`, or unset PREFECT_API_URL.")
+        return report_error(
+            f"no Prefect server answers at PREFECT_API_URL={url}. Start one with `make serve`, or unset PREFECT_API_URL."
+        )
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
-
-
-def _say(error: str) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

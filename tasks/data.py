@@ -2,9 +2,9 @@
 
 from tasks import show
 from tasks.stage import log, stage
-from tinycats_core import data
 from tinycats_core.config import DataConfig
-from tinycats_core.data import ValidationReport
+from tinycats_core.data import preparation, validation
+from tinycats_core.data.validation import ValidationReport
 from tinycats_core.files import home
 from tinycats_core.records import Dataset
 
@@ -14,7 +14,7 @@ def prepare_data(config: DataConfig) -> Dataset:
     """Decode the images once into one tensor file, downloading them first where they come from the network."""
     log().info("preparing %s at %d px", config.folder or config.source, config.image_size)
     bar = show.progress("data-progress", "Decoding the images")
-    dataset = data.prepare(config, home() / "data", on_progress=bar)
+    dataset = preparation.prepare(config, home() / "data", on_progress=bar)
     bar(1.0, "done")
     counts = dataset.train_count, dataset.val_count, dataset.test_count
     log().info("%d training, %d validation and %d test images in %s", *counts, dataset.path.parent)
@@ -26,7 +26,7 @@ def validate_data(dataset: Dataset, config: DataConfig, num_classes: int) -> Val
     """Fail on what would spoil training; warn of the rest."""
     import pandas as pd
 
-    report = data.validate(dataset, config, num_classes)
+    report = validation.validate(dataset, config, num_classes)
     show.table("data-set", pd.DataFrame(list(report.rows)), f"{dataset.source}: images a class")
     for warning in report.warnings:
         log().warning(warning)

@@ -5,9 +5,11 @@ from prefect import task
 
 from tasks import show
 from tasks.stage import key_of, log, stage, tally
-from tinycats_core import data, fidelity, gate, grids, sampling
 from tinycats_core.config import ComputeConfig, EvaluateConfig, ReleaseConfig
+from tinycats_core.data import splits
+from tinycats_core.evaluation import fidelity, gate, memorization
 from tinycats_core.files import home
+from tinycats_core.generator import sampling
 from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, Release, SampleSet
 
 
@@ -29,8 +31,8 @@ def measure(
             "breed-accuracy", pd.DataFrame(list(report.classes)), "How often the classifier sees the class that was asked for"
         )
     images, labels = sampling.load_samples(samples)
-    train, scale = data.load_split(dataset, "train")[0], max(1, 64 // dataset.image_size)
-    sheet = grids.neighbour_sheet(images, labels, train, dataset.classes, scale)
+    train, scale = splits.load_split(dataset, "train")[0], max(1, 64 // dataset.image_size)
+    sheet = memorization.neighbour_sheet(images, labels, train, dataset.classes, scale)
     show.picture("nearest-training-images", sheet, "Images, each with the training image that lies nearest to it at its right")
     for note in report.notes:
         log().warning(note)

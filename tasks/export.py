@@ -6,10 +6,10 @@ import pandas as pd
 
 from tasks import show
 from tasks.stage import key_of, log, stage
-from tinycats_core import export, inference
 from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Dataset, InferenceReport, OnnxModel
+from tinycats_core.release import export, inference
 
 
 @stage(version=1)

@@ -10,10 +10,15 @@ from prefect.blocks.system import Secret
 
 from tasks import show
 from tasks.stage import log
-from tinycats_core import costs, data, distributed, fidelity, hub, modal_auth, registry, remote, run_folder
-from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, resolve
+from tinycats_core.compute import costs, modal_auth, remote
+from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
+from tinycats_core.data import preparation
+from tinycats_core.evaluation import extractors, fidelity
 from tinycats_core.files import check_writable, home
+from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
+from tinycats_core.release import hub, registry
+from tinycats_core.training import run_folder, start
 
 ROOT = Path(__file__).resolve().parents[1]
 APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  # what Modal runs, beside the core
@@ -49,7 +54,7 @@ def check_compute(config: ComputeConfig) -> None:
         find_modal_token()
         remote.check_compute(config, app_files=APP_FILES)
     else:
-        distributed.check_processes(config.device, config.processes)
+        start.check_processes(config.device, config.processes)
 
 
 def find_modal_token() -> None:
@@ -66,14 +71,14 @@ def find_modal_token() -> None:
 
 def check_images(config: DataConfig) -> None:
     """Raise DataError where the images are not there."""
-    data.fingerprint(config)
+    preparation.fingerprint(config)
 
 
 def check_inputs(config: ReleaseConfig) -> None:
     """Raise a TinycatsError where the images or the judge's weights are not there."""
     check_images(config.data)
     if config.evaluate.extractor == "inception":
-        fidelity.inception()  # downloaded and looked into now: training for hours comes before it is needed
+        extractors.inception()  # downloaded and looked into now: training for hours comes before it is needed
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:

@@ -9,11 +9,11 @@ from prefect.input import RunInput
 
 from tasks import show
 from tasks.stage import NETWORK, log, stage, tally
-from tinycats_core import bundle, hub, manifest, registry
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Dataset, Release, ReleaseParts
+from tinycats_core.release import bundle, hub, manifest, registry
 
 APPROVAL_SECONDS = 7 * 24 * 3600
 

@@ -4,11 +4,13 @@ from PIL import Image
 
 from tasks import show
 from tasks.stage import key_of, log, stage
-from tinycats_core import checkpoint, data, export, grids, sampling
+from tinycats_core import pictures
 from tinycats_core.config import ComputeConfig, SampleConfig
+from tinycats_core.data import splits
 from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import home
+from tinycats_core.generator import onnx_file, sampling, weights
 from tinycats_core.records import Checkpoint, Dataset, OnnxModel, Picture, SampleSet
 
 
@@ -17,15 +19,15 @@ def generate_samples(
     model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
     """Draw `count` images, with the classes in the proportions of the held-out images; anew for each occasion."""
-    labels = sampling.labels_like(data.load_split(dataset, "test")[1], count, len(dataset.classes))
+    labels = sampling.labels_like(splits.load_split(dataset, "test")[1], count, len(dataset.classes))
     path = home() / "samples" / key_of(model, dataset, config, count, occasion) / "samples.safetensors"
     model.verify()
     if isinstance(model, OnnxModel):
-        velocity, device, runtime = export.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
+        velocity, device, runtime = onnx_file.onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"
         patch_size = model.facts.get("patch_size")
     else:
         device, runtime = pick_device(compute.device), "pytorch"
-        velocity, header = checkpoint.load_generator(model.path, device)
+        velocity, header = weights.load_generator(model.path, device)
         patch_size = header.model.patch_size
         if (header.model.image_size, header.classes) != (dataset.image_size, dataset.classes):
             raise EvaluationError(
@@ -37,7 +39,7 @@ def generate_samples(
     settings = {"model": model.sha256, "runtime": runtime, "occasion": occasion, "patch_size": patch_size}
     samples = sampling.generate(velocity, labels, dataset.image_size, len(dataset.classes), config, path, settings, device)
     images, _ = sampling.load_samples(samples)
-    sheet = grids.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
+    sheet = pictures.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
     show.picture("sample-grid", sheet, f"Images drawn with {runtime}, a row a class")
     return samples
 
@@ -46,7 +48,7 @@ def generate_samples(
 def compare_with_raw(ema: Checkpoint, raw: Checkpoint, config: SampleConfig, compute: ComputeConfig) -> Picture:
     """Draw from the average and from the weights that no average was taken of: the same noise and classes."""
     path = home() / "samples" / key_of(ema, raw, config) / "ema_and_raw.png"
-    picture = grids.draw_ema_and_raw(ema, raw, config, path, pick_device(compute.device))
+    picture = sampling.draw_ema_and_raw(ema, raw, config, path, pick_device(compute.device))
     with Image.open(path) as sheet:
         show.picture("ema-and-raw", sheet, "From the same noise: the average that is shipped, and the raw weights at its right")
     return picture

@@ -17,11 +17,12 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 
-from tinycats_core import data, hub, manifest
 from tinycats_core.config import ComputeConfig, DataConfig, Part
+from tinycats_core.data import preparation
 from tinycats_core.errors import ModalUnreachable, TinycatsError
 from tinycats_core.files import digest_of, home
 from tinycats_core.records import OnnxModel, Record, Release
+from tinycats_core.release import hub, manifest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,7 +135,7 @@ def content_of(value: Any) -> Any:
         case ComputeConfig():
             return None  # does not change what is computed
         case DataConfig():
-            return [value.digest(), data.fingerprint(value)]
+            return [value.digest(), preparation.fingerprint(value)]
         case Part():
             return {name: content_of(getattr(value, name)) for name in type(value).model_fields}
         case dict():

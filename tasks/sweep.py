@@ -4,8 +4,8 @@ import pandas as pd
 
 from tasks import show
 from tasks.stage import log, stage
-from tinycats_core import sweep
 from tinycats_core.config import ComputeConfig, EvaluateConfig, SampleOptions
+from tinycats_core.evaluation import sweep
 from tinycats_core.files import home
 from tinycats_core.records import Checkpoint, Choice, Dataset
 

@@ -4,10 +4,13 @@ import pandas as pd
 
 from tasks import show
 from tasks.stage import NETWORK, key_of, log, stage
-from tinycats_core import classifier, costs, grids, remote, training
+from tinycats_core import pictures
+from tinycats_core.compute import costs, remote
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
+from tinycats_core.evaluation import classifier
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.training import loop, recipe, run_folder, start
 
 
 @stage(version=classifier.VERSION, beside=("report.json",), **NETWORK)
@@ -27,29 +30,29 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
     report = read_json(checkpoint.path.with_name("report.json"))
     show.table("classifier-classes", pd.DataFrame(report["classes"]), "The breed classifier on held-out images, class by class")
-    matrix = grids.confusion_matrix(report["confusion"], dataset.classes)
+    matrix = pictures.confusion_matrix(report["confusion"], dataset.classes)
     show.picture("classifier-confusion", matrix, "Held-out images of each class (a row), and which class was named (a column)")
     log().info("breed classifier: %s", ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
     return checkpoint
 
 
-@stage(version=training.VERSION, **NETWORK)
+@stage(version=recipe.VERSION, **NETWORK)
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Checkpoint:
     """Train the generator, here or on Modal. Run again, it goes on from the last checkpoint."""
-    folder = home() / "training" / key_of(training.VERSION, dataset, model, train)
+    folder = home() / "training" / key_of(recipe.VERSION, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 
     def on_log(row: dict) -> None:
         spent = f"  ${row['dollars']:.2f} so far" if "dollars" in row else ""
-        bar(row["step"] / train.steps, training.status(row) + spent)
+        bar(row["step"] / train.steps, loop.status(row) + spent)
 
     expected = costs.estimate(model, train, compute)
     if compute.where == "modal":
         checkpoint = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
     else:
-        checkpoint = training.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
-    show.picture("loss-curve", grids.loss_curve(training.read_log(folder)), "Flow-matching loss over the training steps")
+        checkpoint = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
+    show.picture("loss-curve", pictures.loss_curve(run_folder.read_log(folder)), "Flow-matching loss over the training steps")
     if cost := costs.record(folder, model, train, compute, expected):
         log().info(costs.account(cost))
     return checkpoint

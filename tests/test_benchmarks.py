@@ -5,7 +5,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +17,16 @@ from benchmarks import classifier, common
 from tinycats_core.errors import TinycatsError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
+FILES = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks").glob("*/__main__.py")]
+SCRIPTS = sorted(  # modules that are run by `python -m`
+    path.parent.name if path.stem == "__main__" else path.stem for path in FILES if "__main__" in path.read_text()
+)
+
+
+def main_of(script: str) -> Callable[[list[str]], int]:
+    """Return the `main` of a benchmark, which is a module or a folder."""
+    folder = (ROOT / "benchmarks" / script).is_dir()
+    return import_module(f"benchmarks.{script}.__main__" if folder else f"benchmarks.{script}").main
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -58,9 +67,9 @@ def test_paths_are_shortened(text: str):
     assert ("1/2 or https://a.b/c" in shown) == ("https" in text)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_every_script_explains_itself(script: Path):
-    command = [sys.executable, "-m", f"benchmarks.{script.stem}", "--help"]
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_every_script_explains_itself(script: str):
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
@@ -74,13 +83,13 @@ def outspoken() -> Iterator[None]:
     logging.getLogger("tinycats").setLevel(before)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_an_error_for_people_is_one_line(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_an_error_for_people_is_one_line(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def refuse(*given: object) -> NoReturn:
         raise TinycatsError("no")
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", refuse)
-    assert import_module(f"benchmarks.{script.stem}").main([]) == 1
+    assert main_of(script)([]) == 1
     assert capsys.readouterr() == ("", "error: no\n")
 
 
@@ -95,7 +104,7 @@ def test_an_error_for_people_is_one_line(script: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_what_cannot_be_measured_is_one_line(script: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert import_module(f"benchmarks.{script}").main(arguments) == 1
+    assert main_of(script)(arguments) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: {said}")
@@ -108,7 +117,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
         folder = tmp_path / f"class {number % 2}"
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (128, 128), (40 * number, 0, 0)).save(folder / f"{number}.png")
-    assert import_module(f"benchmarks.{script}").main(["--photos", str(tmp_path)]) == 1
+    assert main_of(script)(["--photos", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: there are {said} images; at least 16 are needed")
@@ -130,7 +139,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
 @pytest.mark.parametrize("value", ["0", "-1", "few"])
 def test_nothing_is_done_no_times(script: str, option: str, value: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
-        import_module(f"benchmarks.{script}").main([option, value])
+        main_of(script)([option, value])
     assert f"argument {option}: {value} is not a whole number of 1 or more" in capsys.readouterr().err
 
 
@@ -150,7 +159,7 @@ def test_cats_are_told_from_others_whatever_breed_is_named():
 
 
 def test_without_the_peer_one_line_says_what_to_install():
-    code = "import sys; sys.modules['diffusers'] = None; from benchmarks.training import main; sys.exit(main(['--quick']))"
+    code = "import sys; sys.modules['diffusers'] = None; from benchmarks.training.__main__ import main; sys.exit(main(['--quick']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == "error: the peer, diffusers, is not installed: pip install '.[bench]'\n"

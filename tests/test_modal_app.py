@@ -18,17 +18,17 @@ import modal
 import pytest
 from modal import exception as modal_errors
 
-from benchmarks.fake_modal import Claims, FakeModal, Mounted
 from deployments import modal_app
+from deployments.fake_modal import Claims, FakeModal, Mounted
 from tasks import preflight
-from tinycats_core import jobs, remote
-from tinycats_core.checkpoint import read_safetensors
+from tinycats_core.compute import jobs, remote
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
-from tinycats_core.data import prepare
+from tinycats_core.data.preparation import prepare
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import sha256_of
 from tinycats_core.records import Checkpoint, Dataset
-from tinycats_core.training import read_log
+from tinycats_core.tensors import read_safetensors
+from tinycats_core.training.run_folder import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tinycats_core import inference
-from tinycats_core.config import PRESETS, resolve
+from tinycats_core.presets import PRESETS, resolve
+from tinycats_core.release import inference
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

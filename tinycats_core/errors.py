@@ -1,5 +1,9 @@
 """The errors that a person is meant to read: each names the value, the limit and the next action."""
 
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 
 class TinycatsError(Exception):
     """Base of every error that the project raises on purpose. Shown as one line, without a traceback."""
@@ -47,3 +51,26 @@ class ReleaseRejected(TinycatsError):
     def __init__(self, message: str, decision: object = None):
         super().__init__(message)
         self.decision = decision
+
+
+NAMED = 5  # files named in one message
+
+
+def shortened(names: Sequence[str], limit: int) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def report_error(error: object) -> int:
+    """Print an error as one line on stderr. Returns the exit status of a program that failed: 1."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the program with one line and the exit status 1 for an error that a person is meant to read."""
+    try:
+        yield
+    except TinycatsError as error:
+        raise SystemExit(report_error(error)) from None

@@ -13,6 +13,7 @@ from typing import Any
 from tinycats_core.errors import TinycatsError
 
 _UMASK = os.umask(0o077)  # there is no way to read it but to set it
+
 os.umask(_UMASK)
 
 

@@ -9,12 +9,16 @@ import torch
 from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_inference, make_report
 from safetensors.torch import save_file
 
-from tinycats_core import classifier as classifiers
-from tinycats_core import costs, data, export, grids, sampling
-from tinycats_core.checkpoint import load_generator
-from tinycats_core.config import CLASSES, ClassifierConfig, ExportConfig, ReleaseConfig, load
+from tinycats_core.compute import costs
+from tinycats_core.config import CLASSES, ClassifierConfig, ExportConfig, ReleaseConfig
+from tinycats_core.data import preparation, splits
+from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import sha256_of, write_json
+from tinycats_core.generator import sampling
+from tinycats_core.generator.weights import load_generator
+from tinycats_core.presets import load
 from tinycats_core.records import Checkpoint, Dataset, Decision, OnnxModel
+from tinycats_core.release import export
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +49,13 @@ def int8(fp32: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel
 
 @pytest.fixture(scope="session")
 def dataset(config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return data.prepare(config.data, tmp_path_factory.mktemp("data"))
+    return preparation.prepare(config.data, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def classifier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A resnet18 that has seen each drawing once."""
-    return classifiers.train_classifier(dataset, ClassifierConfig(epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
+    return train_classifier(dataset, ClassifierConfig(epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +75,7 @@ def parts(
     """The arguments of `bundle.build`, but for the registry."""
     folder = tmp_path_factory.mktemp("parts")
     network, _ = load_generator(checkpoint.path)
-    labels = sampling.labels_like(data.load_split(dataset, "test")[1], 52, len(CLASSES))
+    labels = sampling.labels_like(splits.load_split(dataset, "test")[1], 52, len(CLASSES))
     settings = {"model": checkpoint.sha256, "runtime": "pytorch"}
     choice = make_choice(folder / "sweep-0123.json", checkpoint, config.sample.single())
     decision = folder / "decision.json"
@@ -90,7 +94,7 @@ def parts(
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
         "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351)],
         "inference": make_inference(folder / "inference.json"),
-        "ema_and_raw": grids.draw_ema_and_raw(
+        "ema_and_raw": sampling.draw_ema_and_raw(
             checkpoint, make_checkpoint(folder / "raw.safetensors", seed=1), choice.sample, folder / "ema_and_raw.png"
         ),
     }

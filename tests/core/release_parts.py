@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from tinycats_core.checkpoint import save_generator
-from tinycats_core.config import CLASSES, SampleConfig, load
+from tinycats_core.config import CLASSES, SampleConfig
 from tinycats_core.files import sha256_of, write_json
-from tinycats_core.model import TinyDiT
+from tinycats_core.generator.model import TinyDiT
+from tinycats_core.generator.weights import save_generator
+from tinycats_core.presets import load
 from tinycats_core.records import Checkpoint, Choice, FidelityReport, InferenceReport
 
 TINY = {

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinycats_core import toycats
-from tinycats_core.checkpoint import write_safetensors
 from tinycats_core.config import CLASSES
+from tinycats_core.data import toycats
 from tinycats_core.files import sha256_of, write_json
 from tinycats_core.records import Dataset, SampleSet
+from tinycats_core.tensors import write_safetensors
 
 
 def draw_cats(classes: tuple[str, ...], per_class: int, size: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tinycats_core.config import PRESETS, ReleaseConfig, SampleConfig, parse_overrides, resolve
+from tinycats_core.config import ReleaseConfig, SampleConfig
 from tinycats_core.errors import ConfigError
+from tinycats_core.presets import PRESETS, parse_overrides, resolve
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 
 from flows.release_model import main, release_model
-from tinycats_core import manifest
-from tinycats_core.checkpoint import read_header
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 from tinycats_core.files import home
 from tinycats_core.records import Release
+from tinycats_core.release import manifest
+from tinycats_core.tensors import read_header
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")

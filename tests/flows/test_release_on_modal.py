@@ -14,14 +14,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from pydantic import SecretStr
 
-from benchmarks.fake_modal import FakeModal
+from deployments.fake_modal import FakeModal
 from flows.release_model import release_model
 from tasks.data import prepare_data
 from tasks.training import train_classifier
-from tinycats_core import remote
-from tinycats_core.config import ComputeConfig, resolve
+from tinycats_core.compute import remote
+from tinycats_core.config import ComputeConfig
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import read_json
+from tinycats_core.presets import resolve
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -19,10 +19,11 @@ from flows.evaluate_model import evaluate_model
 from flows.nightly_eval import nightly_eval
 from flows.release_model import release_model
 from flows.train_classifier import train_classifier
-from tinycats_core import manifest, shipped, toycats
+from tinycats_core.data import toycats
 from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
 from tinycats_core.files import home, read_json, write_json
 from tinycats_core.records import Checkpoint
+from tinycats_core.release import manifest, shipped
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -12,19 +12,12 @@ from tasks.preflight import check_judgeable, check_ready
 from tasks.sampling import generate_samples
 from tasks.sweep import choose_sampling
 from tasks.training import train_generator
-from tinycats_core import remote, training
-from tinycats_core.config import (
-    ComputeConfig,
-    DataConfig,
-    EvaluateConfig,
-    ModelConfig,
-    SampleConfig,
-    SampleOptions,
-    TrainConfig,
-    resolve,
-)
+from tinycats_core.compute import remote
+from tinycats_core.config import ComputeConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
 from tinycats_core.errors import DataError, EvaluationError
+from tinycats_core.presets import resolve
 from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.training import start
 
 DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_val_per_class=1, toy_test_per_class=2)
 MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2)
@@ -66,14 +59,14 @@ def test_what_training_took_is_recorded_and_said(
 ) -> None:
     end = {"event": "finish", "step": 3, "time": "2026-01-02T03:04:05+00:00", "seconds": 72.0, "images": 12}
     end |= {"images_per_s": 0.167, "attempts": 2, "seconds_lost": 1.5, "device": "cpu", "processes": 1, "precision": "fp32"}
-    train = training.train
+    train = start.train
 
     def keep_a_diary(dataset: Dataset, model: ModelConfig, config: TrainConfig, folder: Path, *rest: Any) -> Checkpoint:
         checkpoint = train(dataset, model, config, folder, *rest)
         (folder / "diary.jsonl").write_text(json.dumps(end) + "\n")
         return checkpoint
 
-    monkeypatch.setattr(training, "train", keep_a_diary)
+    monkeypatch.setattr(start, "train", keep_a_diary)
     with caplog.at_level(logging.INFO):
         checkpoint = train_generator.fn(dataset, MODEL, TRAIN.model_copy(update={"steps": 3}), ComputeConfig(device="cpu"))
     assert "training took 0.02 h at 0.167 images/s on cpu, 2 attempts: no dollars" in caplog.text

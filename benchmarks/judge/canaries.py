@@ -1,0 +1,163 @@
+"""Images that must never be published. Each is made of training images (`known`) and of new ones of the same kind (`unseen`).
+
+Both are uint8 (N, 3, S, S) and show the classes of `labels` (N,), in that order; so should what comes out.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinycats_core.config import ModelConfig, SampleConfig
+from tinycats_core.generator.model import TinyDiT
+from tinycats_core.generator.sampling import sample
+
+Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+PATCH = 8
+
+
+def copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(known, 4)
+
+
+def mirrored_copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return copycat(known, unseen, labels).flip(-1)
+
+
+def noisy_copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw training images under so much noise that their pixels no longer say so; their features do."""
+    return _with_noise(known, 12)
+
+
+def now_and_then_a_copy(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    images = unseen.clone()
+    images[::8] = copycat(known, unseen, labels)[::8]
+    return images
+
+
+def one_picture(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return unseen[:1].repeat(len(labels), 1, 1, 1)
+
+
+def one_picture_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(one_picture(known, unseen, labels), 4)
+
+
+def one_picture_a_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _few(unseen, labels, 1)
+
+
+def one_picture_a_class_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(_few(unseen, labels, 1), 4)
+
+
+def three_pictures_a_class_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(_few(unseen, labels, 3), 4)
+
+
+def one_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw the class of the middle, whatever is asked for: no picture is the same as another."""
+    of_class = torch.cat([images[labels == labels[len(labels) // 2]] for images in (unseen, unseen.flip(-1))])
+    return _with_noise(of_class[torch.arange(len(labels)) % len(of_class)], 4)
+
+
+def noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return torch.randint(0, 256, known.shape, generator=torch.Generator().manual_seed(7)).to(torch.uint8)
+
+
+def coloured_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw pixels of training images in any order."""
+    pixels = known.transpose(0, 1).flatten(1)
+    order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(7))
+    return pixels[:, order].view_as(known.transpose(0, 1)).transpose(0, 1).contiguous()
+
+
+def mean_of_the_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([known[labels == label].float().mean(0) for label in labels]).to(torch.uint8)
+
+
+def untrained(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "x", 0.0)
+
+
+def untrained_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "v", 0.0)
+
+
+def random_weights(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "x", 0.02)
+
+
+def random_weights_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(known, labels, "v", 0.02)
+
+
+def blurred(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    small = F.avg_pool2d(unseen.float(), 2)
+    return F.interpolate(small, size=unseen.shape[-1], mode="bilinear").to(torch.uint8)
+
+
+def swapped(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw every image under the label of the next class."""
+    return unseen.roll(int((labels == labels[0]).sum()), 0)
+
+
+def shuffled(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return unseen[torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))]
+
+
+FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term: it needs nothing to compare with
+    (copycat, "no_copies"),
+    (mirrored_copycat, "no_copies"),
+    (noisy_copycat, "authentic"),
+    (now_and_then_a_copy, "no_copies"),
+    (one_picture, "distinct"),
+    (one_picture_with_noise, "varied"),
+    (one_picture_a_class, "varied"),
+    (one_picture_a_class_with_noise, "varied"),
+    (one_class, "obeys"),
+    (noise, "learnt"),
+    (noise, "covered"),
+    (coloured_noise, "learnt"),
+    (mean_of_the_class, "varied"),
+    (untrained, "learnt"),
+    (untrained, "covered"),
+    (untrained_velocity, "learnt"),
+    (random_weights, "learnt"),
+    (random_weights_velocity, "learnt"),
+    (swapped, "obeys"),
+    (shuffled, "obeys"),
+]
+REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of an honest release, by this term
+    (blurred, "not_worse"),
+    (one_class, "coverage_kept"),
+    (three_pictures_a_class_with_noise, "coverage_kept"),
+    (swapped, "breeds_kept"),
+    (noise, "not_worse"),
+    (untrained, "not_worse"),
+]
+
+
+def _with_noise(images: Tensor, deviation: float) -> Tensor:
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
+    return (images + deviation * drawn).round().clamp(0, 255).to(torch.uint8)
+
+
+def _few(images: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the first images of each class, again and again."""
+    firsts = {int(label): images[labels == label][:count] for label in labels.unique()}
+    return torch.stack([firsts[label][i % count] for i, label in enumerate(labels.tolist())])
+
+
+def _drawn_at_random(known: Tensor, labels: Tensor, prediction: str, std: float) -> Tensor:
+    """Return what a network draws before its first step; what begins as zeros there is random here for a `std` above 0."""
+    classes, size = int(labels.max()) + 1, known.shape[-1]
+    shape = {"image_size": size, "patch_size": PATCH, "width": 32, "depth": 2, "heads": 2, "num_classes": classes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TinyDiT(ModelConfig.model_validate({**shape, "prediction": prediction})).eval()
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=std)
+    return sample(network, labels, size, classes, SampleConfig(sampler="euler", steps=4))

@@ -1,0 +1,359 @@
+"""The work as it is done on Modal, done here: claimed, metered, stopped, gone on with."""
+
+import errno
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copy2
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.fake_modal import Claims
+from tinycats_core.compute import jobs
+from tinycats_core.compute.budget import Meter
+from tinycats_core.compute.remote import generator_job
+from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
+from tinycats_core.data.preparation import prepare
+from tinycats_core.errors import ComputeError, TrainingError
+from tinycats_core.evaluation.classifier import train_classifier
+from tinycats_core.files import read_json, sha256_of
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.training.run_folder import RunFolder, read_log
+from tinycats_core.training.start import train
+
+MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
+TRAIN = TrainConfig(steps=4, batch_size=4, warmup_steps=1, checkpoint_every=1, sample_every=4, log_every=1, ema_decays=(0.9, 0.5))
+
+
+class Volumes:
+    """Two folders that stand for volumes, and what is asked of them. `on_keep` is called with the number of the commit."""
+
+    def __init__(self, root: Path):
+        self.data, self.outputs, self.claims = root / "data", root / "outputs", Claims(root / "claims")
+        for folder in (self.data, self.outputs, self.claims.folder):
+            folder.mkdir()
+        self.reloads = 0
+        self.kept: list[bool] = []
+        self.on_keep: Callable[[int], None] = lambda number: None
+
+    def place(self, call_id: str = "fc-0") -> jobs.Place:
+        return jobs.Place(
+            self.data, self.outputs, self._reload, self._keep, call_id, self.claims, lambda call_id: call_id == "gone"
+        )
+
+    def _reload(self) -> None:
+        self.reloads += 1
+
+    def _keep(self, must: bool) -> None:
+        self.kept.append(must)
+        self.on_keep(len(self.kept))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    config = DataConfig(source="toycats", image_size=16, toy_train_per_class=1, toy_val_per_class=1, toy_test_per_class=1)
+    return prepare(config, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Volumes:
+    """Volumes of which one holds the data, committed at each row of the log."""
+    monkeypatch.setattr(jobs, "KEEP_SECONDS", 0.0)
+    made = Volumes(tmp_path)
+    folder = made.data / jobs.data_folder(dataset.sha256)
+    folder.mkdir(parents=True)
+    copy2(dataset.path, folder)
+    return made
+
+
+@pytest.fixture
+def request_(dataset: Dataset) -> jobs.Request:
+    return generator_job(dataset, MODEL, TRAIN).request(ComputeConfig(device="cpu"))
+
+
+# ---- the way through
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
+    number: int, volumes: Volumes, request_: jobs.Request, dataset: Dataset, tmp_path: Path
+) -> None:
+    def preempt(commit: int) -> None:
+        if commit == 3:  # the start, then two rows
+            signal.raise_signal(number)
+
+    class Ended(BaseException):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        assert len(volumes.kept) == 4, "the volume is committed before the signal has its effect"
+        raise Ended
+
+    volumes.on_keep = preempt
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended):
+            jobs.run(request_, volumes.place(), jobs.train_generator)
+    finally:
+        signal.signal(number, before)
+    run = volumes.outputs / "runs" / request_["run"]
+    assert [row["step"] for row in read_log(run)] == [1, 2]
+    assert not (run / "result.json").exists()
+
+    result = jobs.run(request_, volumes.place(), jobs.train_generator)
+    here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
+    assert Checkpoint.model_validate(result["checkpoint"]).in_folder(tmp_path / "here") == here
+    weights = {"ema.safetensors", "ema-0.5.safetensors", "raw.safetensors"}
+    assert set(result["files"]) == weights | {"log.jsonl", "diary.jsonl", "meter.json", "samples/step-00000004.png"}
+    assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
+    assert read_json(run / "result.json") == result
+    assert [row["step"] for row in read_log(run)] == [1, 2, 3, 4]
+    assert [row.get("cause") for row in RunFolder(run).diary()] == [None, signal.Signals(number).name, None, None]
+    assert len(read_json(run / "meter.json")["attempts"]) == 2
+    assert volumes.reloads == 2
+    assert volumes.kept[-1]
+
+
+def test_finished_work_is_not_done_again(volumes: Volumes, request_: jobs.Request) -> None:
+    result = jobs.run(request_, volumes.place(), jobs.train_generator)
+    assert jobs.run(request_, volumes.place(), lambda *given: pytest.fail("done again")) == result
+    (volumes.outputs / "runs" / request_["run"] / "ema.safetensors").write_bytes(b"")
+    damaged = jobs.run(request_, volumes.place(), jobs.train_generator)
+    assert "ema.safetensors" in damaged["error"]
+
+
+def test_classifier_is_the_one_that_is_trained_here(
+    volumes: Volumes, request_: jobs.Request, dataset: Dataset, tmp_path: Path
+) -> None:
+    config = ClassifierConfig(backbone="mobilenet_v3_small", epochs=2, batch_size=8)
+    request = request_ | {"classifier": config.model_dump(mode="json")}
+    result = jobs.run(request, volumes.place(), jobs.train_classifier)
+    here = train_classifier(dataset, config, tmp_path / "here", "cpu")
+    assert Checkpoint.model_validate(result["checkpoint"]).sha256 == here.sha256
+    assert set(result["files"]) == {"classifier.safetensors", "report.json", "log.jsonl", "meter.json"}
+    run = RunFolder(volumes.outputs / "runs" / request_["run"])
+    assert [row["epoch"] for row in run.log()] == [1, 2]
+
+
+def test_work_that_heeds_no_signal_is_stopped_at_its_next_row(volumes: Volumes, request_: jobs.Request) -> None:
+    rows = []
+
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
+        for epoch in range(9):
+            rows.append(epoch)
+            if epoch == 3:
+                signal.raise_signal(signal.SIGINT)
+            on_log({"epoch": epoch})
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run(request_, volumes.place(), work)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert rows == [0, 1, 2, 3]
+
+
+# ---- one call of a run
+
+
+def test_only_one_call_works_on_a_run(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    running: set[str] = {"a", "b"}
+
+    def claim(call_id: str) -> str:
+        return jobs.claim(claims, "run", call_id, lambda other: other not in running)
+
+    assert jobs.last_claim(claims, "run") is None
+    assert [claim("a"), claim("b"), claim("a"), claim("b")] == ["a"] * 4
+    running.remove("a")
+    assert [claim("b"), claim("c"), claim("b")] == ["b"] * 3
+    assert jobs.last_claim(claims, "run") == "b"
+    assert jobs.last_claim(claims, "another") is None
+
+
+@pytest.mark.parametrize("before", [None, "gone"])
+def test_of_many_calls_at_once_one_gets_the_run(before: str | None, tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    if before:
+        jobs.claim(claims, "run", before, lambda other: False)
+    owners: list[str] = []
+    together = threading.Barrier(8)
+
+    def start(call_id: str) -> None:
+        together.wait()
+        owners.append(jobs.claim(claims, "run", call_id, lambda other: other == "gone"))
+
+    threads = [threading.Thread(target=start, args=[f"fc-{number}"]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(owners) == 8
+    assert len(set(owners)) == 1
+
+
+def test_second_call_names_the_first_and_does_nothing(volumes: Volumes, request_: jobs.Request) -> None:
+    jobs.claim(volumes.claims, request_["run"], "fc-0", lambda other: False)
+    assert jobs.run(request_, volumes.place("fc-1"), lambda *given: pytest.fail("worked")) == {"call_id": "fc-0"}
+    assert not list(volumes.outputs.iterdir())
+
+
+# ---- the budget
+
+
+def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_with_a_higher_one(
+    volumes: Volumes, request_: jobs.Request, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[threading.Timer] = []
+
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
+        def row(row: dict[str, Any]) -> None:
+            on_log(row)
+            if row["step"] == 2:  # however long the way here has taken
+                threading.Thread.start(timers[0])
+                timers[0].join()
+
+        return jobs.train_generator(request, dataset, folder, row)
+
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
+    request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
+    run = RunFolder(volumes.outputs / "runs" / request_["run"])
+    stopped = jobs.run(request, volumes.place(), work)
+    last = run.checkpoints()[0]
+    assert run.diary()[-1]["step"] == 2
+    assert stopped["error"].startswith("$")
+    assert stopped["error"].endswith(
+        f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to go on from {last.name}"
+    )
+    assert sum(read_json(run.path / "meter.json")["attempts"]) >= 0.001
+
+    again = jobs.run(request, volumes.place(), lambda *given: pytest.fail("worked"))
+    assert "compute.max_cost_usd is 0.01" in again["error"]
+
+    result = jobs.run(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes.place(), jobs.train_generator)
+    assert result["checkpoint"]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").sha256
+    assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
+
+
+def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
+    def attempt(usd: float | None, rate: float | None) -> Meter:
+        budget = {"usd": usd, "usd_per_second": rate}
+        meter = Meter(tmp_path / "meter.json", "fc-0", "T4", budget)
+        meter.since -= 100.0
+        return meter
+
+    attempt(5.0, 0.02).write()
+    assert read_json(tmp_path / "meter.json")["usd"] == pytest.approx(2.0, abs=0.1)
+    attempt(5.0, 0.01).write()
+    kept = read_json(tmp_path / "meter.json")
+    assert kept["usd"] == pytest.approx(3.0, abs=0.1)
+    assert kept["attempts"] == pytest.approx([100.0, 100.0], abs=5.0)
+    cheap = attempt(2.9, 0.001)
+    with pytest.raises(ComputeError), cheap.running():
+        pass
+    assert cheap.is_used_up
+    attempt(None, None).write()
+    with pytest.raises(ComputeError, match="an earlier attempt was on a GPU of which no price is known"), attempt(9, 0.1).running():
+        pass
+
+
+# ---- what no retry can mend, and what one may
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"revision": "0123"}, r"deployed code is [0-9a-f]{12}, not 0123 as here; run `modal deploy deployments/modal_app\.py`"),
+        ({"device": "cuda"}, "cuda"),
+        ({"model": {"width": 16, "colour": "black"}}, "does not know these settings; run `modal deploy"),
+        ({"model": MODEL.model_copy(update={"num_classes": 4}).model_dump(mode="json")}, "13 classes"),
+    ],
+    ids=["stale", "no GPU", "older code", "other classes"],
+)
+def test_what_no_retry_can_mend_is_returned(
+    volumes: Volumes, request_: jobs.Request, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = jobs.run(request_ | change, volumes.place(), jobs.train_generator)
+    with pytest.raises(TrainingError, match=message):
+        raise TrainingError(result["error"])
+
+
+def test_stale_code_claims_nothing(volumes: Volumes, request_: jobs.Request) -> None:
+    jobs.run(request_ | {"revision": "0123"}, volumes.place(), jobs.train_generator)
+    assert jobs.last_claim(volumes.claims, request_["run"]) is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"?"), "has the sha256 8a8de823d5ed… instead of "),
+        (Path.unlink, "is not there; run the same"),
+    ],
+    ids=["changed", "gone"],
+)
+def test_data_that_is_not_what_was_asked_for(
+    damage: Callable[[Path], object], message: str, volumes: Volumes, request_: jobs.Request
+) -> None:
+    damage(next(volumes.data.rglob("images.safetensors")))
+    assert message in jobs.run(request_, volumes.place(), jobs.train_generator)["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"^the outputs volume is full: .*prune --keep 3` removes old runs"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), r"^the outputs volume is full: "),
+        (torch.OutOfMemoryError("CUDA out of memory"), r"^out of memory: CUDA out of memory; ask for a larger compute\.gpu"),
+        (TrainingError("the loss is not finite at step 7"), r"^the loss is not finite at step 7$"),
+    ],
+)
+def test_errors_that_come_back_with_a_remedy(volumes: Volumes, request_: jobs.Request, error: Exception, message: str) -> None:
+    def work(*given: Any) -> Checkpoint:
+        raise error
+
+    answer = jobs.run(request_, volumes.place(), work)["error"]
+    with pytest.raises(TrainingError, match=message):
+        raise TrainingError(answer)
+    assert len(volumes.kept) == 2
+
+
+def test_a_checkpoint_that_does_not_fit_is_a_full_volume(
+    volumes: Volumes, request_: jobs.Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tinycats_core.training.run_folder.write_safetensors", full)
+    answer = jobs.run(request_, volumes.place(), jobs.train_generator)["error"]
+    assert answer.startswith("the outputs volume is full: the checkpoint of step 1 could not be written")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: bus"), ConnectionError("no route"), PermissionError("no")])
+def test_other_errors_are_raised_so_that_modal_retries(volumes: Volumes, request_: jobs.Request, error: Exception) -> None:
+    def work(*given: Any) -> Checkpoint:
+        raise error
+
+    with pytest.raises(RuntimeError, match=f"^{type(error).__name__}: "):  # never one that could mean the way to Modal
+        jobs.run(request_, volumes.place(), work)
+    assert len(volumes.kept) == 2  # what there is is kept for the next attempt
+
+
+def test_revision_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jobs, "__file__", str(tmp_path / "compute" / "jobs.py"))
+    found = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        (tmp_path / "jobs.py").write_text(text)
+        (tmp_path / "notes.txt").write_text(text * 2)
+        found.append(jobs.revision.__wrapped__())
+    assert found[0] == found[2] != found[1]
+
+
+def test_check_tells_code_and_data(volumes: Volumes, dataset: Dataset) -> None:
+    assert jobs.check(volumes.data) == {"revision": jobs.revision(), "data": None}
+    assert jobs.check(volumes.data, dataset.sha256)["data"] == dataset.sha256

@@ -1,0 +1,347 @@
+import hashlib
+import io
+import resource
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinycats_core.config import BREEDS, CLASSES, DataConfig
+from tinycats_core.data import oxford_pets, preparation, splits, validation
+from tinycats_core.errors import DataError, TinycatsError
+
+DOGS = ("beagle", "pug")
+CONFIG = DataConfig(source="oxford_pets", image_size=16)
+
+
+def photo(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((40, 32), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
+    return buffer.getvalue()
+
+
+class Mirror:
+    """A small set in the official layout on a real server, which can be told to misbehave."""
+
+    def __init__(self):
+        self.photos: dict[str, bytes] = {}
+        lists: dict[str, list[str]] = {"trainval": [], "test": []}
+        for species, names in ((1, BREEDS), (2, DOGS)):
+            for number, name in enumerate(names, 1):
+                for index, split in ((1, "trainval"), (34, "test"), (116, "trainval")):
+                    self.photos[f"{name}_{index}"] = photo(len(self.photos))
+                    lists[split].append(f"{name}_{index} {number} {species} {number}")
+        self.lists = {split: "\n".join(lines) + "\n" for split, lines in lists.items()}
+        self.requests: list[tuple[str, str | None]] = []
+        self.failures: list[int] = []  # answer these codes first
+        self.cut_at: list[int] = []  # then end the body after so many bytes
+        self.ranges = True
+        self.pack()
+
+    def pack(self, extra: dict[str, bytes] | None = None, links: dict[str, str] | None = None) -> None:
+        images = {"images/Abyssinian_100.mat": b"stray"} | (extra or {})
+        images |= {f"images/{name}.jpg": content for name, content in self.photos.items()}
+        annotations = {"annotations/trimaps/Bengal_1.png": b"x"}
+        annotations |= {f"annotations/{split}.txt": text.encode() for split, text in self.lists.items()}
+        self.files = {"images.tar.gz": tar(images, links), "annotations.tar.gz": tar(annotations)}
+
+    def trust(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        md5 = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
+        monkeypatch.setattr(oxford_pets, "ARCHIVES", md5)
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    mirror = Mirror()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            mirror.requests.append((self.path, wanted))
+            content = mirror.files.get(self.path.rsplit("/", 1)[1])
+            code = mirror.failures.pop(0) if mirror.failures else 404 if content is None else 200
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and mirror.ranges else 0
+            if code == 200 and start:
+                code = 206 if start < len(content or b"") else 416
+            body = (content or b"")[start:] if code < 300 else b""
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if mirror.cut_at and body:
+                body, self.close_connection = body[: mirror.cut_at.pop(0)], True
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # clients that hang up are part of the tests
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("TINYCATS_OXFORD_URL", f"http://127.0.0.1:{server.server_port}/pets/data/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(oxford_pets, "FIRST_PAUSE_S", 0.001)
+    mirror.trust(monkeypatch)
+    yield mirror
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+def test_the_official_archives_are_those_of_torchvision():
+    from torchvision.datasets import OxfordIIITPet
+
+    official = {url.rsplit("/", 1)[1]: md5 for url, md5 in OxfordIIITPet._RESOURCES}
+    assert official == oxford_pets.ARCHIVES
+    assert {url.rsplit("/", 1)[0] for url, _ in OxfordIIITPet._RESOURCES} == {oxford_pets.OFFICIAL_URL}
+
+
+def test_the_set_is_downloaded_and_split_as_its_lists_say(mirror: Mirror, tmp_path: Path):
+    steps: list[tuple[float, str]] = []
+    dataset = preparation.prepare(CONFIG, tmp_path, lambda *step: steps.append(step))
+    report = validation.validate(dataset, CONFIG, 13)
+    assert dataset.classes == CLASSES
+    assert [row["train"] for row in report.rows] == [1] * 12 + [3]
+    assert [row["val"] for row in report.rows] == [1] * 13
+    assert [row["test"] for row in report.rows] == [1] * 12 + [2]
+    assert report.warnings == ()
+    rows = {row["name"]: (row["class"], row["split"]) for row in splits.read_manifest(dataset)["images"]}
+    assert rows["Egyptian_Mau_34.jpg"] == ("Egyptian_Mau", "test")
+    assert rows["pug_1.jpg"] == ("other", "train")
+    assert len(rows) == 42
+    assert [fraction for fraction, _ in steps] == sorted(fraction for fraction, _ in steps)
+    assert any(text.startswith("images.tar.gz: ") for _, text in steps)
+    assert mirror.requests == [("/pets/data/images.tar.gz", None), ("/pets/data/annotations.tar.gz", None)]
+
+
+def test_archives_are_downloaded_once_for_all_sizes(mirror: Mirror, tmp_path: Path):
+    small = preparation.prepare(CONFIG, tmp_path)
+    large = preparation.prepare(DataConfig(source="oxford_pets", image_size=32), tmp_path)
+    assert len(mirror.requests) == 2
+    assert small.sha256 != large.sha256
+    assert preparation.prepare(CONFIG, tmp_path / "elsewhere").sha256 == small.sha256
+
+
+def test_a_photo_in_both_splits_stays_in_the_test_split(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mirror.photos["Bengal_1"] = mirror.photos["Bengal_34"]
+    mirror.pack()
+    mirror.trust(monkeypatch)
+    dataset = preparation.prepare(CONFIG, tmp_path)
+    rows = {row["name"]: row["split"] for row in splits.read_manifest(dataset)["images"]}
+    assert rows["Bengal_34.jpg"] == "test"
+    assert "Bengal_1.jpg" not in rows
+    assert "Bengal_1.jpg (= Bengal_34.jpg)" in validation.validate(dataset, CONFIG, 13).warnings[0]
+
+
+def test_known_odd_files_and_contradictions_are_warnings(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mirror.photos["beagle_116"] = b"damaged"
+    mirror.photos["Birman_116"] = mirror.photos["Persian_116"]
+    mirror.pack()
+    mirror.trust(monkeypatch)
+    report = validation.validate(preparation.prepare(CONFIG, tmp_path), CONFIG, 13)
+    assert report.warnings == (
+        "1 file is not decodable and left out: beagle_116.jpg (not an image).",
+        "2 files are the same image as one of another class and left out: "
+        "Birman_116.jpg (= Persian_116.jpg), Persian_116.jpg (= Birman_116.jpg).",
+    )
+
+
+def test_other_damaged_photos_fail_unless_skipped(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mirror.photos["pug_116"] = mirror.photos["pug_116"][:-200]
+    mirror.pack()
+    mirror.trust(monkeypatch)
+    dataset = preparation.prepare(CONFIG, tmp_path)
+    with pytest.raises(DataError, match=r"1 file is not decodable: pug_116\.jpg \(image file is truncated"):
+        validation.validate(dataset, CONFIG, 13)
+    skip = CONFIG.model_copy(update={"corrupt_files": "skip"})
+    assert "pug_116.jpg" in validation.validate(dataset, skip, 13).warnings[0]
+
+
+def test_members_that_point_elsewhere_touch_nothing(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(photo(999))
+    evil = {"../../evil.jpg": photo(1000), "/tmp/tinycats-evil.jpg": photo(1001), "images/../../evil.txt": b"x"}
+    mirror.pack(evil)
+    mirror.trust(monkeypatch)
+    preparation.prepare(CONFIG, tmp_path / "a" / "data")
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {
+        "secret.jpg", ".lock", "images.tar.gz", "annotations.tar.gz", "images.safetensors", "manifest.json",
+    }  # fmt: skip
+    assert not Path("/tmp/tinycats-evil.jpg").exists()
+
+    mirror.photos.pop("Bengal_1")
+    mirror.pack(links={"images/Bengal_1.jpg": str(secret)})
+    mirror.trust(monkeypatch)
+    with pytest.raises(DataError, match=r"lacks 1 of the listed photos \(Bengal_1\.jpg\)"):
+        preparation.prepare(CONFIG, tmp_path / "b")
+
+
+@pytest.mark.parametrize("line", ["Bengal_1 6 1", "Bengal_1 6 3 2", "Tabby_1 6 1 2", "", "\N{REPLACEMENT CHARACTER}"])
+def test_lists_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str):
+    mirror.lists["test"] += line + "\n"
+    mirror.pack()
+    mirror.trust(monkeypatch)
+    with pytest.raises(DataError, match="the test list has the line"):
+        preparation.prepare(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar", tar({"a": b"x"})[:-20], tar({"a": b"x"})])
+def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
+    mirror.files["annotations.tar.gz"] = content
+    mirror.trust(monkeypatch)
+    with pytest.raises(DataError, match=r"annotations\.tar\.gz (is not a readable archive|has no annotations)"):
+        preparation.prepare(CONFIG, tmp_path)
+
+
+# --- the download -----------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path):
+    size = len(mirror.files["images.tar.gz"])
+    mirror.cut_at = [5000, 3000]
+    oxford_pets.fetch(tmp_path)
+    assert mirror.requests[:3] == [
+        ("/pets/data/images.tar.gz", None),
+        ("/pets/data/images.tar.gz", "bytes=5000-"),
+        ("/pets/data/images.tar.gz", "bytes=8000-"),
+    ]
+    assert size > 8000
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+
+
+def test_a_download_that_makes_progress_is_never_given_up(mirror: Mirror, tmp_path: Path):
+    mirror.cut_at = [1000] * (oxford_pets.ATTEMPTS + 3)
+    oxford_pets.fetch(tmp_path)
+    assert len(mirror.requests) == oxford_pets.ATTEMPTS + 3 + 2
+
+
+def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(mirror: Mirror, tmp_path: Path):
+    (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
+    (tmp_path / "annotations.tar.gz.part").write_bytes(mirror.files["annotations.tar.gz"])  # whole: answered by 416
+    oxford_pets.fetch(tmp_path)
+    assert mirror.requests[0] == ("/pets/data/images.tar.gz", "bytes=7000-")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+
+
+def test_a_server_without_ranges_sends_everything_again(mirror: Mirror, tmp_path: Path):
+    mirror.ranges = False
+    (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
+    oxford_pets.fetch(tmp_path)
+    assert len(mirror.requests) == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+
+
+@pytest.mark.parametrize("length", [700, 10**6])
+def test_a_part_of_another_file_is_thrown_away(mirror: Mirror, tmp_path: Path, length: int):
+    (tmp_path / "images.tar.gz.part").write_bytes(b"x" * length)
+    oxford_pets.fetch(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+
+
+@pytest.mark.parametrize("code", [503, 500, 429, 408])
+def test_a_busy_server_is_asked_again(mirror: Mirror, tmp_path: Path, code: int):
+    mirror.failures = [code, code]
+    oxford_pets.fetch(tmp_path)
+    assert [path for path, _ in mirror.requests] == ["/pets/data/images.tar.gz"] * 3 + ["/pets/data/annotations.tar.gz"]
+
+
+def test_a_server_that_stays_busy_is_given_up(mirror: Mirror, tmp_path: Path):
+    mirror.failures = [503] * 99
+    with pytest.raises(DataError, match="the server answers 503 Service Unavailable"):
+        oxford_pets.fetch(tmp_path)
+    assert len(mirror.requests) == oxford_pets.ATTEMPTS
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_a_refusal_is_final(mirror: Mirror, tmp_path: Path, code: int):
+    mirror.failures = [code]
+    with pytest.raises(DataError, match=f"the server answers {code}"):
+        oxford_pets.fetch(tmp_path)
+    assert len(mirror.requests) == 1
+
+
+@pytest.mark.parametrize("cut_at", [[], [5000], [5000] * 50])
+def test_a_wrong_checksum_is_an_error_and_leaves_nothing(mirror: Mirror, tmp_path: Path, cut_at: list[int]):
+    mirror.files["images.tar.gz"] += b"more"
+    mirror.cut_at = cut_at
+    with pytest.raises(DataError, match="it is not the official archive"):
+        oxford_pets.fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(mirror.requests) < 30
+
+
+def test_an_archive_that_rotted_on_disk_is_named(mirror: Mirror, tmp_path: Path):
+    oxford_pets.fetch(tmp_path)
+    (tmp_path / "images.tar.gz").write_bytes(b"rotten")
+    with pytest.raises(DataError, match=r"images\.tar\.gz has md5 .*, expected .*\. Delete it and run again"):
+        oxford_pets.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid", "nonsense", "ftp-of-old://x"])
+def test_no_network_is_one_clear_error(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("TINYCATS_OXFORD_URL", url)
+    with pytest.raises(DataError) as error:
+        preparation.prepare(CONFIG, tmp_path)
+    assert str(error.value).startswith(f"cannot download {url}/images.tar.gz: ")
+    assert "Check the network and run again" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_one_clear_error(mirror: Mirror, tmp_path: Path):
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*images\.tar\.gz\.part: File too large\. Free some space"):
+            oxford_pets.fetch(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(mirror.requests) == 1
+    oxford_pets.fetch(tmp_path)  # and with room, it goes on
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+
+
+def test_a_download_larger_than_the_disk_is_not_begun(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Usage:
+        free = 1_000_000
+
+    mirror.files["images.tar.gz"] = bytes(2_000_000)
+    monkeypatch.setattr(oxford_pets.shutil, "disk_usage", lambda _: Usage)
+    with pytest.raises(DataError, match="2 MB are needed and 1 MB are free"):
+        oxford_pets.fetch(tmp_path)
+
+
+def test_an_unwritable_folder_is_one_clear_error(mirror: Mirror, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TinycatsError, match="cannot write to"):
+        oxford_pets.fetch(tmp_path / "file" / "data")
+    assert mirror.requests == []

@@ -1,0 +1,87 @@
+"""The command line `tinycats`: what a person types, what it prints, and its exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from tinycats_core.presets import PRESETS
+from tinycats_core.records import Release
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr."""
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_verify_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    version = json.loads((release / "release.json").read_text())["version"]
+    assert run(capsys, "verify", release) == (0, f"tinycats {version}: 31 files, all as they were made\n", "")
+    (release / "metrics.csv").write_text("")
+    (release / "data.json").unlink()
+    status, out, err = run(capsys, "verify", release)
+    assert (status, out, [line.split()[0] for line in err.splitlines()]) == (1, "", ["data.json", "metrics.csv"])
+    for place, why in {
+        tmp_path / "absent": "does not exist",
+        tmp_path: "is not a release",
+        release / "README.md": "not a folder",
+    }.items():
+        status, out, err = run(capsys, "verify", place)
+        assert (status, out, len(err.splitlines())) == (1, "", 1)
+        assert why in err
+
+
+def test_the_console_script_exits_as_the_check_says(release: Path):
+    (release / "model.safetensors").write_bytes(b"")
+    script = Path(sys.executable).with_name("tinycats")
+    done = subprocess.run([script, "verify", str(release)], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("model.safetensors has changed")
+
+
+def test_bench_prints_its_figures_as_json(built: Release, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    asked: list[tuple[Path, str]] = []
+    monkeypatch.setattr("tinycats_core.release.inference.measure_release", lambda *given: asked.append(given) or {"rows": []})
+    status, out, err = run(capsys, "bench", built.folder, "--device", "cpu")
+    assert (status, json.loads(out), err) == (0, {"rows": []}, "")
+    assert asked == [(built.folder, "cpu")]
+
+
+def test_bench_says_in_one_line_what_is_no_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for place in (tmp_path, tmp_path / "absent"):
+        status, out, err = run(capsys, "bench", place)
+        assert (status, out, len(err.splitlines())) == (1, "", 1)
+        assert err.startswith(f"error: {place} is not an intact release")
+
+
+def test_costs_prints_a_row_for_each_preset(capsys: pytest.CaptureFixture[str]):
+    status, out, _ = run(capsys, "costs")
+    head, *rows = out.splitlines()
+    assert (status, head.split()[0], [row.split()[0] for row in rows]) == (0, "preset", list(PRESETS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["costs", "--preset", "tiny"], "preset is 'tiny'; allowed: smoke, "),
+        (["costs", "--gpu", "abacus"], "compute.gpu is 'abacus'; allowed: T4, "),
+        (["costs", "--overrides", "{"], "overrides is not JSON"),
+        (["prune", "--keep", "-1"], "--keep is -1; give 0 or more"),
+    ],
+)
+def test_an_error_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["verify"], ["prune"], ["draw"], ["costs", "--price"]])
+def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run(capsys, *arguments)[0] == 2

@@ -1,0 +1,186 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinycats_core.config import PublishConfig
+from tinycats_core.errors import RegistryError
+from tinycats_core.records import Release
+from tinycats_core.release import bundle, manifest, registry
+
+ROOT = Path(bundle.__file__).parents[2]
+
+
+def make_release(folder: Path, version: str) -> Release:
+    """A small sealed release; what else it holds makes no difference here."""
+    place = registry.open_registry(folder) / "cats" / version
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_text(version)
+    manifest.seal(place, "cats", version, f"key of {version}", {})
+    return manifest.read_release(place)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PublishConfig:
+    return PublishConfig(name="cats", folder=tmp_path / "releases")
+
+
+def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config: PublishConfig):
+    assert registry.find_published(config) is None
+    first, second = make_release(config.folder, "111"), make_release(config.folder, "222")
+    assert registry.find_published(config) is None
+    assert registry.publish_to_folder(first, None) == first.model_copy(update={"published": True})
+    assert registry.find_published(config) == first.model_copy(update={"published": True})
+    registry.publish_to_folder(second, "111")
+    found = registry.find_published(config)
+    assert found is not None
+    assert (found.version, found.published, found.folder) == ("222", True, config.folder / "cats/222")
+    assert found.location == str(config.folder / "cats/222")
+    manifest.verify(first.folder)
+    assert sorted(path.name for path in (config.folder / "cats").iterdir()) == ["111", "222", "latest"]
+
+
+def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfig):
+    registry.publish_to_folder(make_release(config.folder, "111"), None)
+    moved = config.folder.rename(config.folder.with_name("elsewhere"))
+    assert (moved / "cats/latest").readlink() == Path("111")
+    found = registry.find_published(config.model_copy(update={"folder": moved}))
+    assert found is not None
+    assert found.folder == moved / "cats/111"
+
+
+def test_verify_reads_latest(config: PublishConfig):
+    release = registry.publish_to_folder(make_release(config.folder, "111"), None)
+    assert manifest.verify(config.folder / "cats/latest") == manifest.verify(release.folder) == manifest.verify(release.path)
+
+
+def test_looking_makes_nothing(config: PublishConfig):
+    assert registry.find_published(config) is None
+    assert not config.folder.exists()
+
+
+def test_opening_is_repeatable_and_takes_an_empty_folder(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "new/er"):
+        assert registry.open_registry(folder) == registry.open_registry(folder) == folder
+        assert [path.name for path in folder.iterdir()] == ["registry.json"]
+
+
+def test_a_file_is_no_registry(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file/under"):
+        with pytest.raises(RegistryError, match=r"publish.folder=.*file"):
+            registry.open_registry(folder)
+    with pytest.raises(RegistryError, match="is a file. Give a folder"):
+        registry.find_published(PublishConfig(folder=tmp_path / "file"))
+
+
+@pytest.mark.parametrize("marker", [None, "{}", "not JSON", '{"format": "another/1"}'])
+def test_a_folder_of_other_things_is_no_registry_and_stays_as_it_is(marker: str | None, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    if marker is not None:
+        (tmp_path / "registry.json").write_text(marker)
+    before = sorted(tmp_path.iterdir())
+    for use in (registry.open_registry, lambda folder: registry.find_published(PublishConfig(folder=folder))):
+        with pytest.raises(RegistryError, match=r"thesis.tex\) and is not a registry .*Give an empty or a new folder"):
+            use(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_named():
+    with pytest.raises(RegistryError, match=r"publish.folder=/proc/releases cannot be used: cannot write to"):
+        registry.open_registry(Path("/proc/releases"))
+
+
+def test_a_dangling_latest_is_an_error_that_says_what_to_do(config: PublishConfig):
+    release = registry.publish_to_folder(make_release(config.folder, "111"), None)
+    shutil.rmtree(release.folder)
+    with pytest.raises(RegistryError, match=r"latest names 111, which is not there. Restore it, or remove .*latest"):
+        registry.find_published(config)
+
+
+def test_a_latest_that_is_no_link_beside_is_an_error(config: PublishConfig, tmp_path: Path):
+    release = make_release(config.folder, "111")
+    latest = release.folder.with_name("latest")
+    latest.symlink_to(tmp_path)
+    with pytest.raises(RegistryError, match="is not a link to a version beside it"):
+        registry.find_published(config)
+    latest.unlink()
+    latest.mkdir()
+    with pytest.raises(RegistryError, match="is not a link to a version beside it"):
+        registry.find_published(config)
+    with pytest.raises(RegistryError, match="is not a link to a version beside it"):
+        registry.publish_to_folder(release, None)
+    assert sorted(path.name for path in release.folder.parent.iterdir()) == ["111", "latest"]
+
+
+def test_a_damaged_release_is_neither_compared_with_nor_published(config: PublishConfig):
+    first, second = make_release(config.folder, "111"), make_release(config.folder, "222")
+    registry.publish_to_folder(first, None)
+    (second.folder / "model.safetensors").write_text("111")
+    with pytest.raises(RegistryError, match="model.safetensors has changed"):
+        registry.publish_to_folder(second, "111")
+    assert (config.folder / "cats/latest").readlink() == Path("111")
+    (first.folder / "model.safetensors").unlink()
+    with pytest.raises(RegistryError, match=r"published release .*111 is damaged: model.safetensors is missing.*remove .*latest"):
+        registry.find_published(config)
+
+
+def test_a_release_that_was_compared_with_another_is_not_published(config: PublishConfig):
+    first, second, third = (make_release(config.folder, version) for version in ("111", "222", "333"))
+    with pytest.raises(RegistryError, match="cats 222 was compared with 111, and meanwhile that was withdrawn"):
+        registry.publish_to_folder(second, "111")
+    registry.publish_to_folder(first, None)
+    with pytest.raises(RegistryError, match="cats 222 was compared with nothing, and meanwhile 111 was published. Run the same"):
+        registry.publish_to_folder(second, None)
+    registry.publish_to_folder(second, "111")
+    with pytest.raises(RegistryError, match="cats 333 was compared with 111, and meanwhile 222 was published"):
+        registry.publish_to_folder(third, "111")
+    assert registry.publish_to_folder(second, "111").published  # a second try, after a first one that nobody heard of
+    assert (config.folder / "cats/latest").readlink() == Path("222")
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from tinycats_core import manifest, registry
+from tinycats_core.config import PublishConfig
+from tinycats_core.errors import RegistryError
+folder = registry.open_registry(Path(sys.argv[1]))
+for number in range(20):
+    place = folder / "cats" / f"{sys.argv[2]}{number}"
+    place.mkdir(parents=True)
+    (place / "model.safetensors").write_text(place.name)
+    manifest.seal(place, "cats", place.name, "key", {})
+    while True:
+        found = registry.find_published(PublishConfig(name="cats", folder=folder))
+        before = found.version if found else None
+        try:
+            registry.publish_to_folder(manifest.read_release(place), before)
+        except RegistryError as error:
+            assert "meanwhile" in str(error), error
+            continue
+        print(before, place.name)
+        break
+"""
+
+
+def test_of_two_publishers_each_replaces_what_it_has_seen(config: PublishConfig):
+    commands = [[sys.executable, "-c", PUBLISHER, str(config.folder), name] for name in "ab"]
+    running: list[Any] = [
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for line in commands
+    ]
+    said = [process.communicate() for process in running]
+    assert [(process.returncode, errors) for process, (_, errors) in zip(running, said, strict=True)] == [(0, "")] * 2
+    after = dict(line.split() for lines, _ in said for line in lines.splitlines())
+    version, seen = "None", []
+    while version in after:  # one chain: no release was replaced by two
+        version = after[version]
+        seen.append(version)
+    assert len(seen) == len(set(seen)) == 40
+    assert (config.folder / "cats/latest").readlink() == Path(version)
+    manifest.verify(config.folder / "cats/latest")
+    assert len(list((config.folder / "cats").iterdir())) == 41

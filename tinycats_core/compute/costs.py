@@ -1,0 +1,297 @@
+"""What a training costs: an estimate before it, from a measured or an assumed rate, and the record after it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinycats_core.compute.gpus import PRICES, TENSOR_TFLOPS, Price, parse_gpu
+from tinycats_core.config import ComputeConfig, ModelConfig, TrainConfig
+from tinycats_core.device import PRECISIONS, fast_arithmetic, matmul_peak, name_of, pick_device, pick_precision
+from tinycats_core.errors import ComputeError, TinycatsError
+from tinycats_core.files import home, read_json, write_json
+from tinycats_core.presets import PRESETS, resolve
+from tinycats_core.training.run_folder import RunFolder
+
+logger = logging.getLogger("tinycats.costs")
+
+SHARE_OF_DATA_SHEET = (0.15, 0.40)  # assumed: what a training reaches of a GPU's data sheet
+SHARE_OF_PRODUCTS = (0.10, 0.70)  # assumed: what a training reaches of the matrix products measured on the same device
+LAUNCH_SECONDS = (0.0005, 0.002)  # assumed: what a GPU waits for the kernels of one block, forward and back, at any batch
+MEASURED_SECONDS = 60.0  # a shorter training says little: most of it is starting up
+SPREAD = 0.10  # of a measured rate, from one run to the next
+HERE = "no dollars: trained on a machine of one's own"
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a generator is trained. `gpu` is Modal's name, None for a machine of one's own."""
+
+    gpu: str | None
+    device: str | None  # "cpu", or "cuda: " and the GPU's name; not known of Modal's GPUs before a training
+    processes: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take, from low to high. None is what cannot be said; `basis` and `charge` say why."""
+
+    steps: int
+    batch_size: int
+    place: Place
+    images_per_s: Range | None
+    hours: Range | None
+    dollars: Range | None
+    price: Price | None
+    basis: str  # what the rate comes from
+    charge: str  # what the dollars come from
+
+    def __str__(self) -> str:
+        time = f"{between(self.hours)} h at {between(self.images_per_s)} images/s" if self.hours else "hours not known"
+        money = f"${between(self.dollars)}, {self.charge}" if self.dollars else self.charge
+        return f"{self.steps:,} steps × {self.batch_size} images on {where(self.place)}: {time}, {self.basis}; {money}"
+
+
+def training_flops(model: ModelConfig) -> float:
+    """Return the floating-point operations of training on one image: its matrix products, 2 for each multiply-add.
+
+    The backward pass takes twice the forward pass: a gradient of the weights and one of the input. The patches and the
+    time's features are no result of other layers, so their two products need the first only. Norms, activations, the
+    optimizer, and what is computed a second time (flash attention's scores, gradient checkpointing) are not counted.
+    """
+    width, numbers = model.width, 3 * model.patch_size**2
+    tokens = (model.image_size // model.patch_size) ** 2
+    weights = 3 * width**2 + width**2 + 8 * width**2  # of queries, keys and values, of the output, of the MLP
+    attention = 2 * tokens * width  # of one token: scores, and the mix of values
+    block = tokens * (weights + attention) + 6 * width**2  # and the modulation, once an image
+    first = tokens * numbers * width + 256 * width  # patches and the time's features
+    last = tokens * width * numbers + 2 * width**2  # the output and its modulation
+    rest = width**2 + model.depth * block + last  # with the second layer of the time's embedding
+    return 2.0 * (3 * rest + 2 * first)
+
+
+def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Estimate:
+    """Say what a training will take, by the rate of an earlier one like it, else by an assumed share of the device's peak.
+
+    On a machine of one's own the peak is measured, in a few seconds, once a process.
+
+    Raises:
+        ComputeError: an unknown GPU, or a device or precision that is not to be had here.
+    """
+    place = find_place(train, compute)
+    rate, basis = measured_rate(model, train, place) or _assumed_rate(model, train, place)
+    images = train.steps * train.batch_size
+    hours = (images / rate[1] / 3600, images / rate[0] / 3600) if rate else None
+    price = PRICES.get(place.gpu or "")
+    dollars = (_dollars(price, hours[0], place), _dollars(price, hours[1], place)) if price and hours else None
+    return Estimate(train.steps, train.batch_size, place, rate, hours, dollars, price, basis, _charge(place))
+
+
+def check_budget(before: Estimate, compute: ComputeConfig) -> None:
+    """Raise ComputeError where a training will cost more than compute.max_cost_usd even by the low end of its estimate."""
+    limit = compute.max_cost_usd
+    if compute.where != "modal" or limit is None:
+        return
+    if before.dollars and before.dollars[0] > limit:
+        raise ComputeError(
+            f"compute.max_cost_usd is {limit:g} but the training will cost ${between(before.dollars)}, {before.basis}; "
+            "give a higher one, or fewer train.steps"
+        )
+    if not before.dollars or before.dollars[1] > limit:
+        logger.warning("compute.max_cost_usd is %g: the training may be stopped before it ends, at a checkpoint", limit)
+
+
+def find_place(train: TrainConfig, compute: ComputeConfig) -> Place:
+    """Return where a configuration trains, with `auto` settled. Raises ComputeError."""
+    if compute.where == "modal":
+        gpu, count = parse_gpu(compute.gpu)
+        device = "cpu" if compute.device == "cpu" else None
+        automatic = "fp32" if device else "fp16" if gpu == "T4" else "bf16"
+        return Place(gpu, device, count, automatic if train.precision == "auto" else train.precision)
+    device = pick_device(compute.device)
+    return Place(None, name_of(device), compute.processes, PRECISIONS[pick_precision(train.precision, device)])
+
+
+def measured_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range, str] | None:
+    """Return the images/s of the longest earlier training of this kind below `home()`, and words for it; None without one."""
+    wanted = _kind(model, train, place)
+    if place.device is None:
+        del wanted["device"]  # on Modal the GPU's name there says it
+    found = [cost for cost in _records() if wanted.items() <= cost.items() and cost["seconds"] >= MEASURED_SECONDS]
+    if not found:
+        return None
+    best = max(found, key=lambda cost: cost["seconds"])
+    rate = best["images_per_s"]
+    basis = f"measured by the training that ended {best['finished']}: {figure(rate)} images/s, ±{SPREAD:.0%}"
+    return (rate * (1 - SPREAD), rate * (1 + SPREAD)), basis
+
+
+def record(
+    folder: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    compute: ComputeConfig,
+    before: Estimate,
+) -> dict[str, Any] | None:
+    """Write `cost.json` from the diary of a training folder and return it; None where no diary says how training ended.
+
+    Args:
+        before: the estimate that was made before the training. The first one stays, when a folder is recorded again.
+    """
+    *_, end = RunFolder(folder).diary() or [{}]
+    if end.get("event") != "finish":
+        return None
+    path = folder / "cost.json"
+    meter = _read(folder / "meter.json") if compute.where == "modal" else {}  # from the start of each attempt to its end
+    gpu, count = parse_gpu(meter.get("gpu", compute.gpu)) if compute.where == "modal" else (None, 1)
+    place = Place(gpu, end["device"], end["processes"], end["precision"])
+    price, hours = PRICES.get(gpu or ""), end["seconds"] / 3600
+    billed = sum(meter["attempts"]) if meter else end["seconds"]
+    charged = billed / 3600 * price.usd_per_hour * count if price else None
+    cost = {
+        **_kind(model, train, place),
+        "gpus": count if gpu else None,
+        "finished": end["time"],
+        "steps": end["step"],
+        "steps_run": round(end["images"] / train.batch_size),
+        "images": end["images"],
+        "seconds": end["seconds"],
+        "hours": hours,
+        "images_per_s": end["images_per_s"],
+        "tflop_per_s": end["images_per_s"] * training_flops(model) / 1e12,
+        "attempts": end["attempts"],
+        "seconds_lost": end["seconds_lost"],
+        "price": price and asdict(price),
+        "billed_seconds": billed if gpu else None,
+        "dollars": meter.get("usd", charged),  # the attempts may have been on different GPUs
+        "charge": _charge(place),
+        "estimate": _read(path).get("estimate") or asdict(before),
+    }
+    write_json(path, cost)
+    return cost
+
+
+def account(cost: Mapping[str, Any]) -> str:
+    """Say in one line what a recorded training took."""
+    tries = f"{cost['attempts']} attempt{'s' if cost['attempts'] > 1 else ''}"
+    if cost["steps_run"] > cost["steps"]:
+        tries += f" with {cost['steps_run']:,} steps for {cost['steps']:,}"
+    money = cost["charge"] if cost["dollars"] is None else f"${figure(cost['dollars'])}, {cost['charge']}"
+    rate = figure(cost["images_per_s"])
+    return f"training took {figure(cost['hours'])} h at {rate} images/s on {cost['gpu'] or cost['device']}, {tries}: {money}"
+
+
+def figure(value: float) -> str:
+    """Write a number with three significant digits, and whole numbers in full."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def between(values: Range | None) -> str:
+    """Write a range; a dash for one that is not known."""
+    return f"{figure(values[0])} to {figure(values[1])}" if values else "–"
+
+
+def where(place: Place) -> str:
+    """Write a place as a person would: Modal's name with the number of GPUs, or the device."""
+    name = place.gpu or place.device or ""
+    return f"{name}:{place.processes}" if place.processes > 1 else name
+
+
+def _kind(model: ModelConfig, train: TrainConfig, place: Place) -> dict[str, Any]:
+    """Return what a rate depends on: two trainings that agree in all of it go at the same speed."""
+    return {
+        "model": model.digest(),
+        **asdict(place),
+        "micro_batch": train.batch_size // train.accumulation,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "compile": train.compile,
+    }
+
+
+def _assumed_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range | None, str]:
+    """Return the images/s of an assumed share of the peak, and words for it; None where no peak is known.
+
+    On a GPU no step is faster than its kernels are launched, which is what small models and shares of a batch wait for.
+    """
+    if place.gpu:
+        peak, native = TENSOR_TFLOPS.get(place.gpu), ("fp16",) if place.gpu == "T4" else ("bf16", "fp16")
+        if peak is None or place.precision not in native or place.device == "cpu":
+            return None, f"no training like it on {place.gpu} was measured, and no peak for {place.precision} is known"
+        peak, shares = peak * 1e12 * place.processes, SHARE_OF_DATA_SHEET
+        what = f"the data sheet's {peak / 1e12:,.0f} TFLOP/s"
+    else:
+        peak, shares = _peak_here(str(place.device).partition(":")[0], place.precision), SHARE_OF_PRODUCTS
+        what = f"the {peak / 1e12:.3g} TFLOP/s that matrix products reach here"
+    again = 4 / 3 if train.gradient_checkpointing else 1.0  # the forward pass twice
+    flops = training_flops(model) * again
+    (low, high), (quick, slow) = shares, LAUNCH_SECONDS
+    on_gpu = place.device != "cpu"
+    blocks = model.depth * train.accumulation if on_gpu else 0
+    longest = max(train.batch_size * flops / (low * peak), blocks * slow)  # seconds of a step
+    shortest = max(train.batch_size * flops / (high * peak), blocks * quick)
+    basis = f"{low:.0%} to {high:.0%} of {what}" + (f", {quick * 1e3:g} to {slow * 1e3:g} ms a block at least" if on_gpu else "")
+    return (train.batch_size / longest, train.batch_size / shortest), f"assumed, not measured ({basis})"
+
+
+@cache
+def _peak_here(device: str, precision: str) -> float:
+    types = {name: dtype or torch.float32 for dtype, name in PRECISIONS.items()}
+    with fast_arithmetic(torch.device(device)):
+        return matmul_peak(torch.device(device), types[precision])
+
+
+def _dollars(price: Price, hours: float, place: Place) -> float:
+    return price.usd_per_hour * hours * place.processes
+
+
+def _charge(place: Place) -> str:
+    if place.gpu is None:
+        return HERE
+    if price := PRICES.get(place.gpu):
+        return f"{price}, for the GPU alone while it trains"
+    return f"no dollars: no price of {place.gpu} is known, see https://modal.com/pricing"
+
+
+def _records() -> list[dict[str, Any]]:
+    """Return what the trainings below `home()` took."""
+    return [_read(path) for path in sorted((home() / "training").glob("*/cost.json"))]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a record; an empty one where there is none, or none that can be read: that stops no training."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except TinycatsError as error:
+        logger.warning("%s", error)
+        return {}
+
+
+def _row(preset: str, gpu: str | None, overrides: Mapping[str, Any]) -> list[str]:
+    config = resolve(preset, overrides)
+    compute = config.compute.model_copy(update={"where": "modal", "gpu": gpu}) if gpu else config.compute
+    found = estimate(config.model, config.train, compute)
+    return [
+        preset,
+        f"{found.steps:,} × {found.batch_size}",
+        where(found.place),
+        between(found.images_per_s),
+        between(found.hours),
+        between(found.dollars),
+        f"{found.basis}; {found.charge}",
+    ]
+
+
+def cost_table(preset: str | None, gpu: str | None, overrides: Mapping[str, Any]) -> list[list[str]]:
+    """Return what a training of a preset takes, of each of them for None: the heads, then a row a preset.
+
+    Raises:
+        TinycatsError: the preset, the GPU or a setting is unknown.
+    """
+    head = ["preset", "steps × batch", "on", "images/s", "hours", "dollars", "basis"]
+    return [head, *(_row(name, gpu, overrides) for name in ([preset] if preset else PRESETS))]

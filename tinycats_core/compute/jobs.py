@@ -1,0 +1,286 @@
+"""Trainings that run elsewhere: the work as it is done there, claimed by one call, metered, and stopped in order.
+
+`deployments/modal_app.py` runs them on Modal; this module knows nothing of it. A run's folder on the outputs volume holds
+what the training leaves, `meter.json` (what the attempts took) and, last, `result.json`: it exists when all is there.
+"""
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import ValidationError
+
+from tinycats_core.compute.budget import Meter
+from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.data.splits import load_split
+from tinycats_core.device import fast_arithmetic, is_out_of_memory
+from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
+from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.signals import stop_signals
+from tinycats_core.training.run_folder import RunFolder
+
+KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the metered seconds, of this time
+DEPLOY = "run `modal deploy deployments/modal_app.py`"
+PRUNE = "`tinycats prune --keep 3`"
+Request = dict[str, Any]
+Result = dict[str, Any]
+OnLog = Callable[[dict[str, Any]], None]
+Work = Callable[[Request, Dataset, Path, OnLog], Checkpoint]
+
+
+class Claims(Protocol):
+    """A mapping that all calls share and that takes a key once: a `modal.Dict`."""
+
+    def get(self, key: str) -> Any: ...
+
+    def put(self, key: str, value: Any, *, skip_if_exists: bool = False) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs: two folders that are volumes, how to see and keep what is on them, and who else is there."""
+
+    data: Path
+    outputs: Path
+    reload: Callable[[], None]
+    keep: Callable[[bool], None]  # commits the outputs; True: it is an error when they cannot be, False: only worth a warning
+    call_id: str
+    claims: Claims
+    is_over: Callable[[str], bool]  # whether a call has ended
+
+
+def run(request: Request, place: Place, work: Work) -> Result:
+    """Do the work of a request, or go on where the call before was stopped; return the record and each file's sha256.
+
+    What no further attempt can mend comes back as {"error": message}: raising it would start the next one. When
+    another call does the same work, this one does nothing and returns {"call_id": its id}. After a signal everything is kept
+    on the volume before the signal takes its usual effect.
+    """
+    if request["revision"] != revision():
+        return {"error": f"the deployed code is {revision()}, not {request['revision']} as here; {DEPLOY}"}
+    try:
+        owner = claim(place.claims, request["run"], place.call_id, place.is_over)
+        if owner != place.call_id:
+            return {"call_id": owner}
+        place.reload()
+        folder = make_folder(place.outputs / run_folder(request["run"]))
+        if (finished := _finished(folder)) is not None:
+            return finished
+        meter = Meter(folder / "meter.json", place.call_id, request["gpu"], request["budget"])
+        with stop_signals() as stop:
+            try:
+                result = _work(request, place, work, folder, meter, stop)
+            except BaseException as error:
+                if not (stop and isinstance(error, Exception)):
+                    place.keep(False)
+                    raise
+                result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
+            if meter.is_used_up:
+                stop.clear()  # it was this process's own signal
+                result = {"error": meter.explain(RunFolder(folder).last_good())} if "error" in result else result
+            place.keep(not stop and "error" not in result)  # a commit that fails hides neither a signal nor an error
+    except Exception as error:  # so that nothing raised here is taken for trouble on the way here
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    return result
+
+
+def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Meter", stop: dict[str, int]) -> Result:
+    kept = time.monotonic()
+
+    def on_log(row: dict[str, Any]) -> None:
+        nonlocal kept
+        meter.write()
+        if time.monotonic() - kept >= KEEP_SECONDS:
+            place.keep(False)
+            kept = time.monotonic()
+        if stop:  # work that heeds no signals itself
+            raise TrainingError("stopped; run the same command to go on")
+
+    try:
+        write_json(folder / "request.json", request)
+        dataset = _dataset(request, place.data)
+        if not dataset.is_intact():
+            found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
+            what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
+            raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
+        with meter.running():
+            place.keep(False)  # the attempt is metered from here on, whatever becomes of it
+            if stop:
+                return {"error": "stopped before it began; run the same command again"}
+            checkpoint = work(request, dataset, folder, on_log)
+    except ValidationError:
+        return {"error": f"the deployed code does not know these settings; {DEPLOY}"}
+    except (TinycatsError, OSError, RuntimeError) as error:
+        if _is_full(error):
+            return {"error": f"the outputs volume is full: {error} {PRUNE} removes old runs."}
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            return {"error": f"out of memory: {error}; ask for a larger compute.gpu, or for a smaller batch or model"}
+        if not isinstance(error, TinycatsError):
+            raise
+        return {"error": str(error)}
+    weights = [checkpoint.path, *(other.path for other in checkpoint.others)]
+    beside = [folder / name for name in ("log.jsonl", "diary.jsonl", "report.json", "meter.json")]
+    files = [*weights, *filter(Path.is_file, beside), *sorted((folder / "samples").glob("*.png"))]
+    result = {
+        "checkpoint": checkpoint.model_dump(mode="json"),
+        "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def draw(outputs: Path, run: str, labels: list[int], first: int, sample: dict[str, Any], device: str) -> bytes:
+    """Draw a part of a set of images from the weights of a run; `first` is the number of its first image in the set.
+
+    Returns uint8 (N, 3, S, S) as bytes: on the same device those of the set drawn at once, where `first` is a multiple of the
+    batch size.
+    """
+    from tinycats_core.generator import sampling, weights
+
+    network, header = weights.load_generator(outputs / run_folder(run) / "ema.safetensors", device)
+    size, classes = header.model.image_size, len(header.classes)
+    config = SampleConfig(**sample)
+    with fast_arithmetic(torch.device(device)):
+        images = sampling.sample(network, torch.tensor(labels), size, classes, config, device, first)
+    return images.numpy().tobytes()
+
+
+def evaluate(
+    data: Path, outputs: Path, run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None
+) -> dict[str, Any]:
+    """Measure what the weights of a run draw against the test images of the data that it was trained on.
+
+    Returns `metrics`, `floor` and `conditions` of the report. `classifier_run` is the training of the breed classifier.
+    """
+    from tinycats_core.evaluation import fidelity
+    from tinycats_core.generator import sampling
+    from tinycats_core.generator.weights import load_generator
+
+    folder = outputs / run_folder(run)
+    request = read_json(folder / "request.json")
+    dataset, config = _dataset(request, data), EvaluateConfig(**evaluate)
+    weights = folder / "ema.safetensors"
+    network, header = load_generator(weights, device)
+    labels = sampling.labels_like(load_split(dataset, "test")[1], config.samples, len(dataset.classes))
+    settings = {"model": sha256_of(weights), "runtime": "pytorch", "occasion": "", "patch_size": header.model.patch_size}
+    path, size = folder / "evaluation" / "samples.safetensors", dataset.image_size
+    samples = sampling.generate(network, labels, size, len(dataset.classes), SampleConfig(**sample), path, settings, device)
+    classifier = None
+    if classifier_run:
+        there = outputs / run_folder(classifier_run)
+        classifier = Checkpoint.model_validate(read_json(there / "result.json")["checkpoint"]).in_folder(there)
+    report = fidelity.evaluate(samples, dataset, config, classifier, folder / "evaluation", device)
+    return {"metrics": report.metrics, "floor": report.floor, "conditions": report.conditions}
+
+
+def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:
+    """Prepare a data set on the data volume, where a training looks for it."""
+    from tinycats_core.data.preparation import prepare
+
+    dataset = prepare(DataConfig(**config), data / "prepared")
+    target = data / data_folder(dataset.sha256)
+    with atomic_path(target) as temporary:
+        shutil.copytree(dataset.path.parent, temporary)
+    return dataset.model_copy(update={"path": target / dataset.path.name})
+
+
+def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Checkpoint:
+    """Train the generator of a request."""
+    from tinycats_core.training.start import train
+
+    model, settings = ModelConfig(**request["model"]), TrainConfig(**request["train"])
+    return train(dataset, model, settings, folder, request["device"], on_log, request["processes"])
+
+
+def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Checkpoint:
+    """Train the classifier of a request, from the start: it takes minutes."""
+    from tinycats_core.evaluation import classifier
+
+    log = RunFolder(folder)
+    (folder / "log.jsonl").unlink(missing_ok=True)
+
+    def keep_row(row: dict[str, Any]) -> None:
+        log.append_to_log(row)
+        on_log(row)
+
+    return classifier.train_classifier(dataset, ClassifierConfig(**request["classifier"]), folder, request["device"], keep_row)
+
+
+def check(data: Path, dataset_sha256: str | None = None) -> dict[str, str | None]:
+    """Return `revision`, of this code, and `data`, the sha256 of a data set as it lies on the data volume."""
+    path = data / data_folder(dataset_sha256 or "") / "images.safetensors"
+    return {"revision": revision(), "data": sha256_of(path) if path.is_file() else None}
+
+
+def claim(claims: Claims, run: str, call_id: str, is_over: Callable[[str], bool]) -> str:
+    """Return the call that does a run's work: this one, or another that has claimed it before and is not over.
+
+    The claims of a run are numbered, and each is taken once: of the calls that find the last owner gone, one gets the next
+    number. Every attempt reads them all, because Modal forgets an entry that nobody touches for a week.
+    """
+    number = 0
+    while not claims.put(f"{run}/{number}", call_id, skip_if_exists=True):
+        owner = claims.get(f"{run}/{number}")
+        if owner == call_id or not is_over(owner):
+            return owner
+        number += 1
+    return call_id
+
+
+def last_claim(claims: Claims, run: str) -> str | None:
+    """Return the call that was the last to claim a run, None where none has."""
+    owner, number = None, 0
+    while (found := claims.get(f"{run}/{number}")) is not None:
+        owner, number = found, number + 1
+    return owner
+
+
+@cache
+def revision() -> str:
+    """Return a digest of this package's sources: equal here and where they were deployed, until they change."""
+    folder = Path(__file__).parents[1]  # of the package, not of this room
+    return digest_of({str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*.py"))})[:12]
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return a short digest of what stands in some files."""
+    return digest_of([sha256_of(path) for path in paths])[:12]
+
+
+def run_folder(run: str) -> str:
+    """Return where a training lies on the outputs volume."""
+    return f"runs/{run}"
+
+
+def data_folder(dataset_sha256: str) -> str:
+    """Return where a data set lies on the data volume."""
+    return f"datasets/{dataset_sha256}"
+
+
+def _dataset(request: Request, data: Path) -> Dataset:
+    return Dataset(path=data / data_folder(request["dataset"]["sha256"]) / "images.safetensors", **request["dataset"])
+
+
+def _finished(folder: Path) -> Result | None:
+    """Return the result of a finished run, None where it is not finished or a file has been damaged."""
+    if not (folder / "result.json").is_file():
+        return None
+    result = read_json(folder / "result.json")
+    files = {folder / name: sha256 for name, sha256 in result["files"].items()}
+    return result if all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in files.items()) else None
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or the one that it was raised for, says that there is no room left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

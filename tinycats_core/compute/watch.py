@@ -1,0 +1,144 @@
+"""Waiting for a call on Modal: its log, its outages, its end."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.compute import jobs
+from tinycats_core.compute.jobs import OnLog, run_folder
+from tinycats_core.compute.modal_auth import one_line
+from tinycats_core.compute.modal_client import APP, ModalClient, meaning_of
+from tinycats_core.compute.volumes import read_result, read_text
+from tinycats_core.config import ComputeConfig
+from tinycats_core.errors import ComputeError, ModalUnreachable
+from tinycats_core.files import write_json
+
+logger = logging.getLogger("tinycats.remote")
+
+AGAIN = "run the same command to go on from its last checkpoint"
+ATTACH = "run the same command to attach to it again"
+
+
+class CallEnded(ComputeError):
+    """The remote call is over and there is no result."""
+
+
+class Watch:
+    """Waiting for a call: passes its log on, outlasts outages, cancels it when the wait is interrupted.
+
+    The file `state` is left only while the call can still be attached to.
+    """
+
+    def __init__(self, client: ModalClient, run: str, compute: ComputeConfig, state: Path, on_log: OnLog | None):
+        self.client, self.run, self.compute, self.state, self.on_log = client, run, compute, state, on_log
+        self.seen = 0
+        self.heard = 0.0  # when Modal last answered
+        self.waited = False  # whether a call was seen at work
+        self.compared = ""  # the call whose settings were last held against those given
+
+    def wait(self, call_id: str) -> jobs.Result:
+        """Return the result of a call, or of the one that does its work."""
+        self.heard = time.monotonic()
+        try:
+            while True:
+                result = self._ask(call_id)
+                if result is None:
+                    continue
+                if "error" in result:
+                    raise CallEnded(f"training on Modal ended: {result['error']}")
+                if "call_id" not in result:
+                    return result
+                call_id = result["call_id"]
+                write_json(self.state, {"run": self.run, "call_id": call_id})
+                logger.info("call %s does this training already: attached to it", call_id)
+        except CallEnded:
+            self.state.unlink(missing_ok=True)  # another flow may have waited as well
+            raise
+        except Exception:
+            logger.warning("nobody watches call %s now: it goes on there, %s", call_id, ATTACH)
+            raise
+        except BaseException:
+            try:
+                self.client.cancel(call_id)
+                self.state.unlink(missing_ok=True)
+            except Exception as error:
+                logger.error("call %s could not be cancelled (%s); run `modal app stop %s`", call_id, one_line(error), APP)
+            raise
+
+    def _ask(self, call_id: str) -> jobs.Result | None:
+        """Return the result of the call; None while it runs, or while there is still hope that Modal will answer."""
+        try:
+            result = self._poll(call_id)
+            self._pass_on(call_id)
+        except ModalUnreachable as error:
+            minutes = (time.monotonic() - self.heard) / 60
+            if minutes >= self.compute.patience_minutes:
+                raise
+            logger.warning("%s; trying again for up to %.0f minutes", error, self.compute.patience_minutes - minutes)
+            time.sleep(min(self.compute.poll_seconds, 60 * (self.compute.patience_minutes - minutes)))
+            return None
+        self.heard = time.monotonic()
+        return result
+
+    def _poll(self, call_id: str) -> jobs.Result | None:
+        try:
+            return self.client.poll(call_id, self.compute.poll_seconds)
+        except Exception as error:
+            meaning, said = meaning_of(error), one_line(error)
+        match meaning:
+            case "running":
+                self.waited = True
+                return None
+            case "silent":
+                raise ModalUnreachable(f"Modal does not answer ({said}); call {call_id} goes on there, {ATTACH}")
+            case "refused":
+                raise ComputeError(f"Modal refuses ({said}); call {call_id} goes on there, {ATTACH}")
+            case "forgotten":
+                if (result := read_result(self.client, self.run)) is not None:
+                    return result
+                raise CallEnded(f"Modal no longer knows the result of call {call_id}; {AGAIN}")
+            case "too long":
+                tries, hours = self.compute.retries + 1, self.compute.timeout_hours
+                raise CallEnded(
+                    f"training on Modal was stopped after {tries} attempts of {hours:g} h each (compute.timeout_hours); {AGAIN}"
+                )
+        if "memory" in said.lower():
+            advice = "its container had too little memory; ask for a larger compute.gpu, or for less data or a smaller model"
+            raise CallEnded(f"training on Modal failed: {said}: {advice}")
+        raise CallEnded(f"training on Modal failed: {said}; see `modal app logs {APP}`, then {AGAIN}")
+
+    def _pass_on(self, call_id: str) -> None:
+        """Pass on the rows of the log that are new. It is cut back when a preempted attempt resumes."""
+        folder = run_folder(self.run)
+        rows = [json.loads(line) for line in read_text(self.client, f"{folder}/log.jsonl").splitlines(True) if line.endswith("\n")]
+        rows = [row for row in rows if _number(row) > self.seen]
+        if not rows:
+            return
+        meter = json.loads(read_text(self.client, f"{folder}/meter.json") or "{}")
+        self._compare(call_id, meter)
+        dollars = {} if meter.get("usd") is None else {"dollars": round(meter["usd"], 4)}
+        self.seen = _number(rows[-1])
+        spent = f", ${dollars['dollars']:.2f} so far" if dollars else ""
+        logger.info("%d of %d on Modal%s", self.seen, rows[-1].get("steps", rows[-1].get("epochs")), spent)
+        if self.on_log is None:
+            return
+        try:
+            for row in rows:
+                self.on_log(row | dollars)
+        except Exception as error:
+            logger.warning("the progress could not be shown: %s", one_line(error))
+
+    def _compare(self, call_id: str, meter: dict[str, Any]) -> None:
+        """Say once where a call was started with another GPU or limit than is given now."""
+        if call_id == self.compared or call_id != meter.get("call_id"):
+            return
+        self.compared = call_id
+        given = {"gpu": self.compute.gpu, "max_cost_usd": self.compute.max_cost_usd}
+        if other := [f"compute.{name} {meter[name]}, not {value}" for name, value in given.items() if meter[name] != value]:
+            logger.warning("call %s was started with %s; it goes on with this", call_id, " and ".join(other))
+
+
+def _number(row: dict[str, Any]) -> int:
+    return row["step"] if "step" in row else row["epoch"]

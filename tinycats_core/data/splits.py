@@ -1,0 +1,33 @@
+"""The splits of a prepared data set, as tensors."""
+
+from typing import Any, Literal
+
+from safetensors import safe_open
+from torch import Tensor
+
+from tinycats_core.errors import DataError
+from tinycats_core.files import read_json
+from tinycats_core.records import Dataset
+
+Split = Literal["train", "val", "test"]
+
+
+def load_split(dataset: Dataset, split: Split) -> tuple[Tensor, Tensor]:
+    """Return images uint8 (N, 3, S, S) and labels int64 (N,) of one split. Raises TinycatsError for a changed file."""
+    dataset.verify()
+    with safe_open(dataset.path, framework="pt") as file:
+        return file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels")
+
+
+def read_manifest(dataset: Dataset) -> dict[str, Any]:
+    """Return the manifest beside the data set: source, classes, counts, findings, a row for each image.
+
+    Raises:
+        TinycatsError: the tensors or the manifest are missing or damaged, or do not belong together.
+    """
+    dataset.verify()
+    path = dataset.path.with_name("manifest.json")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("sha256") != dataset.sha256:
+        raise DataError(f"{path} does not belong to {dataset.path}. Delete {path.parent} and prepare the data again.")
+    return manifest

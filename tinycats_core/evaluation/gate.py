@@ -1,0 +1,181 @@
+"""The gate: decides whether a candidate may be published, and says why, term by term."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.config import EvaluateConfig
+from tinycats_core.errors import ReleaseRejected
+from tinycats_core.evaluation.fidelity import NOT_COMPARED
+from tinycats_core.files import sha256_of, write_json
+from tinycats_core.records import Decision, FidelityReport
+
+# The bars that hold without any configuration, also for a first release. They refuse a network that has learnt nothing
+# or draws the same pictures again and again, and are meant to let a weak but honest one pass.
+TRIVIAL_SHARE = 0.75  # of the KID of the best of the generators that have learnt nothing: noise, and the mean image
+SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least lie above that of real images
+MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
+MIN_DISTINCT = 0.5  # share of images that are no copy of another
+MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
+MIN_COVERAGE = 0.05  # of the real images' neighbourhoods, by the share that real training images cover
+KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall against the published ones; CHANCE_ERRORS if that is more
+CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
+Term = dict[str, Any]
+
+
+def decide(
+    candidate: FidelityReport,
+    published: FidelityReport | None,
+    published_version: str | None,
+    config: EvaluateConfig,
+    folder: Path,
+) -> Decision:
+    """Hold a candidate against the built-in bars, the configured ones, and what is published.
+
+    Writes `folder/decision.json`. Each term has name, value, bar, passed and why; all must pass. KID may exceed the
+    published one by `config.tolerance` standard errors of the difference: those of the generated images alone, since both
+    are held against the same real ones. Numbers measured under other conditions are not compared: that is a failed term.
+
+    Args:
+        published: the published model, measured on the same images with the same eyes; None for a first release.
+        published_version: its version, for the record.
+
+    Raises:
+        TinycatsError: a report is missing or has changed since it was written.
+    """
+    terms = [*_built_in(candidate.verify()), *_configured(candidate, config)]
+    if published is not None:
+        terms += _against(candidate, published.verify(), config.tolerance)
+    promoted = all(term["passed"] for term in terms)
+    baseline = published_version if published is not None else None
+    path = folder / "decision.json"
+    reports = {"candidate": candidate.sha256, "published": published.sha256 if published is not None else None}
+    write_json(path, {"promoted": promoted, "baseline": baseline, "reports": reports, "terms": terms})
+    return Decision(path=path, sha256=sha256_of(path), promoted=promoted, terms=tuple(terms), baseline=baseline)
+
+
+def require_promoted(decision: Decision) -> Decision:
+    """Return a decision that lets the candidate pass. Raises ReleaseRejected, which names every term that failed."""
+    if not decision.promoted:
+        failed = "; ".join(f"{term['name']}: {term['why']}" for term in decision.terms if not term["passed"])
+        raise ReleaseRejected(f"not published. {failed}. All terms are in {decision.path}.", decision)
+    return decision
+
+
+def _built_in(report: FidelityReport) -> list[Term]:
+    trivial = report.conditions["trivial_kid"]
+    best = min(trivial, key=lambda name: trivial[name])
+    infinite = sorted(name for name, value in report.metrics.items() if value is not None and not math.isfinite(value))
+    return [
+        {
+            "name": "finite",
+            "value": len(infinite),
+            "bar": 0,
+            "passed": not infinite,
+            "why": f"metrics that are not finite: {', '.join(infinite) or 'none'}",
+        },
+        _sighted(report, trivial[best], best),
+        _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has"),
+        _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
+        _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
+        _at_least("covered", report, "coverage", MIN_COVERAGE * (report.floor["coverage"] or 0), "of what training images cover"),
+        _no_copies(report),
+        _at_least(
+            "authentic", report, "authenticity", MIN_AUTHENTIC * (report.floor["authenticity"] or 0), "of what test images have"
+        ),
+        *_obeys(report),
+    ]
+
+
+def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
+    """Whether the extractor tells a generator that knows nothing from real images: else its numbers say nothing."""
+    kid = _kid(report)
+    floor, error = report.floor[kid] or 0, report.floor[f"{kid}_std"] or 0
+    bar = floor + max(SIGHTED_ERRORS * error, SIGHTED_KID)
+    passed = trivial >= bar
+    limit = f"at least {bar:.4g} (the floor, plus {SIGHTED_ERRORS} standard errors): else the {kid} of anything is good"
+    return _term("sighted", f"{kid} of {name}", trivial, bar, passed, limit)
+
+
+def _no_copies(report: FidelityReport) -> Term:
+    """Whether training images come back no more often than unseen real images happen to resemble them."""
+    counts, real = report.conditions, report.floor["copy_rate"] or 0
+    bar = real + CHANCE_ERRORS * _error_of_difference(real, counts["generated"], counts["reference"])
+    return _at_most("no_copies", report, "copy_rate", bar, f"the test images' {real:.4g}, plus {CHANCE_ERRORS} standard errors")
+
+
+def _obeys(report: FidelityReport) -> list[Term]:
+    """Whether the images show the classes that were asked for more often than the same images in any order would."""
+    if (chance := report.conditions["trivial_accuracy"]) is None:
+        return []
+    bar = chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / report.conditions["generated"])
+    return [
+        _at_least("obeys", report, "breed_accuracy", bar, f"shuffled labels' {chance:.4g}, plus {CHANCE_ERRORS} standard errors")
+    ]
+
+
+def _configured(report: FidelityReport, config: EvaluateConfig) -> list[Term]:
+    terms = []
+    if config.max_kid is not None:
+        terms.append(_at_most("max_kid", report, _kid(report), config.max_kid, "evaluate.max_kid"))
+    if config.min_recall is not None:
+        terms.append(_at_least("min_recall", report, "recall", config.min_recall, "evaluate.min_recall"))
+    if config.min_breed_accuracy is not None:
+        bar = config.min_breed_accuracy
+        terms.append(_at_least("min_breed_accuracy", report, "breed_accuracy", bar, "evaluate.min_breed_accuracy"))
+    return terms
+
+
+def _against(candidate: FidelityReport, published: FidelityReport, tolerance: float) -> list[Term]:
+    mine, theirs = candidate.conditions, published.conditions
+    same = mine["conditions_hash"] == theirs["conditions_hash"]
+    differ = sorted(key for key in {*mine, *theirs} - {*NOT_COMPARED} if mine.get(key) != theirs.get(key))
+    other = f"the published model was measured under other conditions ({', '.join(differ)}): measure it again"
+    comparable = {
+        "name": "comparable",
+        "value": mine["conditions_hash"][:12],
+        "bar": theirs["conditions_hash"][:12],
+        "passed": same,
+        "why": "both were measured under the same conditions" if same else other,
+    }
+    if not same:
+        return [comparable]
+    kid, old = _kid(candidate), published.metrics
+    error = math.hypot(candidate.metrics[f"{kid}_drawn_std"] or 0, old[f"{kid}_drawn_std"] or 0)
+    bar = (old[kid] or 0) + tolerance * error
+    terms = [_at_most("not_worse", candidate, kid, bar, f"published, plus {tolerance:g} standard errors of {error:.2g}")]
+    for name, metric, images in (("coverage_kept", "coverage", "reference"), ("breeds_kept", "breed_accuracy", "generated")):
+        if (share := old.get(metric)) is not None:
+            margin = max(KEPT_MARGIN, CHANCE_ERRORS * _error_of_difference(share, mine[images], mine[images]))
+            terms.append(_at_least(name, candidate, metric, share - margin, f"published, less {margin:.2g}"))
+    return [comparable, *terms]
+
+
+def _error_of_difference(share: float, count: int, other: int) -> float:
+    """Return the standard error of the difference of two shares that are equal in truth.
+
+    Two hits and two misses are added first (Agresti and Coull, 1998): no copy among a hundred images does not say never.
+    """
+    likely = (share * other + 2) / (other + 4)
+    return math.sqrt(likely * (1 - likely) * (1 / count + 1 / other))
+
+
+def _kid(report: FidelityReport) -> str:
+    return f"kid_{report.conditions['extractor']}"
+
+
+def _at_most(name: str, report: FidelityReport, metric: str, bar: float, what: str) -> Term:
+    value = report.metrics.get(metric)
+    return _term(name, metric, value, bar, value is not None and value <= bar, f"at most {bar:.4g} ({what})")
+
+
+def _at_least(name: str, report: FidelityReport, metric: str, bar: float, what: str) -> Term:
+    value = report.metrics.get(metric)
+    return _term(name, metric, value, bar, value is not None and value >= bar, f"at least {bar:.4g} ({what})")
+
+
+def _term(name: str, metric: str, value: float | None, bar: float, passed: bool, limit: str) -> Term:
+    found = "was not measured" if value is None else f"is {value:.4g}"
+    finite = value if value is not None and math.isfinite(value) else None  # JSON knows no other
+    why = f"{metric} {found}; it must be {limit}"
+    return {"name": name, "value": finite, "bar": bar, "passed": passed, "why": why}

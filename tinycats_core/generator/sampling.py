@@ -1,0 +1,176 @@
+"""Drawing images: Euler, Heun and Adams-Bashforth with classifier-free guidance, seeded image by image."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinycats_core.config import SampleConfig
+from tinycats_core.device import fast_arithmetic, one_torch_thread
+from tinycats_core.errors import ConfigError
+from tinycats_core.files import sha256_of, write_atomically
+from tinycats_core.generator.weights import load_generator
+from tinycats_core.pictures import contact_sheet
+from tinycats_core.records import Checkpoint, Picture, SampleSet
+from tinycats_core.tensors import read_safetensors, write_safetensors
+
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+"""A velocity field: noisy images (B, 3, S, S), times (B,), labels (B,) to velocities (B, 3, S, S)."""
+
+
+def labels_like(labels: Tensor, count: int, num_classes: int) -> Tensor:
+    """Return `count` labels in the proportions of `labels`, sorted by class; the same for the same input.
+
+    Shares are rounded by the largest remainder, so that they add up and no class is off by one or more.
+    """
+    exact = torch.bincount(labels, minlength=num_classes).double() * count / max(len(labels), 1)
+    counts = exact.floor().long()
+    missing = count - int(counts.sum())
+    counts[(exact - counts).argsort(descending=True, stable=True)[:missing]] += 1
+    return torch.repeat_interleave(torch.arange(num_classes), counts)
+
+
+def initial_noise(indices: Sequence[int], image_size: int, seed: int) -> Tensor:
+    """Return the noise of the images with these indices, (N, 3, S, S): a function of (seed, index) alone."""
+    shape = (3, image_size, image_size)
+    drawn = [np.random.Generator(np.random.Philox(key=[seed, index])).standard_normal(shape, np.float32) for index in indices]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def guide(velocity: Velocity, labels: Tensor, null: int, guidance: float, interval: tuple[float, float]):
+    """Return x, t ↦ v_null + guidance · (v_class − v_null), where t lies in the interval (2404.07724); else v_class.
+
+    Both halves go through the network in one batch. `guidance` 1 costs nothing extra.
+    """
+    low, high = interval
+    nulls = torch.full_like(labels, null)
+
+    def guided(x: Tensor, t: float) -> Tensor:
+        times = torch.full((len(x),), t, device=x.device)
+        if guidance == 1 or not low <= t <= high:
+            return velocity(x, times, labels)
+        both = velocity(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, nulls]))
+        with_class, without = both.float().chunk(2)
+        return without + guidance * (with_class - without)
+
+    return guided
+
+
+@torch.inference_mode()
+def integrate(field: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, sampler: str, shift: float = 1.0) -> Tensor:
+    """Follow the field from t = 0 to t = 1 over `time_grid(steps, shift)`.
+
+    `euler` and `ab2` (second-order Adams-Bashforth for uneven steps: Hairer, Norsett & Wanner, III.5) evaluate the field
+    once a step, `heun` twice. The last step is Euler's: where the network draws the clean image, that lands on it.
+    """
+    v_before, step_before = x, 0.0
+    for i, (t, t_next) in enumerate(pairwise(time_grid(steps, shift))):
+        v, step, last = field(x, t), t_next - t, i == steps - 1
+        slope = v
+        if sampler == "heun" and not last:
+            slope = (v + field(x + step * v, t_next)) / 2
+        if sampler == "ab2" and i > 0 and not last:
+            slope = v + step / (2 * step_before) * (v - v_before)
+        x = x + step * slope
+        v_before, step_before = v, step
+    return x
+
+
+def time_grid(steps: int, shift: float) -> list[float]:
+    """Return the steps + 1 times from 0 to 1: equal ones, of which the noise level 1 − t is shifted (SD3, 2403.03206, eq. 23)."""
+    equal = [i / steps for i in range(steps + 1)]
+    return [u / (u + shift * (1 - u)) for u in equal]
+
+
+def sample(
+    velocity: Velocity,
+    labels: Tensor,
+    image_size: int,
+    num_classes: int,
+    config: SampleConfig,
+    device: str | torch.device = "cpu",
+    first: int = 0,
+) -> Tensor:
+    """Draw one image for each label.
+
+    Image i is a function of (config.seed, i, labels[i]): the batch size changes it by rounding only.
+
+    Args:
+        velocity: a network, or an ONNX file through `export.onnx_velocity`; one that brings threads of its own says so by
+            an attribute `own_threads`.
+        labels: int64 (N,).
+        first: the number i of the first image, where this is a part of a larger set.
+
+    Returns:
+        uint8 (N, 3, S, S) on the CPU.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
+    done = []
+    with one_torch_thread() if getattr(velocity, "own_threads", False) else nullcontext():
+        for indices in torch.arange(len(labels)).split(config.batch_size):
+            batch = labels[indices].to(device)
+            noise = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
+            field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
+            done.append(to_uint8(integrate(field, noise, config.steps, config.sampler, config.shift)))
+    return torch.cat(done) if done else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+
+
+def generate(
+    velocity: Velocity,
+    labels: Tensor,
+    image_size: int,
+    num_classes: int,
+    config: SampleConfig,
+    path: Path,
+    settings: dict[str, Any],
+    device: str | torch.device = "cpu",
+) -> SampleSet:
+    """Draw one image for each label and keep them in a file, with the settings that made them."""
+    with fast_arithmetic(torch.device(device)):
+        images = sample(velocity, labels, image_size, num_classes, config, device)
+    settings = {**config.model_dump(mode="json", exclude={"batch_size"}), **settings}
+    write_safetensors(path, {"images": images, "labels": labels}, {"kind": "samples", "settings": settings})
+    return SampleSet(path=path, sha256=sha256_of(path), count=len(images), settings=settings)
+
+
+def load_samples(samples: SampleSet) -> tuple[Tensor, Tensor]:
+    """Return the images, uint8 (N, 3, S, S), and labels, int64 (N,), of a verified sample set."""
+    tensors, _ = read_safetensors(samples.verify().path, "samples")
+    return tensors["images"], tensors["labels"]
+
+
+def to_model_space(images: Tensor) -> Tensor:
+    """Map uint8 images to float32 in [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map images in [−1, 1] to uint8 on the CPU; what lies outside is clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
+def draw_ema_and_raw(
+    ema: Checkpoint, raw: Checkpoint, config: SampleConfig, path: Path, device: str | torch.device = "cpu"
+) -> Picture:
+    """Draw four images of each class with the averaged and with the raw weights of a training, from the same noise, in pairs.
+
+    Raises:
+        TinycatsError: a file is gone or has changed.
+    """
+    drawn = []
+    for weights in (ema, raw):
+        network, header = load_generator(weights.verify().path, device)
+        size, classes = header.model.image_size, header.classes
+        labels = torch.arange(len(classes)).repeat_interleave(4)
+        with fast_arithmetic(torch.device(device)):
+            drawn.append(sample(network, labels, size, len(classes), config, device))
+    sheet = contact_sheet(torch.cat(drawn, dim=-1), labels, classes, 4, max(1, 64 // size), captions=("EMA", "raw"))
+    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    return Picture(path=path, sha256=sha256_of(path))

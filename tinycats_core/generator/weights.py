@@ -1,0 +1,68 @@
+"""The generator's weights on disk, and the moving average that makes them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from tinycats_core.config import ModelConfig
+from tinycats_core.errors import CheckpointError
+from tinycats_core.files import sha256_of
+from tinycats_core.generator.model import TinyDiT
+from tinycats_core.records import Checkpoint
+from tinycats_core.tensors import load_strictly, read_safetensors, write_safetensors
+
+
+class GeneratorHeader(BaseModel):
+    """What stands in the metadata of a generator's weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelConfig
+    classes: tuple[str, ...]
+    step: int
+    facts: dict[str, float | int | str | None] = {}
+
+
+def save_generator(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    model: ModelConfig,
+    classes: Sequence[str],
+    step: int,
+    facts: dict[str, float | int | str | None] | None = None,
+) -> Checkpoint:
+    """Write the weights that are shipped, with everything that is needed to build the network around them."""
+    header = GeneratorHeader(model=model, classes=tuple(classes), step=step, facts=facts or {})
+    write_safetensors(path, weights, {"kind": "generator", **header.model_dump(mode="json")})
+    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=step, facts=header.facts)
+
+
+def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[TinyDiT, GeneratorHeader]:
+    """Build the network of a weights file, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, or its weights do not fit its own configuration.
+    """
+    tensors, raw = read_safetensors(path, "generator")
+    try:
+        header = GeneratorHeader.model_validate({key: raw.get(key) for key in GeneratorHeader.model_fields})
+    except ValidationError as error:
+        raise CheckpointError(f"{path} has a header that this version cannot read: {error.errors()[0]['msg']}.") from None
+    with torch.random.fork_rng(devices=[]):  # initial weights, which are thrown away, must not cost random numbers
+        model = TinyDiT(header.model)
+    load_strictly(model, tensors, path)
+    return model.to(device).eval(), header
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Return the decay of a step: it warms up as (1 + step) / (10 + step), so that short runs have a usable average."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def update_ema(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float) -> None:
+    """Move the average towards the weights in place: ema ← decay · ema + (1 − decay) · weights."""
+    averages, targets = list(ema.values()), [weights[name] for name in ema]
+    torch._foreach_lerp_(averages, targets, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,207 @@
+"""A release folder: the weights, the ONNX files, what was measured of them, and a manifest over all of it."""
+
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from tinycats_core import __version__
+from tinycats_core.config import ReleaseConfig
+from tinycats_core.data.splits import Split, load_split, read_manifest
+from tinycats_core.errors import RegistryError
+from tinycats_core.evaluation.memorization import neighbour_sheet
+from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
+from tinycats_core.generator.sampling import load_samples
+from tinycats_core.pictures import contact_sheet
+from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, ReleaseParts, SampleSet
+from tinycats_core.release import card
+from tinycats_core.release.manifest import inspect, read_release, seal
+from tinycats_core.release.registry import open_registry
+
+GRID_PER_CLASS = 8
+BREED_SHEET = 40  # images on the sheet of one breed
+TRAINING = {  # what lies beside the checkpoint, and its name in a release
+    "log.jsonl": "training_log.jsonl",
+    "diary.jsonl": "training_diary.jsonl",
+    "cost.json": "training_cost.json",
+}
+ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the folders of an absolute path
+
+
+def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
+    """Return a digest of everything that decides what a release is: not where it is made or published, nor where its data lie."""
+    parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {"folder"}})
+    return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content, "version": __version__})
+
+
+def build(registry: Path, parts: ReleaseParts) -> Release:
+    """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
+
+    The version follows from the parents: the same parents give the same version, and one that stands there intact is
+    returned untouched. One that is damaged is moved aside, to `<version>.damaged-…`, and made again.
+
+    Raises:
+        TinycatsError: a parent is gone or has changed.
+        RegistryError: the registry cannot be used or written.
+    """
+    config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.checkpoint, parts.config.publish.name
+    open_registry(registry)
+    made_of: dict[str, Record | None] = {
+        "dataset": dataset,
+        "checkpoint": checkpoint,
+        "choice": parts.choice,
+        "samples": parts.samples,
+        "report": parts.report,
+        "decision": parts.decision,
+        "classifier": parts.classifier,
+        "classifier-onnx": parts.classifier_onnx,
+        "baseline": parts.baseline,
+        "ema-and-raw": parts.ema_and_raw,
+        **{f"denoiser-{model.precision}": model for model in parts.models},
+        **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
+    }
+    parents = {name: part and {"sha256": part.verify().sha256, "content": part.content} for name, part in made_of.items()}
+    key = release_key(config, dataset)
+    version = digest_of({"key": key, "parents": parents})[:12]
+    target = registry / name / version
+    _, wrong = inspect(target)
+    if not wrong:
+        return read_release(target)
+    try:
+        if target.exists():
+            aside = target.with_name(f"{version}.damaged-{digest_of([target.stat().st_mtime_ns, wrong])[:8]}")
+            target.rename(aside)
+            logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
+        with atomic_path(target, replace=False) as folder:
+            (folder / "samples").mkdir(parents=True)
+            files: dict[str, Record | None] = {
+                "model.safetensors": checkpoint,
+                "sweep.json": parts.choice,
+                **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
+                "classifier.safetensors": parts.classifier,
+                "classifier.onnx": parts.classifier_onnx,
+                "samples/ema_and_raw.png": parts.ema_and_raw,
+            }
+            for file, part in files.items():
+                if part is not None:
+                    shutil.copyfile(part.path, folder / file)
+            facts = {
+                "config.json": _settings(config),
+                "data.json": _data(dataset),
+                "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
+                "benchmark.json": {
+                    "onnx": {model.precision: model.facts for model in parts.models},
+                    "inference": parts.inference.facts,
+                    "training": {"step": checkpoint.step, **checkpoint.facts},
+                    "classifier": parts.classifier and parts.classifier.facts,
+                },
+                "decision.json": parts.decision.model_dump(mode="json", exclude={"path", "sha256"}),
+            }
+            if parts.classifier is not None:
+                facts["classifier.json"] = _classifier(parts.classifier, parts.classifier_onnx)
+            for file, value in facts.items():
+                write_json(folder / file, portable(value))
+            _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
+            for beside, kept in TRAINING.items():
+                if checkpoint.path.with_name(beside).is_file():
+                    write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
+            _write_samples(folder / "samples", parts.samples, dataset)
+            write_text(folder / "README.md", card.model_card(folder, name, version))
+            seal(folder, name, version, key, parents)
+    except OSError as error:
+        if not inspect(target)[1]:  # another process has just made the same release
+            return read_release(target)
+        raise RegistryError(
+            f"cannot write the release to {target}: {error.strerror or error}. Make room or give another publish.folder."
+        ) from error
+    return read_release(target)
+
+
+def _settings(config: ReleaseConfig) -> dict[str, Any]:
+    """Return the configuration without the folders that lead nowhere on another machine."""
+    settings = config.model_dump(mode="json")
+    for part in ("data", "publish"):
+        settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
+    if settings["train"]["resume_from"]:
+        settings["train"]["resume_from"] = Path(settings["train"]["resume_from"]).name
+    return settings
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    """Return what the data set is: counts by class and split, and how many findings of each kind."""
+    manifest = read_manifest(dataset)
+    counts = Counter((row["class"], row["split"]) for row in manifest["images"])
+    return {
+        **dataset.model_dump(mode="json", exclude={"path"}),
+        "split": manifest["split"],
+        "counts": {name: {split: counts[name, split] for split in get_args(Split)} for name in dataset.classes},
+        "findings": dict(Counter(finding["kind"] for finding in manifest["findings"])),
+    }
+
+
+def _classifier(classifier: Checkpoint, model: OnnxModel | None) -> dict[str, Any]:
+    """Return what was measured of the classifier when it was trained, and of its ONNX file."""
+    report = read_json(classifier.path.with_name("report.json"))
+    return {**{name: value for name, value in report.items() if name != "made"}, "onnx": model and model.facts}
+
+
+def _metrics(
+    report: FidelityReport, decision: Decision, baseline: FidelityReport | None, onnx_reports: Sequence[FidelityReport]
+) -> dict[str, Any]:
+    """Return every measurement: of the candidate, of the published release before it, of what the ONNX files draw."""
+    return {
+        "candidate": _measured(report),
+        "baseline": baseline and {"version": decision.baseline, **_measured(baseline)},
+        "onnx": {_runtime(item): _measured(item) for item in onnx_reports},
+    }
+
+
+def _measured(report: FidelityReport) -> dict[str, Any]:
+    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes", "classes"})
+
+
+def _runtime(report: FidelityReport) -> str:
+    return str(report.conditions["runtime"])
+
+
+def _metrics_frame(metrics: Mapping[str, Any]):
+    """Return one row a metric; a column for the candidate, the floor, the published release and each ONNX file."""
+    import pandas
+
+    columns = {"candidate": metrics["candidate"]["metrics"], "floor": metrics["candidate"]["floor"]}
+    if metrics["baseline"]:
+        columns["baseline"] = metrics["baseline"]["metrics"]
+    columns |= {name: item["metrics"] for name, item in metrics["onnx"].items()}
+    frame = pandas.DataFrame(columns, index=pandas.Index(list(columns["candidate"]), name="metric"), dtype=float)
+    return frame.reset_index()
+
+
+def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
+    images, labels = load_samples(samples)
+    classes, scale, sheets = dataset.classes, max(1, 64 // images.shape[-1]), {}
+    for label, name in enumerate(classes):
+        chosen = torch.nonzero(labels == label).flatten()[:BREED_SHEET]
+        if len(chosen):
+            rows = torch.arange(len(chosen)) // GRID_PER_CLASS
+            names = [name] + [""] * int(rows[-1])
+            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
+            sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
+    contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
+    if dataset.source != "folder":  # nobody's own photos leave the machine
+        neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
+    facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
+    write_json(folder / "metadata.json", portable(facts))
+
+
+def portable(value: Any) -> Any:
+    """Return a JSON value without the folders of absolute paths: they say who made it and where, and lead nowhere else."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return ROOTS.sub("", value) if isinstance(value, str) else value

@@ -1,0 +1,146 @@
+"""The folder registry: `<folder>/<name>/<version>` holds a release, `<folder>/<name>/latest` names the published one."""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tinycats_core.config import PublishConfig
+from tinycats_core.errors import RegistryError, TinycatsError
+from tinycats_core.files import check_writable, make_folder, read_json, write_json
+from tinycats_core.records import Release
+from tinycats_core.release.manifest import as_record, inspect, verify
+
+MARKER = "registry.json"
+FORMAT = "tinycats-registry/1"
+LATEST = "latest"
+
+
+def open_registry(folder: Path) -> Path:
+    """Return the registry's folder, made ready if it was missing or empty.
+
+    Raises:
+        RegistryError: it is a file, a folder that holds something else, or it cannot be written to.
+    """
+    try:
+        if not _is_registry(folder):
+            make_folder(folder)
+            write_json(folder / MARKER, {"format": FORMAT})
+        return check_writable(folder)
+    except RegistryError:
+        raise
+    except (TinycatsError, OSError) as error:
+        raise RegistryError(f"the registry publish.folder={folder} cannot be used: {error}") from error
+
+
+def find_published(config: PublishConfig) -> Release | None:
+    """Return the release that is published in the folder registry, or None where nothing is.
+
+    Raises:
+        RegistryError: the folder is no registry, `latest` leads nowhere, or the release that it names is damaged.
+    """
+    latest = config.folder / config.name / LATEST
+    # The link is read once: another publisher may point it elsewhere in between.
+    if not _is_registry(config.folder) or (version := _named_by(latest)) is None:
+        return None
+    advice = _advice(latest)
+    folder = latest.with_name(version)
+    if not folder.is_dir():
+        raise RegistryError(f"{latest} names {version}, which is not there. {advice}.")
+    manifest, wrong = inspect(folder)
+    if wrong:
+        raise RegistryError(f"the published release {folder} is damaged: {'; '.join(wrong)}. {advice}.")
+    return as_record(folder, manifest).model_copy(update={"published": True})
+
+
+def publish_to_folder(release: Release, instead_of: str | None) -> Release:
+    """Make a release of the registry the published one, in one step. The one before stays where it is.
+
+    Args:
+        instead_of: the version that it was compared with; None = nothing was published.
+
+    Raises:
+        RegistryError: the release is damaged, another one was published meanwhile, or `latest` cannot be written.
+    """
+    verify(release.folder)
+    latest = release.folder.parent / LATEST
+    temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with _alone_in(latest.parent):
+            require_unchanged(release, _named_by(latest), instead_of)
+            temporary.symlink_to(release.folder.name)
+            temporary.replace(latest)
+    except OSError as error:
+        raise RegistryError(
+            f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what stands there, "
+            "or give a folder that you may write to, and run it again."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return release.model_copy(update={"published": True})
+
+
+def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:
+    """Raise RegistryError where what is published is neither what a release was compared with nor the release itself."""
+    if published not in (instead_of, release.version):
+        raise RegistryError(
+            f"{release.name} {release.version} was compared with {instead_of or 'nothing'}, and meanwhile {published or 'that'} "
+            f"was {'published' if published else 'withdrawn'}. Run the same command again: it compares anew."
+        )
+
+
+def _named_by(latest: Path) -> str | None:
+    """Return the version that `latest` names, None where nothing stands there. Raises RegistryError for anything but a link."""
+    if not (latest.is_symlink() or latest.exists()):
+        return None
+    version = str(latest.readlink()) if latest.is_symlink() else ""
+    if version in ("", ".", "..") or "/" in version:
+        raise RegistryError(f"{latest} is not a link to a version beside it. {_advice(latest)}.")
+    return version
+
+
+def _advice(latest: Path) -> str:
+    return f"Restore it, or remove {latest}: then the next release is compared with nothing"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same folder; where the file system has no locks, do not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_registry(folder: Path) -> bool:
+    """Return whether the folder is a registry; False where it is missing or empty. Raises RegistryError for anything else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise RegistryError(f"publish.folder={folder} is a file. Give a folder.")
+    try:
+        # Files that another publisher is just writing (.*.tmp, .*.probe) do not make an empty folder a foreign one.
+        names = {path.name for path in folder.iterdir() if not path.name.endswith((".tmp", ".probe"))}
+    except OSError as error:
+        raise RegistryError(f"publish.folder={folder} cannot be read: {error.strerror}. Give another folder.") from None
+    if MARKER in names and _is_marker(folder / MARKER):
+        return True
+    if names:
+        raise RegistryError(
+            f"publish.folder={folder} holds other things ({', '.join(sorted(names)[:3])}) and is not a registry of releases. "
+            "Give an empty or a new folder."
+        )
+    return False
+
+
+def _is_marker(path: Path) -> bool:
+    try:
+        marker = read_json(path)
+    except TinycatsError:
+        return False
+    return isinstance(marker, dict) and marker.get("format") == FORMAT

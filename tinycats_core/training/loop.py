@@ -1,0 +1,218 @@
+"""Training of the generator: AdamW, mixed precision, EMA, and checkpoints from which the same command goes on.
+
+Everything random in a step is a function of (seed, step), so a checkpoint needs no state of any random generator.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tinycats_core.config import ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.errors import TrainingError
+from tinycats_core.files import write_atomically
+from tinycats_core.generator.model import TinyDiT
+from tinycats_core.generator.sampling import sample
+from tinycats_core.pictures import contact_sheet
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.signals import stop_signals
+from tinycats_core.training import ranks
+from tinycats_core.training.recipe import learning_rate
+from tinycats_core.training.run_folder import RunFolder
+from tinycats_core.training.state import Interval, Run, record_of, resume, save_checkpoint, save_weights
+from tinycats_core.training.step import fit_into_memory, step_within_memory
+
+logger = logging.getLogger("tinycats.training")
+
+OnLog = Callable[[dict[str, Any]], None]
+
+
+def train_here(
+    dataset: Dataset,
+    model: ModelConfig,
+    config: TrainConfig,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    device: torch.device,
+    on_log: OnLog | None,
+) -> Checkpoint:
+    leads = ranks.rank() == 0
+    if leads:
+        folder.claim(identity)
+    run = Run.start(dataset, model, config, device)
+    source = resume(run, folder, identity)
+    ranks.largest(0)  # the others have read the checkpoints before this one writes any
+    if leads:
+        folder.open_attempt(run.step, source, run.facts())
+        folder.cut_log(run.step)
+    first, since, noted = run.step, time.perf_counter(), False
+    try:
+        bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=None if leads else True)
+        with stop_signals() as stop, bar:
+            fit_into_memory(run, folder)
+            _loop(run, folder, identity, stop, bar, on_log if leads else None)
+            if stop and leads:  # before the signal is delivered again, which may end the process
+                noted = True
+                folder.note("stop", run.step, cause=signal.Signals(stop["signal"]).name, **_spent(run, first, since))
+        if run.step < config.steps:  # a signal came, and whoever handles it here let the program go on
+            raise TrainingError(f"stopped at step {run.step} of {config.steps}; run the same command to go on")
+        if leads:
+            with _writing(run, folder):
+                save_weights(run, folder.path)
+    except BaseException as error:
+        if leads and not noted:
+            folder.note("stop", run.step, cause=str(error) or type(error).__name__, **_spent(run, first, since))
+        raise
+    if leads:
+        folder.close(run.step, config.batch_size, run.step - first, time.perf_counter() - since, run.facts())
+    ranks.largest(0)
+    return record_of(folder.path, config)
+
+
+def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: dict[str, int], bar: tqdm, on_log: OnLog | None) -> None:
+    """Step until `steps` are done or a signal asks to stop: log, draw and keep checkpoints on the way."""
+    config, leads = run.config, ranks.rank() == 0
+    while run.step < config.steps:
+        try:
+            if number := ranks.largest(stop.get("signal", 0)):
+                stop.setdefault("signal", number)  # it may have reached another rank
+                break
+            step_within_memory(run, folder)
+        except ranks.RankLost:
+            _save_last_words(run, folder, identity)
+            raise
+        bar.update()
+        log, save, draw = (
+            run.step == config.steps or run.step % every == 0
+            for every in (config.log_every, config.checkpoint_every, config.sample_every)
+        )
+        if log or save or draw:
+            _count_skipped(run, folder)
+        if log:
+            _log(run, folder, bar, on_log)
+        if draw and leads:
+            with _writing(run, folder):
+                _draw(run, folder.path)
+        if save and leads:
+            save_checkpoint(run, folder, identity)
+    if stop and leads:
+        _count_skipped(run, folder)
+        save_checkpoint(run, folder, identity)
+        name = signal.Signals(stop["signal"]).name
+        logger.warning("%s: stopped at step %d with a checkpoint; run the same command to go on", name, run.step)
+
+
+def _count_skipped(run: Run, folder: RunFolder) -> None:
+    """Look whether the steps since the last look were finite. Raises TrainingError when too many were not."""
+    interval = run.interval
+    if interval.checked == len(interval.losses):
+        return
+    losses, norms = torch.stack(interval.losses[interval.checked :]), torch.stack(interval.norms[interval.checked :])
+    good = losses.isfinite()
+    if not run.scaler.is_enabled():  # in fp16 a gradient overflows now and then, and the scaler sees to it
+        good &= norms.isfinite()
+    interval.checked = len(interval.losses)
+    bad = [run.step - len(good) + 1 + number for number in (~good).nonzero().flatten().tolist()]
+    if not bad:
+        return
+    run.skipped += len(bad)
+    steps = f"step{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:5]))}{' …' * (len(bad) > 5)}"
+    if ranks.rank() == 0:
+        folder.note("skipped", run.step, steps=bad[:100], total=run.skipped)
+    if run.skipped > run.config.max_skipped_steps:
+        last = folder.last_good()
+        raise TrainingError(
+            f"the loss is not finite at {steps}; {run.skipped} such steps, train.max_skipped_steps allows "
+            f"{run.config.max_skipped_steps}; the last good checkpoint is {last}. Lower train.lr or train.clip and start anew."
+        )
+    logger.warning("the loss is not finite at %s: left out, %d so far", steps, run.skipped)
+
+
+def _log(run: Run, folder: RunFolder, bar: tqdm, on_log: OnLog | None) -> None:
+    """Write a row of the log, show it, and begin a new interval."""
+    row = _log_row(run)
+    run.interval = Interval()
+    if ranks.rank() > 0:
+        return
+    with _writing(run, folder):
+        folder.append_to_log(row)
+    bar.set_postfix_str(status(row))
+    if bar.disable:
+        logger.info("step %d/%d  %s", run.step, run.config.steps, status(row))
+    if on_log:
+        on_log(row)
+
+
+def _log_row(run: Run) -> dict[str, Any]:
+    interval = run.interval
+    losses, norms = torch.stack(interval.losses), torch.stack(interval.norms)
+    finite = losses.isfinite() & norms.isfinite()
+    seconds = time.perf_counter() - interval.since
+    return {
+        "step": run.step,
+        "steps": run.config.steps,
+        "loss": float(losses[finite].mean()) if finite.any() else None,
+        "lr": learning_rate(run.config, run.step - 1),
+        "images_per_s": round(interval.steps * run.config.batch_size / seconds, 1),
+        "grad_norm": float(norms[finite].mean()) if finite.any() else None,
+        "skipped": run.skipped,
+        "device_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if run.device.type == "cuda" else None,
+    }
+
+
+def status(row: dict[str, Any]) -> str:
+    """Return a row of the log in a few words."""
+    loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+    return f"loss {loss}  lr {row['lr']:.1e}  {row['images_per_s']:.0f} images/s"
+
+
+def _draw(run: Run, folder: Path) -> None:
+    """Draw four images a class from the EMA, with the same noise every time."""
+    with torch.random.fork_rng(devices=[]):
+        model = TinyDiT(run.net.config)
+    model.load_state_dict(run.emas[run.config.ema_decays[0]], assign=True)
+    labels = torch.arange(model.config.num_classes).repeat_interleave(4)
+    images = sample(
+        model.eval(),
+        labels,
+        model.config.image_size,
+        model.config.num_classes,
+        SampleConfig(steps=10, batch_size=min(64, run.micro_batch)),
+        run.device,
+    )
+    sheet = contact_sheet(images, labels, run.classes, per_class=4, scale=max(1, 64 // model.config.image_size))
+    path = folder / "samples" / f"step-{run.step:08d}.png"
+    write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def _save_last_words(run: Run, folder: RunFolder, identity: dict[str, Any]) -> None:
+    """Write a checkpoint though another rank is gone: rank 0, or whichever takes its place first."""
+    if run.device.type == "cuda":
+        return  # the GPU may wait for the lost rank for ever; the last checkpoint stands
+    try:
+        with folder.hold() if ranks.rank() else nullcontext():
+            save_checkpoint(run, folder, identity)
+    except TrainingError as error:
+        logger.warning("%s", error)
+
+
+@contextmanager
+def _writing(run: Run, folder: RunFolder) -> Iterator[None]:
+    """Say which checkpoint is left when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}. Free space and run the same "
+            f"command: it goes on from {folder.last_good()}."
+        ) from None
+
+
+def _spent(run: Run, first: int, since: float) -> dict[str, Any]:
+    return {"steps": run.step - first, "seconds": round(time.perf_counter() - since, 3)}

@@ -1,0 +1,248 @@
+"""Start a training: in this process, or one process a device of this machine.
+
+python -m tinycats_core.training.start REQUEST.json          # what `start` runs: the agent that starts the ranks
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tinycats_core.config import ModelConfig, TrainConfig
+from tinycats_core.device import fast_arithmetic, pick_device
+from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
+from tinycats_core.files import check_writable, read_json, write_json
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.signals import stop_signals
+from tinycats_core.tensors import read_header, read_safetensors
+from tinycats_core.training import ranks, recipe
+from tinycats_core.training.loop import OnLog, train_here
+from tinycats_core.training.ranks import AGREE
+from tinycats_core.training.run_folder import RunFolder
+from tinycats_core.training.state import record_of, weight_paths
+
+logger = logging.getLogger("tinycats.training")
+
+POLL_SECONDS = 0.2
+
+
+def train(
+    dataset: Dataset,
+    model: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    device: str = "auto",
+    on_log: OnLog | None = None,
+    processes: int = 1,
+) -> Checkpoint:
+    """Train a generator, or go on where the folder's last checkpoint stands, and return its EMA weights.
+
+    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others, the record's
+    `averages`), `raw.safetensors` (the last weights, no average of them), `log.jsonl` (a line a log interval),
+    `diary.jsonl` (each start, stop and incident), `checkpoints/` (the last five) and `samples/` (a grid from the EMA every
+    `sample_every` steps). A finished folder is returned as it is; one of fewer steps goes on.
+
+    Args:
+        on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
+        processes: how many devices of this machine share the batch (`start`).
+
+    Raises:
+        CheckpointError: the folder or `resume_from` belongs to another architecture, configuration or data set, or
+            `resume_from` does not exist.
+        TrainingError: the loss is not finite, memory or disk do not suffice, or another process trains in the folder.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    identity = {
+        "recipe": recipe.VERSION,
+        "model": model.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        "dataset": dataset.content,
+    }
+    run_folder, finished = RunFolder(folder), weight_paths(folder, config)
+    if all(path.is_file() and read_header(path, "generator")["step"] == config.steps for path in finished):
+        for path in finished:
+            read_safetensors(path, "generator")  # a damaged file is an error, not a result
+        run_folder.claim(identity)
+        return record_of(folder, config)
+    if processes > 1:
+        start(dataset, model, config, folder, device, processes, on_log)
+        return record_of(folder, config)
+    with run_folder.hold() if ranks.rank() == 0 else nullcontext(), fast_arithmetic(pick_device(device)):
+        return train_here(dataset, model, config, run_folder, identity, pick_device(device), on_log)
+
+
+def check_processes(device: str, processes: int) -> None:
+    """Raise ComputeError where there are fewer GPUs than processes, which would have to share one."""
+    if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
+        devices = torch.cuda.device_count()
+        raise ComputeError(f"compute.processes is {processes} but this machine has {devices} CUDA devices; give at most that many")
+
+
+def start(
+    dataset: Dataset,
+    model: ModelConfig,
+    config: TrainConfig,
+    folder: Path,
+    device: str,
+    processes: int,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train in this many processes, and return when they have finished.
+
+    A signal is passed on to them, and they stop with a checkpoint. When this process is killed they stop as well.
+
+    Raises:
+        ComputeError: there are not that many devices.
+        TrainingError: a rank failed or was killed; names it, and the checkpoint that the run goes on from.
+    """
+    check_processes(device, processes)
+    if config.batch_size % processes:
+        raise TrainingError(f"train.batch_size is {config.batch_size}, not divisible by compute.processes {processes}")
+    run = RunFolder(folder)
+    request, outcome = folder / "ranks.json", folder / "ranks-failure.json"
+    outcome.unlink(missing_ok=True)
+    write_json(
+        request,
+        {
+            "dataset": dataset.model_dump(mode="json"),
+            "model": model.model_dump(mode="json"),
+            "train": config.model_dump(mode="json"),
+            "folder": str(folder),
+            "device": pick_device(device).type,
+            "processes": processes,
+        },
+    )
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    seen = max((row["step"] for row in run.log()), default=0)
+    with open(folder / "ranks.log", "ab") as output:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "tinycats_core.training.start", str(request)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
+        )
+    with stop_signals() as stop:
+        try:
+            while agent.poll() is None:
+                time.sleep(POLL_SECONDS)
+                seen = _pass_on(run, seen, on_log)
+                if stop:
+                    agent.send_signal(signal.SIGTERM)
+                    agent.wait()
+        except BaseException:
+            agent.send_signal(signal.SIGTERM)
+            agent.wait()
+            raise
+    if stop:  # whoever handles the signal here let the program go on
+        raise TrainingError(f"stopped; run the same command to go on from {run.last_good()}")
+    _pass_on(run, seen, on_log)
+    if agent.returncode:
+        failure = read_json(outcome) if outcome.is_file() else {"message": f"the agent ended with {agent.returncode}"}
+        raise TrainingError(
+            f"{failure['message']}. Run the same command: it goes on from {run.last_good()} ({folder / 'ranks.log'} holds "
+            "what the ranks wrote)"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Be the agent, or with RANK in the environment one of its ranks. Returns the exit status."""
+    [path] = sys.argv[1:] if arguments is None else arguments
+    request = read_json(Path(path))
+    _follow_parent()
+    return _be_rank(request) if "TORCHELASTIC_RUN_ID" in os.environ else _be_agent(request, path)
+
+
+def _be_agent(request: dict[str, Any], path: str) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    launch = LaunchConfig(  # what `torchrun --standalone --nproc-per-node N` amounts to
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=request["processes"],
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"tinycats-{os.getpid()}",
+        max_restarts=0,  # when a rank fails the others have 30 s for a last checkpoint, then they are killed
+    )
+    try:
+        elastic_launch(launch, sys.executable)("-u", "-m", "tinycats_core.training.start", path)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        first = min(error.failures.items(), key=lambda item: (item[1].exitcode in (1, -signal.SIGTERM), item[1].timestamp))
+        number, failure = first  # one that was killed rather than one that failed because the other was gone
+        said = Path(request["folder"]) / f"rank-{number}.json"
+        if failure.exitcode < 0:
+            message = f"rank {number} of {request['processes']} was ended by {signal.Signals(-failure.exitcode).name}"
+        elif said.is_file():
+            message = read_json(said)["message"].rstrip(".")
+        else:
+            message = f"rank {number} of {request['processes']} ended with {failure.exitcode}"
+        write_json(Path(request["folder"]) / "ranks-failure.json", {"message": message})
+        return 1
+    return 0
+
+
+def _be_rank(request: dict[str, Any]) -> int:
+    folder, number = Path(request["folder"]), int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO, format=f"rank {number}: %(message)s")
+    said = folder / f"rank-{number}.json"
+    said.unlink(missing_ok=True)
+    if request["device"] == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("nccl" if request["device"] == "cuda" else "gloo", timeout=AGREE)
+        train(
+            Dataset.model_validate(request["dataset"]),
+            ModelConfig.model_validate(request["model"]),
+            TrainConfig.model_validate(request["train"]),
+            folder,
+            request["device"],
+        )
+    except TinycatsError as error:
+        write_json(said, {"time": datetime.now(UTC).isoformat(), "message": str(error)})
+        logger.error("%s", error)
+        return 1
+    dist.destroy_process_group()
+    return 0
+
+
+def _pass_on(run: RunFolder, seen: int, on_log: Callable[[dict[str, Any]], None] | None) -> int:
+    for row in run.log():
+        if row["step"] > seen:
+            seen = row["step"]
+            if on_log:
+                on_log(row)
+    return seen
+
+
+def _follow_parent() -> None:
+    """Ask this process to stop when the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

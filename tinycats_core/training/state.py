@@ -1,0 +1,238 @@
+"""What changes while training, and how it is kept: the run, its checkpoints, its weights."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tinycats_core.config import ModelConfig, TrainConfig
+from tinycats_core.data.splits import load_split
+from tinycats_core.device import PRECISIONS, has_compiler, name_of, pick_precision
+from tinycats_core.errors import ComputeError, TrainingError
+from tinycats_core.files import sha256_of
+from tinycats_core.generator.model import TinyDiT
+from tinycats_core.generator.weights import save_generator
+from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.tensors import read_header, read_safetensors
+from tinycats_core.training import ranks
+from tinycats_core.training.recipe import learning_rate, make_optimizer
+from tinycats_core.training.run_folder import FREE, RunFolder, find_checkpoint, require_same
+
+logger = logging.getLogger("tinycats.training")
+
+RAW = "raw.safetensors"
+COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
+
+
+@dataclass
+class Interval:
+    """What the steps since the last row of the log have left behind."""
+
+    losses: list[Tensor] = field(default_factory=list)  # on the device: reading one waits for it
+    norms: list[Tensor] = field(default_factory=list)
+    checked: int = 0  # how many of them were found finite
+    steps: int = 0  # taken by this process
+    since: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class Run:
+    """Everything that changes while training, and the data it reads."""
+
+    config: TrainConfig
+    net: TinyDiT
+    step_net: Callable[..., Tensor]  # the network as it is called in a step: compiled, or shared between ranks
+    weights: dict[str, Tensor]  # of `net`, sharing its memory
+    emas: dict[float, dict[str, Tensor]]  # for each decay
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    autocast: torch.dtype | None
+    device: torch.device
+    images: Tensor  # uint8 (N, 3, S, S), on the device
+    labels: Tensor  # int64 (N,), on the device
+    classes: tuple[str, ...]
+    dataset: str
+    micro_batch: int  # images that go through the network at a time
+    step: int = 0
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    interval: Interval = field(default_factory=Interval)
+
+    @classmethod
+    def start(cls, dataset: Dataset, model: ModelConfig, config: TrainConfig, device: torch.device) -> "Run":
+        images, labels = load_split(dataset, "train")
+        if len(dataset.classes) != model.num_classes:
+            raise TrainingError(
+                f"the data set has {len(dataset.classes)} classes but model.num_classes is {model.num_classes}; make them equal"
+            )
+        return cls.from_images(images, labels, dataset.classes, model, config, device, dataset.content)
+
+    @classmethod
+    def from_images(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        model: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+        dataset: str = "",
+    ) -> "Run":
+        """Return a run at step 0 over images uint8 (N, 3, S, S) and labels int64 (N,)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            net = TinyDiT(model)
+        net = net.to(device).train()
+        net.gradient_checkpointing = config.gradient_checkpointing
+        autocast = pick_precision(config.precision, device)
+        weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+        optimizer = make_optimizer(net, config)
+        for parameter in net.parameters():  # made now, so that no later step needs more memory than the first one
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        step_net = net if ranks.world_size() == 1 else DistributedDataParallel(net, broadcast_buffers=False)
+        share = -(-config.batch_size // ranks.world_size())
+        return cls(
+            config=config,
+            net=net,
+            step_net=torch.compile(step_net, mode=mode) if (mode := compile_mode(config, device)) else step_net,
+            weights=weights,
+            emas={decay: {name: tensor.clone() for name, tensor in weights.items()} for decay in config.ema_decays},
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+            autocast=autocast,
+            device=device,
+            images=images.to(device),
+            labels=labels.to(device),
+            classes=classes,
+            dataset=dataset,
+            micro_batch=-(-share // config.accumulation),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return where and how this runs, for the diary."""
+        return {
+            "device": name_of(self.device),
+            "processes": ranks.world_size(),
+            "precision": PRECISIONS[self.autocast],
+            "torch": torch.__version__.split("+")[0],
+        }
+
+
+def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
+    """Return the mode for `torch.compile`, None where the network runs as it is written.
+
+    `auto` compiles on a GPU, for runs that are long enough to win back the minute that it takes.
+
+    Raises:
+        ComputeError: compiling was asked for, and there is no compiler.
+    """
+    ready = has_compiler(device)
+    if config.compile == "auto":
+        return "default" if device.type == "cuda" and ready and config.steps >= COMPILE_PAYS_AFTER else None
+    if config.compile == "off":
+        return None
+    if not ready:
+        raise ComputeError(f"train.compile is {config.compile!r}, which needs a C++ compiler here; install g++, or set it to 'off'")
+    return config.compile
+
+
+def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Path:
+    """Write everything that the run needs to go on; afterwards remove all but the last five. Raises TrainingError."""
+    state = run.optimizer.state
+    tensors = {f"net/{name}": tensor for name, tensor in run.weights.items()}
+    for decay, ema in run.emas.items():
+        tensors |= {f"ema/{decay}/{name}": tensor for name, tensor in ema.items()}
+    for name, parameter in run.net.named_parameters():
+        tensors |= {f"optimizer/{key}/{name}": value for key, value in state[parameter].items()}
+    for name, values in (("losses", run.interval.losses), ("norms", run.interval.norms)):
+        tensors[f"interval/{name}"] = torch.stack(values) if values else torch.zeros(0)
+    header = {
+        "scaler": run.scaler.state_dict(),
+        "micro_batch": run.micro_batch * ranks.world_size(),
+        "skipped": run.skipped,
+        "identity": identity,
+    }
+    return folder.keep(run.step, tensors, header)
+
+
+def average_paths(folder: Path, config: TrainConfig) -> dict[float, Path]:
+    """Return where the EMA weights of each decay lie in a training's folder."""
+    first, *others = config.ema_decays
+    return {first: folder / "ema.safetensors", **{decay: folder / f"ema-{decay}.safetensors" for decay in others}}
+
+
+def weight_paths(folder: Path, config: TrainConfig) -> list[Path]:
+    """Return every weights file of a finished training: the averages', and that of the last weights."""
+    return [*average_paths(folder, config).values(), folder / RAW]
+
+
+def save_weights(run: Run, folder: Path) -> None:
+    """Write the EMA weights of each decay, and the raw ones."""
+    facts = {"images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
+    for decay, path in average_paths(folder, run.config).items():
+        save_generator(path, run.emas[decay], run.net.config, run.classes, run.step, {"ema_decay": decay, **facts})
+    save_generator(folder / RAW, run.weights, run.net.config, run.classes, run.step, {"ema_decay": None, **facts})
+
+
+def record_of(folder: Path, config: TrainConfig) -> Checkpoint:
+    def one(path: Path) -> Checkpoint:
+        header = read_header(path, "generator")
+        return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=header["step"], facts=header["facts"])
+
+    first, *averages, raw = map(one, weight_paths(folder, config))
+    return first.model_copy(update={"averages": tuple(averages), "raw": raw})
+
+
+def resume(run: Run, folder: RunFolder, identity: dict[str, Any]) -> str | None:
+    """Put the newest readable checkpoint into the run, else the one of `resume_from`. Returns its name, None for a start."""
+    leads = ranks.rank() == 0
+    if (found := folder.newest(tell=leads)) is not None:
+        path, tensors, header = found
+        require_same(
+            header["identity"], identity, f"{path} belongs to another run", f"Use another folder, or delete {folder.path}."
+        )
+    elif run.config.resume_from is not None:
+        path = find_checkpoint(run.config.resume_from)
+        tensors, header = read_safetensors(path, "training")
+        what, advice = f"train.resume_from is {path}, which belongs to another run", "Give one of this run, or leave it out."
+        require_same(header["identity"], identity, what, advice, FREE | {"resume_from"})
+    else:
+        return None
+    _restore(run, tensors, header)
+    logger.info("resumed from %s at step %d of %d", path.name, run.step, run.config.steps)
+    before = TrainConfig.model_validate(header["identity"]["train"])
+    if before.steps < run.config.steps and leads:
+        rates = [learning_rate(config, run.step) for config in (before, run.config)]
+        rate = f"{rates[0]:.2e} in the shorter run's schedule and {rates[1]:.2e} in this one's"
+        logger.warning(
+            "lengthened from %d to %d steps: the learning rate after step %d is %s", before.steps, run.config.steps, run.step, rate
+        )
+        folder.note("lengthened", run.step, steps_before=before.steps, steps=run.config.steps, lr_before=rates[0], lr=rates[1])
+    return path.name
+
+
+def _restore(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    run.net.load_state_dict(part("net/"))
+    for decay, ema in run.emas.items():
+        for name, tensor in part(f"ema/{decay}/").items():
+            ema[name].copy_(tensor)
+    for name, parameter in run.net.named_parameters():
+        for key, value in run.optimizer.state[parameter].items():
+            value.copy_(tensors[f"optimizer/{key}/{name}"])
+    run.scaler.load_state_dict(header["scaler"])
+    run.step, run.skipped = header["step"], header["skipped"]
+    run.micro_batch = min(run.micro_batch, -(-header["micro_batch"] // ranks.world_size()))
+    losses, norms = (list(tensors[f"interval/{name}"].to(run.device).unbind()) for name in ("losses", "norms"))
+    run.interval = Interval(losses, norms, checked=len(losses))
