@@ -82,7 +82,7 @@ def damage(scratch: Path, cases: int, rng: random.Random) -> dict[str, Any]:
                 (folder / "ema.safetensors").unlink()
                 counts["trained_on"] += 1
                 counts["trained_on_to_the_same_bits"] += (
-                    train(dataset, config.model, config.train, folder, "cpu").sha256 == good.sha256
+                    train(dataset, config.model, config.train, folder, "cpu").ema.sha256 == good.ema.sha256
                 )
         except Exception:
             counts["crashed"] += 1

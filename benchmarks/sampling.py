@@ -64,7 +64,7 @@ def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
     )
     unseen = prepare(drawn, scratch / "data")
     classifier = train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
-    network, header = load_generator(train(dataset, config.model, config.train, scratch / "training", "cpu").path)
+    network, header = load_generator(train(dataset, config.model, config.train, scratch / "training", "cpu").ema.path)
     labels = sampling.labels_like(load_split(unseen, "test")[1], count, len(dataset.classes))
 
     def row(sampler: Literal["euler", "heun", "ab2"], steps: int, shift: float) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
     classifier = train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
     made = train(dataset, config.model, config.train, scratch / f"training-{seed}", "cpu")
     choice = choose(made, dataset, config.sample, config.evaluate, classifier, scratch / "evaluations", "cpu")
-    network, _ = load_generator(choice.checkpoint.path)
+    network, _ = load_generator(choice.weights.path)
     labels = load_split(dataset, "test")[1]
     wanted = sampling.labels_like(labels, config.evaluate.samples, len(dataset.classes))
     size, classes = config.model.image_size, len(dataset.classes)
@@ -68,9 +68,9 @@ def measure(scratch: Path, seed: int, quick: bool) -> dict[str, Any]:
         "recall": found.metrics["recall"],
         "copy_rate": found.metrics["copy_rate"],
         "copy_rate_real": found.floor["copy_rate"],
-        "ema_decay": choice.checkpoint.facts["ema_decay"],
+        "ema_decay": choice.weights.facts["ema_decay"],
         "guidance": choice.sample.guidance,
-        "steps": made.step,
+        "steps": made.ema.step,
         "seed": seed,
     }
 

@@ -155,7 +155,7 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
         client = remote.ModalClient({"check": check, "train_generator": train_generator})
         folder = home() / "modal" / job.run
         checkpoint = remote.train_on_modal(job, compute, folder, lambda row: print(json.dumps(row)), client)
-        print(f"{checkpoint.path}  sha256 {checkpoint.sha256}")
+        print(f"{checkpoint.ema.path}  sha256 {checkpoint.ema.sha256}")
 
 
 @app.local_entrypoint()

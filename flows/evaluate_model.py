@@ -14,7 +14,7 @@ from tasks.publishing import open_release
 from tasks.sampling import generate_samples
 from tinycats_core.config import ReleaseConfig, SampleConfig
 from tinycats_core.presets import parse_overrides
-from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release, SampleSet
+from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, SampleSet, Weights
 from tinycats_core.release import shipped
 
 
@@ -26,11 +26,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: Checkpoint | OnnxModel,
+    model: Weights | OnnxModel,
     sample: SampleConfig,
     dataset: Dataset,
     config: ReleaseConfig,
-    classifier: Checkpoint | None,
+    classifier: Weights | None,
     occasion: str = "release",
 ) -> Evaluation:
     """Draw images from a model and measure them against the held-out ones: once for each occasion."""
@@ -38,7 +38,7 @@ def evaluate(
     return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
 
 
-def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig, classifier: Checkpoint | None) -> Evaluation:
+def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig, classifier: Weights | None) -> Evaluation:
     """Measure a release as a candidate is, from its own weights and with its own guidance: what to be better than."""
     return evaluate(shipped.generator(release), shipped.sample(release, config.sample), dataset, config, classifier)
 

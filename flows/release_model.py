@@ -49,12 +49,12 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     baseline = evaluate_published(published, dataset, config, classifier).report if published else None
     trained = train_generator(dataset, config.model, config.train, config.compute)
     choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
-    compared = compare_with_raw(choice.checkpoint, trained.raw, choice.sample, config.compute) if trained.raw else None
-    samples, report = evaluate(choice.checkpoint, choice.sample, dataset, config, classifier)
+    compared = compare_with_raw(choice.weights, trained.raw, choice.sample, config.compute)
+    samples, report = evaluate(choice.weights, choice.sample, dataset, config, classifier)
     decision = require_promoted(decide(report, baseline, published, config.evaluate), config.publish.name)
 
-    fp32 = check_onnx(choice.checkpoint, export_onnx(choice.checkpoint, config.export), config.export)
-    int8 = check_onnx(choice.checkpoint, quantize(fp32), config.export) if config.export.int8 else None
+    fp32 = check_onnx(choice.weights, export_onnx(choice.weights, config.export), config.export)
+    int8 = check_onnx(choice.weights, quantize(fp32), config.export) if config.export.int8 else None
     onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
     models = (fp32, int8) if int8 else (fp32,)
@@ -70,7 +70,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
         classifier_onnx=export_classifier(classifier, dataset, config.export) if classifier else None,
         baseline=baseline,
         onnx_reports=(onnx_report,),
-        inference=benchmark_inference(choice.checkpoint, models, choice.sample, config.compute.device),
+        inference=benchmark_inference(choice.weights, models, choice.sample, config.compute.device),
         ema_and_raw=compared,
     )
     release = build_bundle(parts)

@@ -12,11 +12,11 @@ from tasks.data import prepare_data, validate_data
 from tasks.export import export_classifier
 from tasks.preflight import check_compute, check_images, configure
 from tasks.stage import log, tally
-from tinycats_core.records import Checkpoint
+from tinycats_core.records import Weights
 
 
 @flow(name="train-classifier")
-def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = None) -> Checkpoint:
+def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = None) -> Weights:
     """Train the network that tells the breeds, on the data of a preset.
 
     Args:

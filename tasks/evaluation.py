@@ -10,7 +10,7 @@ from tinycats_core.data import splits
 from tinycats_core.evaluation import fidelity, gate, memorization
 from tinycats_core.files import home
 from tinycats_core.generator import sampling
-from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, Release, SampleSet
+from tinycats_core.records import Dataset, Decision, FidelityReport, Release, SampleSet, Weights
 
 
 def judge_needs_classifier(config: ReleaseConfig) -> bool:
@@ -20,7 +20,7 @@ def judge_needs_classifier(config: ReleaseConfig) -> bool:
 
 @stage(version=3)
 def measure(
-    samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, compute: ComputeConfig
+    samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, compute: ComputeConfig
 ) -> FidelityReport:
     """Measure the images against the held-out ones, beside real training images as the floor."""
     report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)

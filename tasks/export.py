@@ -8,12 +8,12 @@ from tasks import show
 from tasks.stage import key_of, log, stage
 from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.files import home
-from tinycats_core.records import Checkpoint, Dataset, InferenceReport, OnnxModel
+from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
 from tinycats_core.release import export, inference
 
 
 @stage(version=1)
-def export_onnx(checkpoint: Checkpoint, config: ExportConfig) -> OnnxModel:
+def export_onnx(checkpoint: Weights, config: ExportConfig) -> OnnxModel:
     """Write the denoiser as ONNX, with a dynamic batch."""
     return export.export_denoiser(checkpoint, config, home() / "export" / key_of(checkpoint, config))
 
@@ -25,7 +25,7 @@ def quantize(model: OnnxModel) -> OnnxModel:
 
 
 @stage(version=3)
-def check_onnx(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig) -> OnnxModel:
+def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size."""
     checked = export.check(checkpoint, model, config, home() / "export" / key_of(checkpoint, model, config))
     show.table(f"onnx-{model.precision}", _frame(checked), f"denoiser-{model.precision}.onnx against PyTorch")
@@ -33,7 +33,7 @@ def check_onnx(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig) -
 
 
 @stage(version=1)
-def benchmark_inference(checkpoint: Checkpoint, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
+def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
     folder = home() / "export" / key_of(checkpoint, models, config, device)
     report = inference.benchmark(checkpoint, models, config, folder, device)
@@ -47,7 +47,7 @@ def benchmark_inference(checkpoint: Checkpoint, models: Sequence[OnnxModel], con
 
 
 @stage(version=1)
-def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig) -> OnnxModel:
+def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig) -> OnnxModel:
     """Write the breed classifier as ONNX, and compare it with the network it was made from on real images."""
     folder = home() / "export" / key_of(checkpoint, dataset, config)
     model = export.export_classifier(checkpoint, dataset, config, folder)

@@ -11,12 +11,12 @@ from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.files import home
 from tinycats_core.generator import onnx_file, sampling, weights
-from tinycats_core.records import Checkpoint, Dataset, OnnxModel, Picture, SampleSet
+from tinycats_core.records import Dataset, OnnxModel, Picture, SampleSet, Weights
 
 
 @stage(version=2)
 def generate_samples(
-    model: Checkpoint | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
+    model: Weights | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
     """Draw `count` images, with the classes in the proportions of the held-out images; anew for each occasion."""
     labels = sampling.labels_like(splits.load_split(dataset, "test")[1], count, len(dataset.classes))
@@ -45,7 +45,7 @@ def generate_samples(
 
 
 @stage(version=1)
-def compare_with_raw(ema: Checkpoint, raw: Checkpoint, config: SampleConfig, compute: ComputeConfig) -> Picture:
+def compare_with_raw(ema: Weights, raw: Weights, config: SampleConfig, compute: ComputeConfig) -> Picture:
     """Draw from the average and from the weights that no average was taken of: the same noise and classes."""
     path = home() / "samples" / key_of(ema, raw, config) / "ema_and_raw.png"
     picture = sampling.draw_ema_and_raw(ema, raw, config, path, pick_device(compute.device))

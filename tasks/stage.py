@@ -117,7 +117,8 @@ class ByContent(CachePolicy):
                     path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _files(self, result: Record) -> list[Path]:
-        return [result.path, *(result.path.with_name(name) for name in self.beside)]
+        paths = [file.path for file in result.files]
+        return [*paths, *(paths[0].with_name(name) for name in self.beside)]
 
 
 def key_of(*values: Any, length: int = 12) -> str:

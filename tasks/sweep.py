@@ -7,22 +7,22 @@ from tasks.stage import log, stage
 from tinycats_core.config import ComputeConfig, EvaluateConfig, SampleOptions
 from tinycats_core.evaluation import sweep
 from tinycats_core.files import home
-from tinycats_core.records import Checkpoint, Choice, Dataset
+from tinycats_core.records import Choice, Dataset, Trained, Weights
 
 
 @stage(version=2)
 def choose_sampling(
-    checkpoint: Checkpoint,
+    trained: Trained,
     dataset: Dataset,
     options: SampleOptions,
     config: EvaluateConfig,
-    classifier: Checkpoint | None,
+    classifier: Weights | None,
     compute: ComputeConfig,
 ) -> Choice:
     """Choose the average, the guidance and its interval on the validation images."""
     bar = show.progress("sweep-progress", "Measuring averages and guidances on the validation images")
     choice = sweep.choose(
-        checkpoint,
+        trained,
         dataset,
         options,
         config,
@@ -35,6 +35,6 @@ def choose_sampling(
     show.table("sweep", frame, f"Averages and guidances on the validation images; taken: {choice.rule}")
     if choice.note:
         log().warning(choice.note)
-    decay, sample = choice.checkpoint.facts.get("ema_decay"), choice.sample
+    decay, sample = choice.weights.facts.get("ema_decay"), choice.sample
     log().info("EMA %s, guidance %s in %s: %s", decay, sample.guidance, list(sample.guidance_interval), choice.rule)
     return choice

@@ -9,12 +9,12 @@ from tinycats_core.compute import costs, remote
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.evaluation import classifier
 from tinycats_core.files import home, read_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.training import loop, recipe, run_folder, start
 
 
 @stage(version=classifier.VERSION, beside=("report.json",), **NETWORK)
-def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Checkpoint:
+def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Weights:
     """Train the network that tells the breeds, here or on Modal."""
     folder = home() / "classifier" / key_of(classifier.VERSION, dataset, config)
     bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
@@ -23,22 +23,22 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
         bar(row["epoch"] / config.epochs, f"epoch {row['epoch']}")
 
     if compute.where == "modal":
-        checkpoint = remote.train_on_modal(remote.classifier_job(dataset, config), compute.one_gpu(), folder, on_log)
+        weights = remote.train_on_modal(remote.classifier_job(dataset, config), compute.one_gpu(), folder, on_log)
     else:
-        checkpoint = classifier.train_classifier(dataset, config, folder, compute.device, on_log)
-    facts = {name: value for name, value in checkpoint.facts.items() if isinstance(value, float)}
+        weights = classifier.train_classifier(dataset, config, folder, compute.device, on_log)
+    facts = {name: value for name, value in weights.facts.items() if isinstance(value, float)}
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
-    report = read_json(checkpoint.path.with_name("report.json"))
+    report = read_json(weights.path.with_name("report.json"))
     show.table("classifier-classes", pd.DataFrame(report["classes"]), "The breed classifier on held-out images, class by class")
     matrix = pictures.confusion_matrix(report["confusion"], dataset.classes)
     show.picture("classifier-confusion", matrix, "Held-out images of each class (a row), and which class was named (a column)")
     log().info("breed classifier: %s", ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
-    return checkpoint
+    return weights
 
 
 @stage(version=recipe.VERSION, **NETWORK)
-def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Checkpoint:
-    """Train the generator, here or on Modal. Run again, it goes on from the last checkpoint."""
+def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Trained:
+    """Train the generator, here or on Modal. Run again, it resumes from the last checkpoint."""
     folder = home() / "training" / key_of(recipe.VERSION, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
@@ -49,10 +49,10 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
 
     expected = costs.estimate(model, train, compute)
     if compute.where == "modal":
-        checkpoint = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
+        trained = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
     else:
-        checkpoint = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
+        trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
     show.picture("loss-curve", pictures.loss_curve(run_folder.read_log(folder)), "Flow-matching loss over the training steps")
     if cost := costs.record(folder, model, train, compute, expected):
         log().info(costs.account(cost))
-    return checkpoint
+    return trained

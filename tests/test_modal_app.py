@@ -26,7 +26,7 @@ from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, Mo
 from tinycats_core.data.preparation import prepare
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import sha256_of
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.tensors import read_safetensors
 from tinycats_core.training.run_folder import read_log
 
@@ -114,7 +114,7 @@ def test_a_commit_that_fails_stops_no_training_and_loses_no_result(
 def test_a_commit_that_fails_hides_neither_an_error_nor_a_signal(
     told: bool, request_: jobs.Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(*given: Any) -> Checkpoint:
+    def work(*given: Any) -> Weights:
         if told:
             signal.raise_signal(signal.SIGINT)
             raise ChildProcessError("a worker is gone")

@@ -11,16 +11,44 @@ from tinycats_core.files import digest_of, sha256_of
 
 
 class Record(BaseModel):
-    """A file that a stage left behind, known by its content.
+    """What a stage left behind, known by its content.
 
-    `path` says where the file is now; `sha256` says what it is. Two records with equal content digests are the same
-    thing wherever they lie, which is what the stages' cache keys are made of.
+    Two records with equal content digests are the same thing wherever they lie, which is what the stages' cache keys are
+    made of.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def files(self) -> "tuple[FileRecord, ...]":
+        """The files that the record stands for."""
+        raise NotImplementedError
+
+    def verify(self) -> Self:
+        """Return the record if its files are there and unchanged. Raises TinycatsError."""
+        for file in self.files:
+            file.verify()
+        return self
+
+    def is_intact(self) -> bool:
+        """Return whether `verify` would pass."""
+        return all(file.is_intact() for file in self.files)
+
+    @property
+    def content(self) -> str:
+        """The digest of the record without its paths: what it is, not where it lies."""
+        return digest_of(_without_paths(self.model_dump(mode="json")))
+
+
+class FileRecord(Record):
+    """One file: `path` says where it is now, `sha256` what it is."""
+
     path: Path
     sha256: str
+
+    @property
+    def files(self) -> "tuple[FileRecord, ...]":
+        return (self,)
 
     def verify(self) -> Self:
         """Return the record if the file is there and unchanged.
@@ -42,11 +70,6 @@ class Record(BaseModel):
         """Return whether `verify` would pass."""
         return self.path.is_file() and sha256_of(self.path) == self.sha256
 
-    @property
-    def content(self) -> str:
-        """The digest of the record without its paths: what it is, not where it lies."""
-        return digest_of(_without_paths(self.model_dump(mode="json")))
-
 
 def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
@@ -56,7 +79,7 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-class Dataset(Record):
+class Dataset(FileRecord):
     """Decoded images in one safetensors file: `train_images`, `train_labels`, and the same for `val` and `test`.
 
     The networks learn from `train` alone; `val` chooses between them, and `test` judges what was chosen.
@@ -72,68 +95,67 @@ class Dataset(Record):
     test_count: int
 
 
-class Checkpoint(Record):
-    """Weights in safetensors with their configuration in the file's metadata.
-
-    For the generator: EMA weights. For the classifier: the chosen epoch's weights.
-    """
+class Weights(FileRecord):
+    """What a network has learnt, in safetensors, with its configuration in the file's metadata."""
 
     kind: str  # "generator" | "classifier"
     step: int
     facts: dict[str, float | int | str | None] = {}
-    averages: tuple["Checkpoint", ...] = ()  # of the same training, over other lengths
-    raw: "Checkpoint | None" = None  # the last weights of the same training, which are compared with and never shipped
+
+    def in_folder(self, folder: Path) -> Self:
+        """Return the record of the same file in another folder."""
+        return self.model_copy(update={"path": folder / self.path.name})
+
+
+class Trained(Record):
+    """What a training of the generator leaves behind."""
+
+    averages: tuple[Weights, ...]  # EMA weights, one for each of train.ema_decays, in that order
+    raw: Weights  # the last weights, which are compared with and never shipped
 
     @property
-    def others(self) -> tuple["Checkpoint", ...]:
-        """The other weights of the same training: its averages, and the raw ones."""
-        return self.averages + ((self.raw,) if self.raw else ())
+    def ema(self) -> Weights:
+        """The EMA weights of the first decay."""
+        return self.averages[0]
 
-    def verify(self) -> Self:
-        """Return the record if its file and those of the other weights are there and unchanged. Raises TinycatsError."""
-        for other in self.others:
-            other.verify()
-        return super().verify()
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        return (*self.averages, self.raw)
 
-    def is_intact(self) -> bool:
-        """Return whether `verify` would pass."""
-        return super().is_intact() and all(other.is_intact() for other in self.others)
-
-    def alone(self) -> "Checkpoint":
-        """Return the record without the other weights."""
-        return self.model_copy(update={"averages": (), "raw": None})
-
-    def in_folder(self, folder: Path) -> "Checkpoint":
+    def in_folder(self, folder: Path) -> Self:
         """Return the record of the same files in another folder."""
-        averages = tuple(average.in_folder(folder) for average in self.averages)
-        raw = self.raw and self.raw.in_folder(folder)
-        return self.model_copy(update={"path": folder / self.path.name, "averages": averages, "raw": raw})
+        averages = tuple(weights.in_folder(folder) for weights in self.averages)
+        return self.model_copy(update={"averages": averages, "raw": self.raw.in_folder(folder)})
 
 
-class Choice(Record):
+class Choice(FileRecord):
     """Which average is shipped and with which guidance it is drawn from, as a JSON file at `path`.
 
     `rows` holds what was measured of each pair on the validation images; none where there was nothing to choose, or
     nothing to choose by, which is what `note` says.
     """
 
-    checkpoint: Checkpoint
+    weights: Weights
     sample: SampleConfig
     rule: str
     rows: tuple[dict[str, Any], ...] = ()
     note: str | None = None
 
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        return (self, self.weights)
+
     def verify(self) -> Self:
         """Return the record if its file and the chosen weights are there and unchanged. Raises TinycatsError."""
-        self.checkpoint.verify()
+        self.weights.verify()
         return super().verify()
 
     def is_intact(self) -> bool:
         """Return whether `verify` would pass."""
-        return super().is_intact() and self.checkpoint.is_intact()
+        return super().is_intact() and self.weights.is_intact()
 
 
-class SampleSet(Record):
+class SampleSet(FileRecord):
     """Generated images in one safetensors file: `images` uint8 (N, 3, S, S), `labels` int64 (N,).
 
     `settings` holds what made them: model sha256, sampler, steps, guidance, interval, seed, patch size and runtime
@@ -144,7 +166,7 @@ class SampleSet(Record):
     settings: dict[str, Any]
 
 
-class FidelityReport(Record):
+class FidelityReport(FileRecord):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
     `metrics` and `floor` (real training images against the same held-out images; for copy_rate and authenticity the held-out
@@ -161,7 +183,7 @@ class FidelityReport(Record):
     classes: tuple[dict[str, Any], ...] = ()
 
 
-class Decision(Record):
+class Decision(FileRecord):
     """The gate's verdict as a JSON file at `path`; each term: name, value, bar, passed, why."""
 
     promoted: bool
@@ -169,20 +191,20 @@ class Decision(Record):
     baseline: str | None  # version of the published release it was compared with
 
 
-class OnnxModel(Record):
+class OnnxModel(FileRecord):
     """One ONNX file, of the denoiser or the classifier, and what was measured of it (size in bytes, parity)."""
 
     precision: str  # "fp32" | "int8"
     facts: dict[str, float | int | str | None] = {}
 
 
-class InferenceReport(Record):
+class InferenceReport(FileRecord):
     """How fast each runtime draws images on one machine, as a JSON file at `path`; `inference.measure` says what is in it."""
 
     facts: dict[str, Any]
 
 
-class Picture(Record):
+class Picture(FileRecord):
     """A picture for people, as a PNG file."""
 
 
@@ -196,7 +218,7 @@ class ReleaseParts(Part):
     report: FidelityReport
     decision: Decision
     models: tuple[OnnxModel, ...]
-    classifier: Checkpoint | None
+    classifier: Weights | None
     classifier_onnx: OnnxModel | None
     baseline: FidelityReport | None
     onnx_reports: tuple[FidelityReport, ...]  # of what the ONNX files draw; `conditions["runtime"]` says which file
@@ -204,7 +226,7 @@ class ReleaseParts(Part):
     ema_and_raw: Picture | None  # None where the training has left no raw weights
 
 
-class Release(Record):
+class Release(FileRecord):
     """A release folder; `path` is its manifest `release.json`, which holds the sha256 of every other file."""
 
     name: str

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinycats_core.config import EvaluateConfig
-    from tinycats_core.records import Checkpoint, Dataset, FidelityReport
+    from tinycats_core.records import Dataset, FidelityReport, Weights
 
 POOL = 8  # images of the pool for each image of a release
 WORSE = 8  # times fewer training steps
@@ -176,7 +176,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     def pool(steps: int) -> "Tensor":
         """Return images of a training of so many steps, (count, POOL, 3, S, S): of each label, POOL of them."""
         short = config.train.model_copy(update={"steps": steps})
-        network, _ = load_generator(train(dataset, config.model, short, scratch / f"training-{steps}", "cpu").path)
+        network, _ = load_generator(train(dataset, config.model, short, scratch / f"training-{steps}", "cpu").ema.path)
         with fast_arithmetic(torch.device("cpu")):
             drawn = sample(network, labels.repeat_interleave(POOL), size, classes, SampleConfig(seed=1_000))
         return drawn.view(count, POOL, 3, size, size)
@@ -267,7 +267,7 @@ def _speedup(judge: Any, images: "Tensor", extractor: dict[str, Any]) -> float:
 def _cost(
     dataset: "Dataset",
     config: "EvaluateConfig",
-    classifier: "Checkpoint | None",
+    classifier: "Weights | None",
     made: "Tensor",
     labels: "Tensor",
     scratch: Path,

@@ -24,7 +24,7 @@ from tinycats_core.files import make_folder
 from tinycats_core.generator import sampling
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.pictures import contact_sheet
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.training.state import Run
 from tinycats_core.training.step import training_step
 
@@ -42,7 +42,7 @@ class Task:
     steps: int  # of the base; other rows take as many as take the same time
     count: int
     dataset: Dataset
-    classifier: Checkpoint | None  # the judge's eyes on toy cats; photos are seen by Inception
+    classifier: Weights | None  # the judge's eyes on toy cats; photos are seen by Inception
     scratch: Path
     pictures: Path  # what the pictures' names begin with
 

@@ -17,7 +17,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator import sampling
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Checkpoint, Dataset, Decision, OnnxModel
+from tinycats_core.records import Dataset, Decision, OnnxModel, Weights
 from tinycats_core.release import export
 
 
@@ -27,7 +27,7 @@ def config() -> ReleaseConfig:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("training")
     (folder / "log.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
     stop = {"event": "stop", "step": 3, "cause": f"{folder}/checkpoints cannot be written", "steps": 3, "seconds": 1.0}
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def fp32(checkpoint: Checkpoint, config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+def fp32(checkpoint: Weights, config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return export.export_denoiser(checkpoint, config.export, tmp_path_factory.mktemp("onnx"))
 
 
@@ -53,20 +53,20 @@ def dataset(config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def classifier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def classifier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """A resnet18 that has seen each drawing once."""
     return train_classifier(dataset, ClassifierConfig(epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="session")
-def classifier_onnx(classifier: Checkpoint, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+def classifier_onnx(classifier: Weights, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return export.export_classifier(classifier, dataset, ExportConfig(), tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.fixture(scope="session")
 def parts(
     config: ReleaseConfig,
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     fp32: OnnxModel,
     int8: OnnxModel,
     dataset: Dataset,

@@ -10,7 +10,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.weights import save_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Checkpoint, Choice, FidelityReport, InferenceReport
+from tinycats_core.records import Choice, FidelityReport, InferenceReport, Weights
 
 TINY = {
     "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_val_per_class": 1, "toy_test_per_class": 2},
@@ -33,7 +33,7 @@ FINISH = {  # the last row of the diary of a completed training
 }
 
 
-def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Checkpoint:
+def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Weights:
     """Random weights, also where the initialisation is zero: an untouched network would hide every difference."""
     config = load({"model": TINY["model"] | model, "data": {"image_size": (TINY["model"] | model)["image_size"]}}).model
     torch.manual_seed(seed)
@@ -43,7 +43,7 @@ def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Checkpoint:
     return save_generator(path, network.state_dict(), config, CLASSES, step=7, facts={"ema_decay": 0.9})
 
 
-def make_choice(path: Path, checkpoint: Checkpoint, sample: SampleConfig) -> Choice:
+def make_choice(path: Path, checkpoint: Weights, sample: SampleConfig) -> Choice:
     row = {
         "ema_decay": 0.9,
         "guidance": 1.5,
@@ -56,7 +56,7 @@ def make_choice(path: Path, checkpoint: Checkpoint, sample: SampleConfig) -> Cho
     facts = {"rule": "the lowest kid_breed", "rows": [other, row | {"chosen": True}], "note": None}
     settings = {"ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
     write_json(path, {**settings, **facts})
-    return Choice(path=path, sha256=sha256_of(path), checkpoint=checkpoint, sample=sample, **facts)
+    return Choice(path=path, sha256=sha256_of(path), weights=checkpoint, sample=sample, **facts)
 
 
 def make_inference(path: Path) -> InferenceReport:

@@ -7,7 +7,7 @@ import pytest
 
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import atomic_path, check_writable, digest_of, home, read_json, sha256_of, write_json, write_text
-from tinycats_core.records import Dataset, Record
+from tinycats_core.records import Dataset, FileRecord
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -74,7 +74,7 @@ def test_a_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_record_knows_when_its_file_is_gone_or_changed(tmp_path: Path):
     path = write_text(tmp_path / "a", "content")
-    record = Record(path=path, sha256=sha256_of(path))
+    record = FileRecord(path=path, sha256=sha256_of(path))
     assert record.verify() is record
     path.write_text("c0ntent")
     assert not record.is_intact()

@@ -22,7 +22,7 @@ from flows.train_classifier import train_classifier
 from tinycats_core.data import toycats
 from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
 from tinycats_core.files import home, read_json, write_json
-from tinycats_core.records import Checkpoint
+from tinycats_core.records import Weights
 from tinycats_core.release import manifest, shipped
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -145,7 +145,7 @@ def test_the_classifier_is_trained_alone(tiny: dict[str, Any]) -> None:
     own = {**tiny, "classifier": {**tiny["classifier"], "seed": 7}}  # which no other test has trained
     state = train_classifier("smoke", own, return_state=True)
     classifier = state.result()
-    assert isinstance(classifier, Checkpoint)
+    assert isinstance(classifier, Weights)
     report = read_json(classifier.verify().path.with_name("report.json"))
     run_id = state.state_details.flow_run_id
     assert run_id

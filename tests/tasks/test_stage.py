@@ -13,13 +13,13 @@ from tasks.stage import content_of, key_of, may_pass, stage, tally
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, TrainConfig
 from tinycats_core.errors import DataError, ModalUnreachable, RegistryError
 from tinycats_core.files import home, sha256_of
-from tinycats_core.records import Checkpoint
+from tinycats_core.records import Weights
 
 
-def record(path: Path, text: str = "weights") -> Checkpoint:
+def record(path: Path, text: str = "weights") -> Weights:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=1)
+    return Weights(path=path, sha256=sha256_of(path), kind="generator", step=1)
 
 
 def test_a_key_is_what_things_are_and_not_where_they_lie(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_only_what_a_network_does_is_tried_again() -> None:
     assert not again(DataError("no images"))
 
 
-Made = tuple[Callable[[Checkpoint, str], tuple[Checkpoint, str]], list[str], Checkpoint]
+Made = tuple[Callable[[Weights, str], tuple[Weights, str]], list[str], Weights]
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ def made(prefect_server: str, tmp_path: Path) -> Made:
     calls: list[str] = []
 
     @stage(version=1, beside=("log.txt",))
-    def make(source: Checkpoint, place: str) -> Checkpoint:
+    def make(source: Weights, place: str) -> Weights:
         calls.append(place)
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / "log.txt").write_text("log")
         return record(tmp_path / place / "made", source.path.read_text() + " made")
 
     @flow
-    def one_stage(source: Checkpoint, place: str) -> tuple[Checkpoint, str]:
+    def one_stage(source: Weights, place: str) -> tuple[Weights, str]:
         return make(source, place), tally()
 
     return one_stage, calls, record(tmp_path / "source")
@@ -132,7 +132,7 @@ def test_results_are_kept_as_json_under_the_home(made: Made) -> None:
     one_stage, _, source = made
     one_stage(source, "json")
     kept = [json.loads(path.read_text()) for path in (home() / "results").glob("make-*")]
-    assert "tinycats_core.records.Checkpoint" in {json.loads(item["result"])["__class__"] for item in kept}
+    assert "tinycats_core.records.Weights" in {json.loads(item["result"])["__class__"] for item in kept}
 
 
 def test_an_error_for_people_is_shown_without_a_traceback(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:

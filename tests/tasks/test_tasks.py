@@ -16,7 +16,7 @@ from tinycats_core.compute import remote
 from tinycats_core.config import ComputeConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
 from tinycats_core.errors import DataError, EvaluationError
 from tinycats_core.presets import resolve
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained
 from tinycats_core.training import start
 
 DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_val_per_class=1, toy_test_per_class=2)
@@ -39,9 +39,9 @@ def test_a_task_called_outside_a_flow_runs_and_is_cached(prefect_server: str) ->
 def test_the_functions_need_no_prefect(dataset: Dataset) -> None:
     validate_data.fn(dataset, DATA, 13)
     checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
-    samples = generate_samples.fn(checkpoint, dataset, SampleConfig(steps=1), 26, ComputeConfig())
+    samples = generate_samples.fn(checkpoint.ema, dataset, SampleConfig(steps=1), 26, ComputeConfig())
     assert samples.verify().count == 26
-    assert samples.settings["model"] == checkpoint.sha256
+    assert samples.settings["model"] == checkpoint.ema.sha256
 
 
 def test_a_choice_is_made_without_prefect_and_warns_of_what_it_lacks(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,7 +49,7 @@ def test_a_choice_is_made_without_prefect_and_warns_of_what_it_lacks(dataset: Da
     arguments = dataset, SampleOptions(steps=1), EvaluateConfig(extractor="breed"), None, ComputeConfig()
     with caplog.at_level(logging.INFO):
         choice = choose_sampling.fn(checkpoint, *arguments)
-    assert (choice.checkpoint.sha256, choice.sample.guidance) == (checkpoint.sha256, 1.5)
+    assert (choice.weights.sha256, choice.sample.guidance) == (checkpoint.ema.sha256, 1.5)
     assert "there are 13 validation images; at least 16 are needed" in caplog.text
     assert "EMA 0.9999, guidance 1.5 in [0.0, 1.0]: the first average and the first setting" in caplog.text
 
@@ -61,7 +61,7 @@ def test_what_training_took_is_recorded_and_said(
     end |= {"images_per_s": 0.167, "attempts": 2, "seconds_lost": 1.5, "device": "cpu", "processes": 1, "precision": "fp32"}
     train = start.train
 
-    def keep_a_diary(dataset: Dataset, model: ModelConfig, config: TrainConfig, folder: Path, *rest: Any) -> Checkpoint:
+    def keep_a_diary(dataset: Dataset, model: ModelConfig, config: TrainConfig, folder: Path, *rest: Any) -> Trained:
         checkpoint = train(dataset, model, config, folder, *rest)
         (folder / "diary.jsonl").write_text(json.dumps(end) + "\n")
         return checkpoint
@@ -70,7 +70,7 @@ def test_what_training_took_is_recorded_and_said(
     with caplog.at_level(logging.INFO):
         checkpoint = train_generator.fn(dataset, MODEL, TRAIN.model_copy(update={"steps": 3}), ComputeConfig(device="cpu"))
     assert "training took 0.02 h at 0.167 images/s on cpu, 2 attempts: no dollars" in caplog.text
-    cost = json.loads(checkpoint.path.with_name("cost.json").read_text())
+    cost = json.loads(checkpoint.ema.path.with_name("cost.json").read_text())
     assert (cost["hours"], cost["dollars"], cost["estimate"]["steps"]) == (0.02, None, 3)
 
 
@@ -110,7 +110,7 @@ def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:
     checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
     larger = prepare_data.fn(DATA.model_copy(update={"image_size": 32}))
     with pytest.raises(EvaluationError, match="draws 13 classes at 16 px, but the data set has 13 at 32 px"):
-        generate_samples.fn(checkpoint, larger, SampleConfig(steps=1), 26, ComputeConfig())
+        generate_samples.fn(checkpoint.ema, larger, SampleConfig(steps=1), 26, ComputeConfig())
 
 
 def test_a_text_file_named_jpg_stops_the_data_check(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.device import fast_arithmetic, is_out_of_memory
 from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
 from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.signals import stop_signals
 from tinycats_core.training.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ PRUNE = "`tinycats prune --keep 3`"
 Request = dict[str, Any]
 Result = dict[str, Any]
 OnLog = Callable[[dict[str, Any]], None]
-Work = Callable[[Request, Dataset, Path, OnLog], Checkpoint]
+Work = Callable[[Request, Dataset, Path, OnLog], Weights | Trained]
 
 
 class Claims(Protocol):
@@ -114,7 +114,7 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
             place.keep(False)  # the attempt is metered from here on, whatever becomes of it
             if stop:
                 return {"error": "stopped before it began; run the same command again"}
-            checkpoint = work(request, dataset, folder, on_log)
+            made = work(request, dataset, folder, on_log)
     except ValidationError:
         return {"error": f"the deployed code does not know these settings; {DEPLOY}"}
     except (TinycatsError, OSError, RuntimeError) as error:
@@ -125,11 +125,11 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
         if not isinstance(error, TinycatsError):
             raise
         return {"error": str(error)}
-    weights = [checkpoint.path, *(other.path for other in checkpoint.others)]
+    weights = [file.path for file in made.files]
     beside = [folder / name for name in ("log.jsonl", "diary.jsonl", "report.json", "meter.json")]
     files = [*weights, *filter(Path.is_file, beside), *sorted((folder / "samples").glob("*.png"))]
     result = {
-        "checkpoint": checkpoint.model_dump(mode="json"),
+        "made": made.model_dump(mode="json"),
         "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},
     }
     write_json(folder / "result.json", result)
@@ -175,7 +175,7 @@ def evaluate(
     classifier = None
     if classifier_run:
         there = outputs / run_folder(classifier_run)
-        classifier = Checkpoint.model_validate(read_json(there / "result.json")["checkpoint"]).in_folder(there)
+        classifier = Weights.model_validate(read_json(there / "result.json")["made"]).in_folder(there)
     report = fidelity.evaluate(samples, dataset, config, classifier, folder / "evaluation", device)
     return {"metrics": report.metrics, "floor": report.floor, "conditions": report.conditions}
 
@@ -191,7 +191,7 @@ def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:
     return dataset.model_copy(update={"path": target / dataset.path.name})
 
 
-def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Checkpoint:
+def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Trained:
     """Train the generator of a request."""
     from tinycats_core.training.start import train
 
@@ -199,7 +199,7 @@ def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: On
     return train(dataset, model, settings, folder, request["device"], on_log, request["processes"])
 
 
-def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Checkpoint:
+def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Weights:
     """Train the classifier of a request, from the start: it takes minutes."""
     from tinycats_core.evaluation import classifier
 

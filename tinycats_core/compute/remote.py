@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tinycats_core.compute import jobs
 from tinycats_core.compute.gpus import parse_gpu, usd_per_second
@@ -24,17 +24,21 @@ from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, T
 from tinycats_core.errors import ComputeError
 from tinycats_core.evaluation import classifier
 from tinycats_core.files import check_writable, digest_of, read_json, write_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.training import recipe
 
 logger = logging.getLogger("tinycats.remote")
 
 
+Made = TypeVar("Made", Weights, Trained)
+
+
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[Made]):
     """One training: the remote function that does it, its data and its settings."""
 
     function: str
+    made: type[Made]  # the record of what it leaves behind
     dataset: Dataset
     settings: dict[str, Any]
 
@@ -57,16 +61,16 @@ class Job:
         }
 
 
-def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job:
+def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job[Trained]:
     """Return the training of a generator."""
     settings = {"recipe": recipe.VERSION, "model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
-    return Job("train_generator", dataset, settings)
+    return Job("train_generator", Trained, dataset, settings)
 
 
-def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job:
+def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job[Weights]:
     """Return the training of a breed classifier."""
     settings = {"recipe": classifier.VERSION, "classifier": config.model_dump(mode="json")}
-    return Job("train_classifier", dataset, settings)
+    return Job("train_classifier", Weights, dataset, settings)
 
 
 def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app_files: Sequence[Path] = ()) -> str:
@@ -90,8 +94,8 @@ def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app
 
 
 def train_on_modal(
-    job: Job, compute: ComputeConfig, folder: Path, on_log: OnLog | None = None, client: ModalClient | None = None
-) -> Checkpoint:
+    job: Job[Made], compute: ComputeConfig, folder: Path, on_log: OnLog | None = None, client: ModalClient | None = None
+) -> Made:
     """Train on Modal and return the weights, as the training here would. The folder gets the files that it would get.
 
     The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
@@ -113,9 +117,9 @@ def train_on_modal(
     call = read_json(state) if state.is_file() else {}
     if call and call["run"] != job.run:
         raise ComputeError(f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file")
-    if "checkpoint" in call:
-        if (checkpoint := Checkpoint.model_validate(call["checkpoint"])).is_intact():
-            return checkpoint
+    if "made" in call:
+        if (made := job.made.model_validate(call["made"])).is_intact():
+            return made
         call = {}  # that call is over, and what it made is on the volume, or made anew
     result, watch = None, Watch(client, job.run, compute, state, on_log)
     if call:
@@ -136,9 +140,9 @@ def train_on_modal(
         result = watch.wait(call["call_id"])
     for name, sha256 in result["files"].items():
         download(client, f"{run_folder(job.run)}/{name}", folder / name, sha256)
-    checkpoint = Checkpoint.model_validate(result["checkpoint"]).in_folder(folder)
-    write_json(state, {"run": job.run, "call_id": call.get("call_id"), "checkpoint": checkpoint.model_dump(mode="json")})
-    return checkpoint
+    made = job.made.model_validate(result["made"]).in_folder(folder)
+    write_json(state, {"run": job.run, "call_id": call.get("call_id"), "made": made.model_dump(mode="json")})
+    return made
 
 
 def _check_gpu(compute: ComputeConfig) -> None:

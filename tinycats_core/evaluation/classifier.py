@@ -16,7 +16,7 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.device import pick_device, pick_precision
 from tinycats_core.errors import CheckpointError, DataError, TrainingError
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.tensors import load_strictly, read_safetensors, write_safetensors
 
 logger = logging.getLogger("tinycats.classifier")
@@ -71,7 +71,7 @@ def train_classifier(
     folder: Path,
     device: str = "auto",
     on_log: Callable[[dict[str, Any]], None] | None = None,
-) -> Checkpoint:
+) -> Weights:
     """Train a classifier on the training split and report on the test split. A finished folder is returned as it is.
 
     The epoch is chosen on the validation split, without one it is the last; the test split is used once, for the report.
@@ -133,7 +133,7 @@ def train_classifier(
         "facts": facts,
     }
     write_safetensors(path, weights, header)
-    checkpoint = Checkpoint(path=path, sha256=sha256_of(path), kind="classifier", step=step, facts=facts)
+    checkpoint = Weights(path=path, sha256=sha256_of(path), kind="classifier", step=step, facts=facts)
     conditions = {
         "config": config.model_dump(mode="json"),
         "dataset": dataset.content,
@@ -281,14 +281,14 @@ def _fit(
     return log, weights, best
 
 
-def _finished(folder: Path, key: str) -> Checkpoint:
+def _finished(folder: Path, key: str) -> Weights:
     """Return the classifier that a finished folder holds, if it was made from the same data and configuration."""
     made = read_json(folder / "report.json")["made"]
     if made["key"] != key:
         raise CheckpointError(
             f"{folder} holds a classifier of other data or another configuration. Give another folder, or delete it."
         )
-    return Checkpoint(path=folder / "classifier.safetensors", **made["checkpoint"]).verify()
+    return Weights(path=folder / "classifier.safetensors", **made["checkpoint"]).verify()
 
 
 def _first_stride(image_size: int) -> int:

@@ -16,7 +16,7 @@ from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.classifier import BreedClassifier, load_classifier
 from tinycats_core.files import expanded, make_folder, sha256_of
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 
 OFFICIAL_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -116,7 +116,7 @@ def _register_breed_extractor() -> str:
     return name
 
 
-def breed_eyes(classifier: Checkpoint | None, device: torch.device) -> Eyes:
+def breed_eyes(classifier: Weights | None, device: torch.device) -> Eyes:
     from torch_fidelity.utils import create_feature_extractor
 
     if classifier is None:
@@ -200,7 +200,7 @@ def _official_inception() -> Path:
     return path
 
 
-def load_breeds(classifier: Checkpoint, dataset: Dataset, device: torch.device) -> BreedClassifier:
+def load_breeds(classifier: Weights, dataset: Dataset, device: torch.device) -> BreedClassifier:
     breeds = load_classifier(classifier.verify().path, device)
     if breeds.classes != dataset.classes:
         odd = sorted(set(breeds.classes) ^ set(dataset.classes)) or ["their order"]

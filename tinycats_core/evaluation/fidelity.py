@@ -16,7 +16,7 @@ from tinycats_core.evaluation.memorization import authenticity, copy_rate, spaci
 from tinycats_core.evaluation.reference import WIDE, Facts, Judge, Reference, scatter
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.sampling import load_samples
-from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
+from tinycats_core.records import Dataset, FidelityReport, SampleSet, Weights
 
 MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight images
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
@@ -37,7 +37,7 @@ def evaluate(
     samples: SampleSet,
     dataset: Dataset,
     config: EvaluateConfig,
-    classifier: Checkpoint | None,
+    classifier: Weights | None,
     folder: Path,
     device: str = "auto",
 ) -> FidelityReport:

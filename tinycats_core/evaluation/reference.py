@@ -16,7 +16,7 @@ from tinycats_core.evaluation.classifier import BreedClassifier, predict
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import Eyes, breed_eyes, extract, inception, load_breeds
 from tinycats_core.files import digest_of, make_folder, sha256_of
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 WIDE = 5  # k of density and coverage (2002.09797), and of a second pair of precision and recall
@@ -58,7 +58,7 @@ class Judge:
 
     @classmethod
     def appoint(
-        cls, dataset: Dataset, config: EvaluateConfig, classifier: Checkpoint | None, folder: Path, device: str = "auto"
+        cls, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto"
     ) -> "Judge":
         """Return a judge. Raises EvaluationError where the extractor is not to be had or does not fit the data set."""
         target = pick_device(device)

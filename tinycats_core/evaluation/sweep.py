@@ -15,22 +15,22 @@ from tinycats_core.evaluation.memorization import copy_rate
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.sampling import labels_like, sample
 from tinycats_core.generator.weights import ema_decay, load_generator
-from tinycats_core.records import Checkpoint, Choice, Dataset
+from tinycats_core.records import Choice, Dataset, Trained, Weights
 
 SEED_APART = 2**31  # between the noise of the sweep and that of the final figures: above every seed that can be given
 
 
 def choose(
-    checkpoint: Checkpoint,
+    trained: Trained,
     dataset: Dataset,
     options: SampleOptions,
     config: EvaluateConfig,
-    classifier: Checkpoint | None,
+    classifier: Weights | None,
     folder: Path,
     device: str = "auto",
     on_row: Callable[[int, int], None] | None = None,
 ) -> Choice:
-    """Choose one of the checkpoint's averages and one of the options: the pair with the lowest KID, the first of equals.
+    """Choose one of the averages and one of the options: the pair with the lowest KID, the first of equals.
 
     Of each pair `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
     validation split, and measured against that split. It is another noise than that of the final figures, which are thus
@@ -47,7 +47,7 @@ def choose(
         TinycatsError: an average is gone or has changed.
         EvaluationError: the extractor is not to be had, or a metric is not finite.
     """
-    averages = distinct([checkpoint.alone(), *checkpoint.averages])
+    averages = distinct(trained.averages)
     pairs = [(average, setting) for average in averages for setting in options.candidates()]
     rows: list[dict[str, Any]] = []
     best, note, needed = 0, None, fidelity.images_needed(config)
@@ -84,12 +84,12 @@ def choose(
     }
     path = folder / f"sweep-{digest_of([chosen.content, written])[:12]}.json"
     write_json(path, written)
-    return Choice(path=path, sha256=sha256_of(path), checkpoint=chosen, sample=setting, **facts)
+    return Choice(path=path, sha256=sha256_of(path), weights=chosen, sample=setting, **facts)
 
 
-def distinct(averages: Sequence[Checkpoint]) -> list[Checkpoint]:
+def distinct(averages: Sequence[Weights]) -> list[Weights]:
     """Return the averages without those that the warm-up of the decay has made equal to an earlier one."""
-    found: dict[float | int | str | None, Checkpoint] = {}
+    found: dict[float | int | str | None, Weights] = {}
     for average in averages:
         decay = average.facts.get("ema_decay")
         found.setdefault(ema_decay(decay, average.step - 1) if isinstance(decay, float) else decay, average)
@@ -97,11 +97,11 @@ def distinct(averages: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _measure(
-    pairs: list[tuple[Checkpoint, SampleConfig]],
+    pairs: list[tuple[Weights, SampleConfig]],
     dataset: Dataset,
     config: EvaluateConfig,
     count: int,
-    classifier: Checkpoint | None,
+    classifier: Weights | None,
     folder: Path,
     device: str,
     on_row: Callable[[int, int], None] | None,

@@ -16,7 +16,7 @@ from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of, write_atomically
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.pictures import contact_sheet
-from tinycats_core.records import Checkpoint, Picture, SampleSet
+from tinycats_core.records import Picture, SampleSet, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -156,9 +156,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
-def draw_ema_and_raw(
-    ema: Checkpoint, raw: Checkpoint, config: SampleConfig, path: Path, device: str | torch.device = "cpu"
-) -> Picture:
+def draw_ema_and_raw(ema: Weights, raw: Weights, config: SampleConfig, path: Path, device: str | torch.device = "cpu") -> Picture:
     """Draw four images of each class with the averaged and with the raw weights of a training, from the same noise, in pairs.
 
     Raises:

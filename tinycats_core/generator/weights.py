@@ -11,7 +11,7 @@ from tinycats_core.config import ModelConfig
 from tinycats_core.errors import CheckpointError
 from tinycats_core.files import sha256_of
 from tinycats_core.generator.model import TinyDiT
-from tinycats_core.records import Checkpoint
+from tinycats_core.records import Weights
 from tinycats_core.tensors import load_strictly, read_safetensors, write_safetensors
 
 
@@ -33,11 +33,11 @@ def save_generator(
     classes: Sequence[str],
     step: int,
     facts: dict[str, float | int | str | None] | None = None,
-) -> Checkpoint:
+) -> Weights:
     """Write the weights that are shipped, with everything that is needed to build the network around them."""
     header = GeneratorHeader(model=model, classes=tuple(classes), step=step, facts=facts or {})
     write_safetensors(path, weights, {"kind": "generator", **header.model_dump(mode="json")})
-    return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=step, facts=header.facts)
+    return Weights(path=path, sha256=sha256_of(path), kind="generator", step=step, facts=header.facts)
 
 
 def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[TinyDiT, GeneratorHeader]:

@@ -18,7 +18,17 @@ from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.pictures import contact_sheet
-from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport, OnnxModel, Record, Release, ReleaseParts, SampleSet
+from tinycats_core.records import (
+    Dataset,
+    Decision,
+    FidelityReport,
+    FileRecord,
+    OnnxModel,
+    Release,
+    ReleaseParts,
+    SampleSet,
+    Weights,
+)
 from tinycats_core.release import card
 from tinycats_core.release.manifest import inspect, read_release, seal
 from tinycats_core.release.registry import open_registry
@@ -49,9 +59,9 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
         TinycatsError: a parent is gone or has changed.
         RegistryError: the registry cannot be used or written.
     """
-    config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.checkpoint, parts.config.publish.name
+    config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.weights, parts.config.publish.name
     open_registry(registry)
-    made_of: dict[str, Record | None] = {
+    made_of: dict[str, FileRecord | None] = {
         "dataset": dataset,
         "checkpoint": checkpoint,
         "choice": parts.choice,
@@ -79,7 +89,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
         with atomic_path(target, replace=False) as folder:
             (folder / "samples").mkdir(parents=True)
-            files: dict[str, Record | None] = {
+            files: dict[str, FileRecord | None] = {
                 "model.safetensors": checkpoint,
                 "sweep.json": parts.choice,
                 **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
@@ -144,7 +154,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _classifier(classifier: Checkpoint, model: OnnxModel | None) -> dict[str, Any]:
+def _classifier(classifier: Weights, model: OnnxModel | None) -> dict[str, Any]:
     """Return what was measured of the classifier when it was trained, and of its ONNX file."""
     report = read_json(classifier.path.with_name("report.json"))
     return {**{name: value for name, value in report.items() if name != "made"}, "onnx": model and model.facts}

@@ -20,7 +20,7 @@ from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.onnx_file import CLASSIFIER, DENOISER, OUTPUT, OnnxVelocity, open_session
 from tinycats_core.generator.sampling import Velocity, initial_noise
 from tinycats_core.generator.weights import GeneratorHeader, load_generator
-from tinycats_core.records import Checkpoint, Dataset, OnnxModel
+from tinycats_core.records import Dataset, OnnxModel, Weights
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +34,7 @@ PARITY_BATCH = 3
 PARITY_IMAGES = 256  # real ones, for the classifier
 
 
-def export_denoiser(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> OnnxModel:
+def export_denoiser(checkpoint: Weights, config: ExportConfig, folder: Path) -> OnnxModel:
     """Write the denoiser as one ONNX file: x (B, 3, S, S) f32, t (B,) f32, labels (B,) int64 to velocity (B, 3, S, S).
 
     Its metadata says what it is: image size, classes, null class, convention, prediction, and the sha256 of the weights.
@@ -87,7 +87,7 @@ def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
         return _write(onnx.load(quantized), folder / "denoiser-int8.onnx", "int8")
 
 
-def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder: Path) -> OnnxModel:
+def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: Path) -> OnnxModel:
     """Measure an ONNX file against the network that it was made of, and return its record with what was found.
 
     Parity: the relative error ‖a − b‖ / ‖b‖ of the velocity at several times, for every class and the null class, in batches
@@ -122,7 +122,7 @@ def check(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder
     return model.model_copy(update={"facts": facts})
 
 
-def export_classifier(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig, folder: Path) -> OnnxModel:
+def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig, folder: Path) -> OnnxModel:
     """Write the breed classifier as `classifier.onnx`: images (B, 3, S, S) uint8 to logits (B, classes) f32. Return what was found.
 
     The file normalises the images itself. Its metadata says what it is: classes, image size, what the images are, and the
@@ -228,9 +228,7 @@ def _write(model: "onnx.ModelProto", path: Path, precision: str) -> OnnxModel:
     return OnnxModel(path=path, sha256=sha256_of(path), precision=precision, facts=facts)
 
 
-def _require_same(
-    session: "onnxruntime.InferenceSession", header: GeneratorHeader, checkpoint: Checkpoint, model: OnnxModel
-) -> None:
+def _require_same(session: "onnxruntime.InferenceSession", header: GeneratorHeader, checkpoint: Weights, model: OnnxModel) -> None:
     found = session.get_modelmeta().custom_metadata_map
     wanted = {
         "image_size": str(header.model.image_size),

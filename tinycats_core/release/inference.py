@@ -29,7 +29,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator import onnx_file
 from tinycats_core.generator.sampling import sample
 from tinycats_core.generator.weights import load_generator
-from tinycats_core.records import Checkpoint, InferenceReport, OnnxModel
+from tinycats_core.records import InferenceReport, OnnxModel, Weights
 from tinycats_core.tensors import read_header
 
 BATCHES = (1, 4, 8, 16)
@@ -43,7 +43,7 @@ CHILD = "from tinycats_core.release import inference; inference.answer()"
 
 
 def benchmark(
-    checkpoint: Checkpoint, models: Sequence[OnnxModel], config: SampleConfig, folder: Path, device: str = "auto"
+    checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, folder: Path, device: str = "auto"
 ) -> InferenceReport:
     """Measure verified weights and ONNX files, and keep the figures in `folder`."""
     files = {model.precision: model.verify().path for model in models}

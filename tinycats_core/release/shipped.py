@@ -9,7 +9,7 @@ from tinycats_core.config import ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.fidelity import GUIDANCE_SETTINGS
 from tinycats_core.files import read_json
-from tinycats_core.records import Checkpoint, Dataset, FidelityReport, OnnxModel, Release
+from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
 from tinycats_core.tensors import read_header
 
 
@@ -23,12 +23,12 @@ def sample(release: Release, options: SampleOptions) -> SampleConfig:
     return options.at(**_guidance(release))
 
 
-def generator(release: Release) -> Checkpoint:
+def generator(release: Release) -> Weights:
     """Return the record of the generator's weights."""
     return _checkpoint(release, "model.safetensors", "generator")
 
 
-def classifier(release: Release) -> Checkpoint | None:
+def classifier(release: Release) -> Weights | None:
     """Return the record of the breed classifier that judged the release, None where none did."""
     name = "classifier.safetensors"
     return _checkpoint(release, name, "classifier") if (release.folder / name).is_file() else None
@@ -74,9 +74,9 @@ def _guidance(release: Release) -> dict[str, Any]:
     return {name: settings[name] for name in GUIDANCE_SETTINGS}
 
 
-def _checkpoint(release: Release, name: str, kind: str) -> Checkpoint:
+def _checkpoint(release: Release, name: str, kind: str) -> Weights:
     header = read_header(release.folder / name, kind)
-    return Checkpoint(**_file(release, name), kind=kind, step=header["step"], facts=header["facts"])
+    return Weights(**_file(release, name), kind=kind, step=header["step"], facts=header["facts"])
 
 
 def _file(release: Release, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tinycats_core.files import write_atomically
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import sample
 from tinycats_core.pictures import contact_sheet
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained
 from tinycats_core.signals import stop_signals
 from tinycats_core.training import ranks
 from tinycats_core.training.recipe import learning_rate
@@ -41,7 +41,7 @@ def train_here(
     identity: dict[str, Any],
     device: torch.device,
     on_log: OnLog | None,
-) -> Checkpoint:
+) -> Trained:
     leads = ranks.rank() == 0
     if leads:
         folder.claim(identity)

@@ -23,7 +23,7 @@ from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.device import fast_arithmetic, pick_device
 from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
 from tinycats_core.files import check_writable, read_json, write_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained
 from tinycats_core.signals import stop_signals
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks, recipe
@@ -45,13 +45,13 @@ def train(
     device: str = "auto",
     on_log: OnLog | None = None,
     processes: int = 1,
-) -> Checkpoint:
-    """Train a generator, or go on where the folder's last checkpoint stands, and return its EMA weights.
+) -> Trained:
+    """Train a generator, or resume from the folder's last checkpoint, and return its weights.
 
-    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others, the record's
-    `averages`), `raw.safetensors` (the last weights, no average of them), `log.jsonl` (a line a log interval),
-    `diary.jsonl` (each start, stop and incident), `checkpoints/` (the last five) and `samples/` (a grid from the EMA every
-    `sample_every` steps). A finished folder is returned as it is; one of fewer steps goes on.
+    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others), `raw.safetensors`
+    (the last weights, without averaging), `log.jsonl` (a line per log interval), `diary.jsonl` (each start, stop and
+    incident), `checkpoints/` (the last five) and `samples/` (a grid from the EMA weights every `sample_every` steps). A
+    finished folder is returned as it is; one of fewer steps is continued.
 
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.

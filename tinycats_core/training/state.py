@@ -18,7 +18,7 @@ from tinycats_core.errors import ComputeError, TrainingError
 from tinycats_core.files import sha256_of
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.weights import save_generator
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks
 from tinycats_core.training.recipe import learning_rate, make_optimizer
@@ -183,13 +183,15 @@ def save_weights(run: Run, folder: Path) -> None:
     save_generator(folder / RAW, run.weights, run.net.config, run.classes, run.step, {"ema_decay": None, **facts})
 
 
-def record_of(folder: Path, config: TrainConfig) -> Checkpoint:
-    def one(path: Path) -> Checkpoint:
-        header = read_header(path, "generator")
-        return Checkpoint(path=path, sha256=sha256_of(path), kind="generator", step=header["step"], facts=header["facts"])
+def record_of(folder: Path, config: TrainConfig) -> Trained:
+    """Return the record of a finished training's weights."""
 
-    first, *averages, raw = map(one, weight_paths(folder, config))
-    return first.model_copy(update={"averages": tuple(averages), "raw": raw})
+    def one(path: Path) -> Weights:
+        header = read_header(path, "generator")
+        return Weights(path=path, sha256=sha256_of(path), kind="generator", step=header["step"], facts=header["facts"])
+
+    *averages, raw = map(one, weight_paths(folder, config))
+    return Trained(averages=tuple(averages), raw=raw)
 
 
 def resume(run: Run, folder: RunFolder, identity: dict[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from tinycats_core.data.preparation import prepare
 from tinycats_core.errors import ComputeError, TrainingError
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json, sha256_of
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.training.run_folder import RunFolder, read_log
 from tinycats_core.training.start import train
 
@@ -105,7 +105,7 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
 
     result = jobs.run(request_, volumes.place(), jobs.train_generator)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
-    assert Checkpoint.model_validate(result["checkpoint"]).in_folder(tmp_path / "here") == here
+    assert Trained.model_validate(result["made"]).in_folder(tmp_path / "here") == here
     weights = {"ema.safetensors", "ema-0.5.safetensors", "raw.safetensors"}
     assert set(result["files"]) == weights | {"log.jsonl", "diary.jsonl", "meter.json", "samples/step-00000004.png"}
     assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
@@ -132,7 +132,7 @@ def test_classifier_is_the_one_that_is_trained_here(
     request = request_ | {"classifier": config.model_dump(mode="json")}
     result = jobs.run(request, volumes.place(), jobs.train_classifier)
     here = train_classifier(dataset, config, tmp_path / "here", "cpu")
-    assert Checkpoint.model_validate(result["checkpoint"]).sha256 == here.sha256
+    assert Weights.model_validate(result["made"]).sha256 == here.sha256
     assert set(result["files"]) == {"classifier.safetensors", "report.json", "log.jsonl", "meter.json"}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
     assert [row["epoch"] for row in run.log()] == [1, 2]
@@ -141,7 +141,7 @@ def test_classifier_is_the_one_that_is_trained_here(
 def test_work_that_heeds_no_signal_is_stopped_at_its_next_row(volumes: Volumes, request_: jobs.Request) -> None:
     rows = []
 
-    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Weights:
         for epoch in range(9):
             rows.append(epoch)
             if epoch == 3:
@@ -211,7 +211,7 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
 ) -> None:
     timers: list[threading.Timer] = []
 
-    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Checkpoint:
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Trained:
         def row(row: dict[str, Any]) -> None:
             on_log(row)
             if row["step"] == 2:  # however long the way here has taken
@@ -236,7 +236,7 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     assert "compute.max_cost_usd is 0.01" in again["error"]
 
     result = jobs.run(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes.place(), jobs.train_generator)
-    assert result["checkpoint"]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").sha256
+    assert result["made"]["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
 
 
@@ -314,7 +314,7 @@ def test_data_that_is_not_what_was_asked_for(
     ],
 )
 def test_errors_that_come_back_with_a_remedy(volumes: Volumes, request_: jobs.Request, error: Exception, message: str) -> None:
-    def work(*given: Any) -> Checkpoint:
+    def work(*given: Any) -> Weights:
         raise error
 
     answer = jobs.run(request_, volumes.place(), work)["error"]
@@ -336,7 +336,7 @@ def test_a_checkpoint_that_does_not_fit_is_a_full_volume(
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: bus"), ConnectionError("no route"), PermissionError("no")])
 def test_other_errors_are_raised_so_that_modal_retries(volumes: Volumes, request_: jobs.Request, error: Exception) -> None:
-    def work(*given: Any) -> Checkpoint:
+    def work(*given: Any) -> Weights:
         raise error
 
     with pytest.raises(RuntimeError, match=f"^{type(error).__name__}: "):  # never one that could mean the way to Modal

@@ -22,7 +22,7 @@ from tinycats_core.data.preparation import prepare
 from tinycats_core.errors import ComputeError, ModalUnreachable
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json, write_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.training import recipe
 from tinycats_core.training.run_folder import read_log
 from tinycats_core.training.start import train
@@ -34,7 +34,7 @@ LONG = TRAIN.model_copy(update={"steps": 1_000_000, "checkpoint_every": 50, "sam
 COMPUTE = ComputeConfig(where="modal", device="cpu", gpu="T4", poll_seconds=0.1, patience_minutes=0)
 RUN = Path("outputs") / "runs"
 
-Finished = tuple[Path, Checkpoint, list[dict]]
+Finished = tuple[Path, Weights, list[dict]]
 
 
 class Replay(FakeModal):
@@ -119,7 +119,11 @@ def test_result_is_that_of_training_here(finished: Finished, dataset: Dataset, t
         *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "meter.json", "modal_call.json", "raw.safetensors"),
         "samples",
     ]
-    assert [other.path for other in checkpoint.others] == [there / "ema-0.5.safetensors", there / "raw.safetensors"]
+    assert [other.path for other in checkpoint.files] == [
+        there / "ema.safetensors",
+        there / "ema-0.5.safetensors",
+        there / "raw.safetensors",
+    ]
     grid = "samples/step-00000006.png"
     assert (there / grid).read_bytes() == (tmp_path / grid).read_bytes()
     assert FakeModal(root).calls("train_generator") == ["fc-0000"]
@@ -255,7 +259,7 @@ def test_killed_between_the_start_of_a_call_and_its_note_only_one_call_trains(jo
             return super().spawn(function, request, compute)
 
     folders = [tmp_path / "a", tmp_path / "b"]
-    made: list[Checkpoint] = []
+    made: list[Weights] = []
     threads = [
         threading.Thread(target=lambda folder=folder: made.append(train_on_modal(job, compute, folder, None, Slow(client.root))))
         for folder in folders
@@ -525,7 +529,7 @@ def test_result_that_expired_is_found_on_the_volume(
 
 
 def test_body_that_fails_is_tried_as_often_as_it_may_and_then_told_of(job: Job, client: FakeModal, tmp_path: Path) -> None:
-    broken = Job(job.function, job.dataset, {**job.settings, "train": "not even a mapping"})
+    broken = Job(job.function, job.made, job.dataset, {**job.settings, "train": "not even a mapping"})
     compute = COMPUTE.model_copy(update={"retries": 2})
     with pytest.raises(CallEnded, match=r"training on Modal failed: TypeError: .*see `modal app logs tinycats`"):
         train_on_modal(broken, compute, tmp_path / "run", client=client)

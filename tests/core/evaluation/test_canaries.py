@@ -14,7 +14,7 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.errors import ReleaseRejected
 from tinycats_core.evaluation import fidelity, gate
 from tinycats_core.evaluation.classifier import train_classifier
-from tinycats_core.records import Checkpoint, Dataset, Decision, FidelityReport
+from tinycats_core.records import Dataset, Decision, FidelityReport, Weights
 
 CLASSES = ("Abyssinian", "Bombay", "Persian", "Sphynx", "other")
 SIZE, EACH = 32, 32
@@ -37,13 +37,13 @@ def cats(drawn: tuple[Tensor, Tensor], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     config = ClassifierConfig(backbone="resnet18", epochs=4, batch_size=24)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="module")
-def measure(cats: Dataset, eyes: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tensor], FidelityReport]:
+def measure(cats: Dataset, eyes: Weights, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tensor], FidelityReport]:
     folder = tmp_path_factory.mktemp("evaluations")
 
     def measure(images: Tensor) -> FidelityReport:

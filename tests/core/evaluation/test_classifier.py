@@ -13,7 +13,7 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.errors import CheckpointError, ComputeError, DataError, TinycatsError, TrainingError
 from tinycats_core.evaluation.classifier import BreedClassifier, augment, load_classifier, predict, report_on, train_classifier
 from tinycats_core.files import read_json
-from tinycats_core.records import Checkpoint, Dataset
+from tinycats_core.records import Dataset, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 CLASSES = ("Bombay", "Persian", "Sphynx", "other")
@@ -28,11 +28,11 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def trained(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return train_classifier(cats, CONFIG, tmp_path_factory.mktemp("classifier"), "cpu")
 
 
-def test_learns_and_reports_what_the_loaded_network_does(cats: Dataset, trained: Checkpoint) -> None:
+def test_learns_and_reports_what_the_loaded_network_does(cats: Dataset, trained: Weights) -> None:
     images, labels = load_split(cats, "test")
     report = read_json(trained.path.with_name("report.json"))
     classifier = load_classifier(trained.path)
@@ -49,14 +49,14 @@ def test_learns_and_reports_what_the_loaded_network_does(cats: Dataset, trained:
     assert best["val_accuracy"] == trained.facts["val_accuracy"]
 
 
-def test_finished_folder_is_returned_at_once(cats: Dataset, trained: Checkpoint) -> None:
+def test_finished_folder_is_returned_at_once(cats: Dataset, trained: Weights) -> None:
     rows: list[dict[str, Any]] = []
     before = trained.path.stat().st_mtime_ns
     again = train_classifier(cats, CONFIG, trained.path.parent, "cpu", rows.append)
     assert (again, rows, trained.path.stat().st_mtime_ns) == (trained, [], before)
 
 
-def test_folder_of_another_configuration_is_refused(cats: Dataset, trained: Checkpoint) -> None:
+def test_folder_of_another_configuration_is_refused(cats: Dataset, trained: Weights) -> None:
     with pytest.raises(CheckpointError, match="another configuration"):
         train_classifier(cats, SHORT, trained.path.parent, "cpu")
 
@@ -81,7 +81,7 @@ def test_same_seed_gives_the_same_file_and_the_test_split_has_no_say(cats: Datas
     assert reseeded.sha256 != first.sha256
 
 
-def test_damaged_result_is_not_returned(cats: Dataset, trained: Checkpoint, tmp_path: Path) -> None:
+def test_damaged_result_is_not_returned(cats: Dataset, trained: Weights, tmp_path: Path) -> None:
     for name in ("classifier.safetensors", "report.json"):
         content = bytearray(trained.path.with_name(name).read_bytes())
         if name == "classifier.safetensors":
@@ -93,7 +93,7 @@ def test_damaged_result_is_not_returned(cats: Dataset, trained: Checkpoint, tmp_
         load_classifier(tmp_path / "classifier.safetensors")
 
 
-def test_only_the_recorded_network_is_built(trained: Checkpoint, tmp_path: Path) -> None:
+def test_only_the_recorded_network_is_built(trained: Weights, tmp_path: Path) -> None:
     tensors, header = read_safetensors(trained.path, "classifier")
     del header["digest"]
     path = tmp_path / "other.safetensors"
@@ -136,7 +136,7 @@ def test_the_validation_images_choose_the_epoch(cats: Dataset, tmp_path: Path) -
     train, val, test = ([tensor[::4] for tensor in load_split(cats, split)] for split in ("train", "val", "test"))
     settings = SHORT.model_copy(update={"epochs": 3})
 
-    def trained_with(name: str, val: tuple[Tensor, Tensor] | None) -> tuple[Checkpoint, list[dict[str, Any]]]:
+    def trained_with(name: str, val: tuple[Tensor, Tensor] | None) -> tuple[Weights, list[dict[str, Any]]]:
         dataset = make_dataset(tmp_path / name, (train[0], train[1]), (test[0], test[1]), CLASSES, val)
         made = train_classifier(dataset, settings, tmp_path / f"{name}-classifier", "cpu")
         return made, read_json(made.path.with_name("report.json"))["epochs"]
@@ -167,7 +167,7 @@ def few(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def plain(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def plain(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return train_classifier(few, SHORT, tmp_path_factory.mktemp("plain"), "cpu")
 
 
@@ -176,7 +176,7 @@ def plain(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     [{"epochs": 2}, {"batch_size": 8}, {"lr": 3e-3}, {"weight_decay": 0.9}, {"backbone": "resnet18"}, {"seed": 1}],
     ids=lambda change: next(iter(change)),
 )
-def test_every_setting_changes_what_is_learnt(few: Dataset, plain: Checkpoint, change: dict[str, Any], tmp_path: Path) -> None:
+def test_every_setting_changes_what_is_learnt(few: Dataset, plain: Weights, change: dict[str, Any], tmp_path: Path) -> None:
     changed = train_classifier(few, SHORT.model_copy(update=change), tmp_path, "cpu")
     assert changed.sha256 != plain.sha256
     tensors, others = (read_safetensors(made.path, "classifier")[0] for made in (changed, plain))

@@ -14,7 +14,7 @@ from tinycats_core.errors import CheckpointError, EvaluationError, TinycatsError
 from tinycats_core.evaluation import extractors, fidelity
 from tinycats_core.evaluation.classifier import load_classifier, predict, train_classifier
 from tinycats_core.files import read_json, sha256_of
-from tinycats_core.records import Checkpoint, Dataset, FidelityReport, SampleSet
+from tinycats_core.records import Dataset, FidelityReport, SampleSet, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 CLASSES = ("Bombay", "Persian", "other")
@@ -31,7 +31,7 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     config = ClassifierConfig(backbone="resnet18", epochs=2, batch_size=16)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
@@ -48,15 +48,15 @@ def drawn(folder: Path) -> SampleSet:
 
 
 @pytest.fixture(scope="module")
-def report(drawn: SampleSet, cats: Dataset, eyes: Checkpoint, folder: Path) -> FidelityReport:
+def report(drawn: SampleSet, cats: Dataset, eyes: Weights, folder: Path) -> FidelityReport:
     return fidelity.evaluate(drawn, cats, CONFIG, eyes, folder, "cpu")
 
 
-def with_header(path: Path, source: Checkpoint, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Checkpoint:
+def with_header(path: Path, source: Weights, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Weights:
     old, header = read_safetensors(source.path, "classifier")
     del header["digest"]
     write_safetensors(path, tensors or old, {**header, **changes})
-    return Checkpoint(path=path, sha256=sha256_of(path), kind="classifier", step=1)
+    return Weights(path=path, sha256=sha256_of(path), kind="classifier", step=1)
 
 
 class Images(torch.utils.data.Dataset):
@@ -70,7 +70,7 @@ class Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Checkpoint) -> None:
+def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights) -> None:
     from torch_fidelity import calculate_metrics
 
     made, _ = fidelity.load_samples(drawn)
@@ -98,7 +98,7 @@ def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: Samp
     assert (mine["precision"], mine["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
 
 
-def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Checkpoint) -> None:
+def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights) -> None:
     written = read_json(report.verify().path)
     assert written == report.model_dump(mode="json", exclude={"path", "sha256"})
     assert report.metrics.keys() == report.floor.keys()
@@ -129,7 +129,7 @@ def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: Sam
     assert read_json(report.path)["classes"] == list(report.classes)
 
 
-def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Checkpoint, folder: Path) -> None:
+def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Weights, folder: Path) -> None:
     images, labels = load_split(cats, "train")
     samples = make_samples(folder / "train.safetensors", images, labels)
     report = fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu")
@@ -142,7 +142,7 @@ def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Checkpoi
         assert value == pytest.approx(report.floor[name], abs=tolerance), name
 
 
-def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dataset, eyes: Checkpoint, folder: Path) -> None:
+def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dataset, eyes: Weights, folder: Path) -> None:
     image = load_split(cats, "test")[0][:1]
     samples = make_samples(folder / "one.safetensors", image.repeat(30, 1, 1, 1), torch.zeros(30, dtype=torch.int64))
     metrics = fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu").metrics
@@ -155,7 +155,7 @@ def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dat
 
 
 def test_a_second_evaluation_has_only_the_generated_images_to_look_at(
-    report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Checkpoint, tmp_path: Path
+    report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights, tmp_path: Path
 ) -> None:
     first = fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "known").iterdir()}
@@ -172,7 +172,7 @@ def test_a_second_evaluation_has_only_the_generated_images_to_look_at(
         fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
 
 
-def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Dataset, eyes: Checkpoint, folder: Path) -> None:
+def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Dataset, eyes: Weights, folder: Path) -> None:
     images, labels = draw_cats(CLASSES, 10, 33, seed=3)
 
     def conditions_hash(count: int = 30, config: EvaluateConfig = CONFIG, **settings: Any) -> str:
@@ -188,10 +188,10 @@ def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Datas
     assert conditions_hash(config=CONFIG.model_copy(update={"neighbours": 4})) != same
 
 
-def test_sets_that_cannot_be_compared(cats: Dataset, eyes: Checkpoint, drawn: SampleSet, tmp_path: Path) -> None:
+def test_sets_that_cannot_be_compared(cats: Dataset, eyes: Weights, drawn: SampleSet, tmp_path: Path) -> None:
     images, labels = fidelity.load_samples(drawn)
 
-    def evaluate(samples: SampleSet = drawn, data: Dataset = cats, classifier: Checkpoint | None = eyes) -> None:
+    def evaluate(samples: SampleSet = drawn, data: Dataset = cats, classifier: Weights | None = eyes) -> None:
         fidelity.evaluate(samples, data, CONFIG, classifier, tmp_path / "evaluations", "cpu")
 
     few = make_samples(tmp_path / "few.safetensors", images[:15], labels[:15])

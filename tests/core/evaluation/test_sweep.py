@@ -14,7 +14,7 @@ from tinycats_core.evaluation import sweep
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json
 from tinycats_core.generator.weights import load_generator, save_generator
-from tinycats_core.records import Checkpoint, Choice, Dataset
+from tinycats_core.records import Choice, Dataset, Trained, Weights
 from tinycats_core.training.start import train
 
 CLASSES = ("Bombay", "Persian", "other")
@@ -32,18 +32,18 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def classifier(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     config = ClassifierConfig(backbone="resnet18", epochs=2, batch_size=16)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="module")
-def good(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu").alone()
+def good(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return train(cats, MODEL, TRAIN, tmp_path_factory.mktemp("training"), "cpu").ema
 
 
 @pytest.fixture(scope="module")
-def spoilt(good: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def spoilt(good: Weights, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """The same weights with noise added to them."""
     network, header = load_generator(good.path)
     generator = torch.Generator().manual_seed(0)
@@ -57,22 +57,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("evaluations")
 
 
-def with_average(first: Checkpoint, second: Checkpoint) -> Checkpoint:
-    return first.model_copy(update={"averages": (second,)})
+def trained(*averages: Weights, raw: Weights | None = None) -> Trained:
+    return Trained(averages=averages, raw=raw or averages[-1])
 
 
 def test_the_better_average_is_chosen_wherever_it_stands(
-    good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path
+    good: Weights, spoilt: Weights, cats: Dataset, classifier: Weights, folder: Path
 ) -> None:
-    for both in (with_average(spoilt, good), with_average(good, spoilt)):
-        choice = sweep.choose(both, cats, ONE, CONFIG, eyes, folder, "cpu")
-        assert choice.checkpoint == good
+    for both in (trained(spoilt, good), trained(good, spoilt)):
+        choice = sweep.choose(both, cats, ONE, CONFIG, classifier, folder, "cpu")
+        assert choice.weights == good
         assert {row["ema_decay"]: row["chosen"] for row in choice.rows} == {0.9: True, 0.1: False}
 
 
 @pytest.fixture(scope="module")
-def choice(good: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path) -> Choice:
-    return sweep.choose(good, cats, THREE, CONFIG, eyes, folder, "cpu")
+def choice(good: Weights, cats: Dataset, classifier: Weights, folder: Path) -> Choice:
+    return sweep.choose(trained(good), cats, THREE, CONFIG, classifier, folder, "cpu")
 
 
 def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> None:
@@ -90,70 +90,69 @@ def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> No
     assert len(list((folder / "known").iterdir())) == 2  # of the validation images: no floor, no noise
 
 
-def test_the_test_split_has_no_say(choice: Choice, good: Checkpoint, cats: Dataset, eyes: Checkpoint, tmp_path: Path) -> None:
+def test_the_test_split_has_no_say(choice: Choice, good: Weights, cats: Dataset, classifier: Weights, tmp_path: Path) -> None:
     images, labels = load_split(cats, "test")
     test = (255 - images[:3], labels[:3])
     other = make_dataset(tmp_path / "data", load_split(cats, "train"), test, CLASSES, load_split(cats, "val"))
-    assert sweep.choose(good, other, THREE, CONFIG, eyes, tmp_path, "cpu").rows == choice.rows
+    assert sweep.choose(trained(good), other, THREE, CONFIG, classifier, tmp_path, "cpu").rows == choice.rows
 
 
 def test_one_pair_is_taken_and_nothing_is_drawn(
-    good: Checkpoint, cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    good: Weights, cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "sample", lambda *_: pytest.fail("drawn"))
-    choice = sweep.choose(good, cats, ONE, CONFIG, None, tmp_path, "cpu")
-    assert (choice.checkpoint, choice.sample, choice.rows, choice.note) == (good, ONE.single(), (), None)
+    choice = sweep.choose(trained(good), cats, ONE, CONFIG, None, tmp_path, "cpu")
+    assert (choice.weights, choice.sample, choice.rows, choice.note) == (good, ONE.single(), (), None)
     assert "nothing was drawn" in choice.rule
 
 
 def test_too_few_validation_images_take_the_first_and_say_so(
-    good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, tmp_path: Path
+    good: Weights, spoilt: Weights, cats: Dataset, classifier: Weights, tmp_path: Path
 ) -> None:
     images, labels = load_split(cats, "val")
     train, test = load_split(cats, "train"), load_split(cats, "test")
     for count in (15, 0):
         few = make_dataset(tmp_path / f"{count}", train, test, CLASSES, (images[:count], labels[:count]))
-        choice = sweep.choose(with_average(spoilt, good), few, THREE, CONFIG, eyes, tmp_path, "cpu")
-        assert (choice.checkpoint, choice.sample, choice.rows) == (spoilt, THREE.candidates()[0], ())
+        choice = sweep.choose(trained(spoilt, good), few, THREE, CONFIG, classifier, tmp_path, "cpu")
+        assert (choice.weights, choice.sample, choice.rows) == (spoilt, THREE.candidates()[0], ())
         assert f"there are {count} validation images; at least 16 are needed to choose between 6 pairs" in str(choice.note)
 
 
-def test_a_choice_stands_for_its_weights_too(good: Checkpoint, cats: Dataset, tmp_path: Path) -> None:
+def test_a_choice_stands_for_its_weights_too(good: Weights, cats: Dataset, tmp_path: Path) -> None:
     moved = good.in_folder(tmp_path)
     moved.path.write_bytes(good.path.read_bytes())
-    choice = sweep.choose(moved, cats, ONE, CONFIG, None, tmp_path, "cpu")
+    choice = sweep.choose(trained(moved), cats, ONE, CONFIG, None, tmp_path, "cpu")
     assert choice.is_intact()
-    assert choice.content == sweep.choose(good, cats, ONE, CONFIG, None, tmp_path, "cpu").content
+    assert choice.content == sweep.choose(trained(good), cats, ONE, CONFIG, None, tmp_path, "cpu").content
     moved.path.unlink()
     assert not choice.is_intact()
     with pytest.raises(TinycatsError, match="is gone"):
         choice.verify()
 
 
-def test_errors_are_those_of_the_judge(good: Checkpoint, cats: Dataset, tmp_path: Path) -> None:
+def test_errors_are_those_of_the_judge(good: Weights, cats: Dataset, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="there is no classifier"):
-        sweep.choose(good, cats, THREE, CONFIG, None, tmp_path, "cpu")
+        sweep.choose(trained(good), cats, THREE, CONFIG, None, tmp_path, "cpu")
     assert not list(tmp_path.glob("sweep-*.json"))
 
 
-def test_progress_is_told_pair_by_pair(good: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path) -> None:
+def test_progress_is_told_pair_by_pair(good: Weights, cats: Dataset, classifier: Weights, folder: Path) -> None:
     told: list[Any] = []
-    sweep.choose(good, cats, THREE, CONFIG, eyes, folder, "cpu", on_row=lambda *done: told.append(done))
+    sweep.choose(trained(good), cats, THREE, CONFIG, classifier, folder, "cpu", on_row=lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_raw_weights_are_never_a_choice(
-    good: Checkpoint, spoilt: Checkpoint, cats: Dataset, eyes: Checkpoint, folder: Path
+    good: Weights, spoilt: Weights, cats: Dataset, classifier: Weights, folder: Path
 ) -> None:
-    tempted = spoilt.model_copy(update={"raw": good})
-    choice = sweep.choose(tempted, cats, ONE, CONFIG, eyes, folder, "cpu")
-    assert choice.checkpoint == spoilt
+    choice = sweep.choose(trained(spoilt, raw=good), cats, ONE, CONFIG, classifier, folder, "cpu")
+    assert choice.weights == spoilt
     assert choice.rows == ()
 
 
 def test_averages_that_the_training_was_too_short_for_are_tried_once(tmp_path: Path) -> None:
-    def average(decay: float, step: int) -> Checkpoint:
-        return Checkpoint(path=tmp_path / "ema", sha256=str(decay), kind="generator", step=step, facts={"ema_decay": decay})
+    def average(decay: float, step: int) -> Weights:
+        return Weights(path=tmp_path / "ema", sha256=str(decay), kind="generator", step=step, facts={"ema_decay": decay})
 
     def kept(step: int) -> list[float | int | str | None]:
         return [one.facts["ema_decay"] for one in sweep.distinct([average(decay, step) for decay in (0.9999, 0.999, 0.99)])]

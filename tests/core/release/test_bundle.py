@@ -14,7 +14,7 @@ from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import read_json
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Checkpoint, OnnxModel, Release, ReleaseParts
+from tinycats_core.records import OnnxModel, Release, ReleaseParts, Weights
 from tinycats_core.release import bundle
 from tinycats_core.release.card import number
 from tinycats_core.release.manifest import verify
@@ -34,7 +34,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     manifest = verify(built.folder)
     assert set(manifest["files"]) == files - {"release.json"}
     assert (manifest["name"], manifest["version"]) == (built.name, built.version) == ("tinycats", built.folder.name)
-    assert manifest["parents"]["checkpoint"]["sha256"] == parts["choice"].checkpoint.sha256
+    assert manifest["parents"]["checkpoint"]["sha256"] == parts["choice"].weights.sha256
     assert manifest["parents"]["classifier"] is None
     assert manifest["key"] == bundle.release_key(parts["config"], parts["dataset"])
     assert not built.published
@@ -43,7 +43,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
 
 
 def test_a_release_with_a_classifier_holds_it_twice_with_what_it_gets_right(
-    parts: dict[str, Any], classifier: Checkpoint, classifier_onnx: OnnxModel, tmp_path: Path
+    parts: dict[str, Any], classifier: Weights, classifier_onnx: OnnxModel, tmp_path: Path
 ):
     release = bundle.build(tmp_path, ReleaseParts(**{**parts, "classifier": classifier, "classifier_onnx": classifier_onnx}))
     manifest = verify(release.folder)
@@ -66,7 +66,7 @@ def test_a_release_with_a_classifier_holds_it_twice_with_what_it_gets_right(
 
 
 def test_the_weights_are_the_trained_ones_to_the_bit(built: Release, parts: dict[str, Any]):
-    assert (built.folder / "model.safetensors").read_bytes() == parts["choice"].checkpoint.path.read_bytes()
+    assert (built.folder / "model.safetensors").read_bytes() == parts["choice"].weights.path.read_bytes()
     _, header = load_generator(built.folder / "model.safetensors")
     assert header.classes == parts["dataset"].classes
 
@@ -93,7 +93,7 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
 
 
 def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: dict[str, Any]):
-    source = parts["choice"].checkpoint.path
+    source = parts["choice"].weights.path
     assert (built.folder / "training_cost.json").read_bytes() == source.with_name("cost.json").read_bytes()
     stop, finish = map(json.loads, (built.folder / "training_diary.jsonl").read_text().splitlines())
     assert stop["cause"] == "checkpoints cannot be written"  # without the folder where it was
@@ -101,8 +101,8 @@ def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: di
 
 
 def test_a_training_without_a_diary_is_released_without_its_cost(parts: dict[str, Any], tmp_path: Path):
-    alone = shutil.copyfile(parts["choice"].checkpoint.path, tmp_path / "ema.safetensors")
-    choice = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": alone})})
+    alone = shutil.copyfile(parts["choice"].weights.path, tmp_path / "ema.safetensors")
+    choice = parts["choice"].model_copy(update={"checkpoint": parts["choice"].weights.model_copy(update={"path": alone})})
     release = bundle.build(tmp_path / "registry", ReleaseParts(**{**parts, "choice": choice}))
     assert [path.name for path in release.folder.glob("training_*")] == []
     assert "## Training\n" not in (release.folder / "README.md").read_text()
@@ -127,7 +127,7 @@ def test_nobodys_own_photos_leave_the_machine(built: Release, parts: dict[str, A
 
 
 def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict[str, Any]):
-    trained = parts["choice"].checkpoint.path.parents[2]
+    trained = parts["choice"].weights.path.parents[2]
     places = {os.fsencode(place) for place in (ROOT, Path.home(), trained, built.folder.parents[1])}
     text = b"".join(path.read_bytes() for path in built.folder.rglob("*") if path.is_file())
     assert [place for place in places if place != b"/" and place in text] == []
@@ -200,8 +200,8 @@ def test_two_builders_at_once_end_with_one_intact_release(parts: dict[str, Any],
 
 def test_a_parent_that_changed_is_refused_and_nothing_is_left(parts: dict[str, Any], tmp_path: Path):
     copy = tmp_path / "ema.safetensors"
-    copy.write_bytes(parts["choice"].checkpoint.path.read_bytes()[:-1])
-    spoilt = parts["choice"].model_copy(update={"checkpoint": parts["choice"].checkpoint.model_copy(update={"path": copy})})
+    copy.write_bytes(parts["choice"].weights.path.read_bytes()[:-1])
+    spoilt = parts["choice"].model_copy(update={"checkpoint": parts["choice"].weights.model_copy(update={"path": copy})})
     with pytest.raises(TinycatsError, match="ema.safetensors has changed"):
         bundle.build(tmp_path / "registry", ReleaseParts(**{**parts, "choice": spoilt}))
     assert [path.name for path in (tmp_path / "registry").iterdir()] == ["registry.json"]

@@ -17,11 +17,11 @@ from tinycats_core.evaluation.classifier import load_classifier, predict
 from tinycats_core.files import sha256_of
 from tinycats_core.generator import onnx_file, sampling
 from tinycats_core.generator.weights import load_generator
-from tinycats_core.records import Checkpoint, Dataset, OnnxModel
+from tinycats_core.records import Dataset, OnnxModel, Weights
 from tinycats_core.release import export
 
 
-def measure(checkpoint: Checkpoint, model: OnnxModel, config: ExportConfig, folder: Path) -> dict[str, Any]:
+def measure(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: Path) -> dict[str, Any]:
     return dict(export.check(checkpoint, model, config, folder).facts)
 
 
@@ -30,7 +30,7 @@ def metadata(model: OnnxModel) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 28])
-def test_fp32_gives_what_the_network_gives_at_any_batch_size(checkpoint: Checkpoint, fp32: OnnxModel, batch: int):
+def test_fp32_gives_what_the_network_gives_at_any_batch_size(checkpoint: Weights, fp32: OnnxModel, batch: int):
     network, _ = load_generator(checkpoint.path)
     labels = torch.arange(batch) % 14
     x, t = sampling.initial_noise(range(batch), 16, seed=3), torch.linspace(0, 1, batch)
@@ -42,7 +42,7 @@ def test_fp32_gives_what_the_network_gives_at_any_batch_size(checkpoint: Checkpo
 
 
 def test_the_file_is_one_valid_file_that_says_what_it_is_and_not_where_it_was_made(
-    checkpoint: Checkpoint, fp32: OnnxModel, int8: OnnxModel
+    checkpoint: Weights, fp32: OnnxModel, int8: OnnxModel
 ):
     for model in (fp32, int8):
         onnx.checker.check_model(model.path, full_check=True)
@@ -67,7 +67,7 @@ def test_the_file_is_one_valid_file_that_says_what_it_is_and_not_where_it_was_ma
 
 
 def test_exporting_twice_gives_the_same_bytes_and_prints_nothing(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     fp32: OnnxModel,
     int8: OnnxModel,
     tmp_path: Path,
@@ -82,7 +82,7 @@ def test_exporting_twice_gives_the_same_bytes_and_prints_nothing(
 
 
 @pytest.mark.parametrize("opset", [18, 23])
-def test_other_opsets_compute_the_same(checkpoint: Checkpoint, opset: int, tmp_path: Path):
+def test_other_opsets_compute_the_same(checkpoint: Weights, opset: int, tmp_path: Path):
     config = ExportConfig(opset=opset)
     model = export.export_denoiser(checkpoint, config, tmp_path)
     assert model.facts["opset"] == opset
@@ -91,7 +91,7 @@ def test_other_opsets_compute_the_same(checkpoint: Checkpoint, opset: int, tmp_p
     assert measure(checkpoint, int8, config, tmp_path)["relative_error"] < config.int8_tolerance
 
 
-def test_int8_is_smaller_close_and_not_the_same(checkpoint: Checkpoint, fp32: OnnxModel, int8: OnnxModel, tmp_path: Path):
+def test_int8_is_smaller_close_and_not_the_same(checkpoint: Weights, fp32: OnnxModel, int8: OnnxModel, tmp_path: Path):
     kinds = {node.op_type for node in onnx.load(int8.path).graph.node}
     assert "MatMulInteger" in kinds
     assert int8.path.stat().st_size < fp32.path.stat().st_size
@@ -99,7 +99,7 @@ def test_int8_is_smaller_close_and_not_the_same(checkpoint: Checkpoint, fp32: On
     assert 1e-5 < error < 0.15
 
 
-def test_check_measures_parity_and_size(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+def test_check_measures_parity_and_size(checkpoint: Weights, fp32: OnnxModel, tmp_path: Path):
     facts = measure(checkpoint, fp32, ExportConfig(), tmp_path)
     network, _ = load_generator(checkpoint.path)
     assert facts["bytes"] == fp32.path.stat().st_size
@@ -111,15 +111,13 @@ def test_check_measures_parity_and_size(checkpoint: Checkpoint, fp32: OnnxModel,
     assert (tmp_path / "check-fp32.json").is_file()
 
 
-def test_an_error_beyond_the_tolerance_is_refused_with_value_limit_and_advice(
-    checkpoint: Checkpoint, int8: OnnxModel, tmp_path: Path
-):
+def test_an_error_beyond_the_tolerance_is_refused_with_value_limit_and_advice(checkpoint: Weights, int8: OnnxModel, tmp_path: Path):
     with pytest.raises(ExportError, match=r"relative error 0\.0\d+ at t=.*allowed 1e-06 \(export.int8_tolerance\).*int8 to false"):
         export.check(checkpoint, int8, ExportConfig(int8_tolerance=1e-6), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_wrong_weight_is_found(checkpoint: Checkpoint, fp32: OnnxModel, tmp_path: Path):
+def test_one_wrong_weight_is_found(checkpoint: Weights, fp32: OnnxModel, tmp_path: Path):
     model = onnx.load(fp32.path)
     table = next(item for item in model.graph.initializer if item.name == "class_embed.weight")
     values = np.frombuffer(table.raw_data, np.float32).reshape(14, 32).copy()
@@ -141,7 +139,7 @@ def test_a_file_of_another_network_is_refused(fp32: OnnxModel, tmp_path: Path):
 
 
 def test_damaged_missing_and_foreign_files_are_named(
-    checkpoint: Checkpoint, fp32: OnnxModel, classifier_onnx: OnnxModel, tmp_path: Path
+    checkpoint: Weights, fp32: OnnxModel, classifier_onnx: OnnxModel, tmp_path: Path
 ):
     short, foreign = tmp_path / "short.onnx", tmp_path / "foreign.onnx"
     short.write_bytes(fp32.path.read_bytes()[:5000])
@@ -171,7 +169,7 @@ def test_the_cpu_is_never_taken_for_a_gpu(fp32: OnnxModel):
         onnx_file.onnx_velocity(fp32.path, "cuda")
 
 
-def test_no_file_is_left_where_the_checkpoint_is_damaged(checkpoint: Checkpoint, tmp_path: Path):
+def test_no_file_is_left_where_the_checkpoint_is_damaged(checkpoint: Weights, tmp_path: Path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(checkpoint.path.read_bytes()[:-100])
     damaged = checkpoint.model_copy(update={"path": short, "sha256": sha256_of(short)})
@@ -180,7 +178,7 @@ def test_no_file_is_left_where_the_checkpoint_is_damaged(checkpoint: Checkpoint,
     assert not (tmp_path / "onnx").exists()
 
 
-def test_sampling_runs_on_the_file_with_its_threads_alone(checkpoint: Checkpoint, fp32: OnnxModel, monkeypatch: pytest.MonkeyPatch):
+def test_sampling_runs_on_the_file_with_its_threads_alone(checkpoint: Weights, fp32: OnnxModel, monkeypatch: pytest.MonkeyPatch):
     network, _ = load_generator(checkpoint.path)
     settings = SampleConfig(steps=3, batch_size=5)
     labels = torch.tensor([0, 3, 12, 5, 5, 1, 2])
@@ -195,7 +193,7 @@ def test_sampling_runs_on_the_file_with_its_threads_alone(checkpoint: Checkpoint
 
 @pytest.mark.parametrize("batch", [1, 3, 26])
 def test_the_classifier_gives_what_the_network_gives_of_images_as_they_are_stored(
-    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, batch: int
+    classifier: Weights, classifier_onnx: OnnxModel, dataset: Dataset, batch: int
 ):
     images = load_split(dataset, "test")[0][:batch]
     wanted = predict(load_classifier(classifier.path), images)
@@ -205,7 +203,7 @@ def test_the_classifier_gives_what_the_network_gives_of_images_as_they_are_store
 
 
 def test_the_classifier_says_what_it_is_and_how_it_was_checked(
-    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path
+    classifier: Weights, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path
 ):
     onnx.checker.check_model(classifier_onnx.path, full_check=True)
     assert [path.name for path in classifier_onnx.path.parent.iterdir()] == ["classifier.onnx"]
@@ -230,7 +228,7 @@ def test_the_classifier_says_what_it_is_and_how_it_was_checked(
 
 
 def test_a_classifier_file_that_computes_something_else_is_refused_and_not_left(
-    classifier: Checkpoint, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Weights, classifier_onnx: OnnxModel, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     wrong = onnx.load(classifier_onnx.path)
     bias = next(item for item in wrong.graph.initializer if item.name == "head.bias")
@@ -243,11 +241,11 @@ def test_a_classifier_file_that_computes_something_else_is_refused_and_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_classifier_of_other_images_is_refused(classifier: Checkpoint, two_colours: Dataset, tmp_path: Path):
+def test_a_classifier_of_other_images_is_refused(classifier: Weights, two_colours: Dataset, tmp_path: Path):
     with pytest.raises(ExportError, match="sees 16 px and the data set has 8 px"):
         export.export_classifier(classifier, two_colours, ExportConfig(), tmp_path)
 
 
 @pytest.mark.parametrize("opset", [18, 23])
-def test_the_classifier_at_other_opsets(classifier: Checkpoint, dataset: Dataset, opset: int, tmp_path: Path):
+def test_the_classifier_at_other_opsets(classifier: Weights, dataset: Dataset, opset: int, tmp_path: Path):
     assert export.export_classifier(classifier, dataset, ExportConfig(opset=opset), tmp_path).facts["opset"] == opset

@@ -10,7 +10,7 @@ import pytest
 
 from tinycats_core.errors import CheckpointError, ExportError, TinycatsError
 from tinycats_core.files import read_json
-from tinycats_core.records import Checkpoint, OnnxModel, Release
+from tinycats_core.records import OnnxModel, Release, Weights
 from tinycats_core.release import inference
 
 
@@ -70,7 +70,7 @@ def test_every_runtime_of_a_release_is_measured(built: Release, parts: dict[str,
     assert found["machine"].keys() >= {"cpu", "cores", "torch_threads", "gpu", "python", "torch", "onnxruntime", "tinycats"}
 
 
-def test_the_figures_are_kept_as_they_were_measured(checkpoint: Checkpoint, parts: dict[str, Any], tmp_path: Path):
+def test_the_figures_are_kept_as_they_were_measured(checkpoint: Weights, parts: dict[str, Any], tmp_path: Path):
     report = inference.benchmark(checkpoint, [], parts["choice"].sample, tmp_path, "cpu").verify()
     assert read_json(report.path) == report.facts
     assert [row["runtime"] for row in report.facts["rows"]] == ["pytorch"]
@@ -79,7 +79,7 @@ def test_the_figures_are_kept_as_they_were_measured(checkpoint: Checkpoint, part
 
 
 def test_what_cannot_be_measured_is_named(
-    checkpoint: Checkpoint, fp32: OnnxModel, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Weights, fp32: OnnxModel, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     sample = parts["choice"].sample
     with pytest.raises(CheckpointError, match=r"absent.safetensors does not exist"):

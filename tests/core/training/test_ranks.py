@@ -49,7 +49,7 @@ def test_two_ranks_train_as_one_does(two_colours: Dataset, tmp_path: Path):
     rows = []
     train(two_colours, MODEL, settings, tmp_path / "one", "cpu")
     made = train(two_colours, MODEL, settings, tmp_path / "two", "cpu", rows.append, processes=2)
-    assert made.step == 100
+    assert made.ema.step == 100
     assert rows == read_log(tmp_path / "two")
     alone, together = (read_log(tmp_path / name) for name in ("one", "two"))
     assert [row["step"] for row in together] == list(range(1, 101))

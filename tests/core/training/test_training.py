@@ -35,14 +35,14 @@ def test_a_run_leaves_weights_log_checkpoints_and_pictures(two_colours: Dataset,
     rows = []
     made = train(two_colours, MODEL, config(), tmp_path / "run", on_log=rows.append)
     folder = tmp_path / "run"
-    assert made.verify().step == 12
-    assert made.path == folder / "ema.safetensors"
+    assert made.verify().ema.step == 12
+    assert made.ema.path == folder / "ema.safetensors"
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     assert read_log(folder) == rows
     assert rows[0].keys() == {"step", "steps", "loss", "lr", "images_per_s", "grad_norm", "skipped", "device_memory_mb"}
     assert sorted(os.listdir(folder / "checkpoints")) == [f"step-{n:08d}.safetensors" for n in (4, 8, 12)]
     assert sorted(os.listdir(folder / "samples")) == [f"step-{n:08d}.png" for n in (6, 12)]
-    header = read_header(made.path, "generator")
+    header = read_header(made.ema.path, "generator")
     assert header["classes"] == ["dark", "bright"]
     assert header["facts"]["images_seen"] == 12 * 8
 
@@ -55,7 +55,7 @@ def test_it_learns_what_the_classes_look_like(two_colours: Dataset, tmp_path: Pa
     made = train(two_colours, MODEL, quick, tmp_path / "run")
     log = read_log(tmp_path / "run")
     assert log[-1]["loss"] < log[0]["loss"] / 2
-    net, _ = load_generator(made.path)
+    net, _ = load_generator(made.ema.path)
     images = sample(net, torch.tensor([0] * 8 + [1] * 8), 8, 2, SampleConfig(steps=10, guidance=1)).float()
     assert images[:8].mean() < 80
     assert images[8:].mean() > 170
@@ -64,7 +64,7 @@ def test_it_learns_what_the_classes_look_like(two_colours: Dataset, tmp_path: Pa
 def test_the_shipped_weights_are_the_average_not_the_raw_ones(two_colours: Dataset, tmp_path: Path):
     made = train(two_colours, MODEL, config(), tmp_path / "run")
     last, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000012.safetensors", "training")
-    shipped, _ = read_safetensors(made.path, "generator")
+    shipped, _ = read_safetensors(made.ema.path, "generator")
     assert all(torch.equal(shipped[name], last[f"ema/0.9999/{name}"]) for name in shipped)
     assert any(not torch.equal(shipped[name], last[f"net/{name}"]) for name in shipped)
 
@@ -73,13 +73,11 @@ def test_the_raw_weights_lie_beside_the_averages_and_are_none_of_them(two_colour
     settings = config(ema_decays=(0.9,))
     made = train(two_colours, MODEL, settings, tmp_path / "run")
     last, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000012.safetensors", "training")
-    assert made.raw
     assert made.raw.path == tmp_path / "run" / "raw.safetensors"
     assert (made.raw.step, made.raw.facts["ema_decay"]) == (12, None)
-    assert made.averages == ()
+    assert made.averages == (made.ema,)
     raw, _ = read_safetensors(made.raw.path, "generator")
     assert all(torch.equal(raw[name], last[f"net/{name}"]) for name in raw)
-    assert made.alone() == made.model_copy(update={"raw": None})
     made.raw.path.unlink()
     assert not made.is_intact()
     again = train(two_colours, MODEL, settings, tmp_path / "run", on_log=lambda row: pytest.fail("trained again"))
@@ -89,8 +87,8 @@ def test_the_raw_weights_lie_beside_the_averages_and_are_none_of_them(two_colour
 def test_weights_moved_to_another_folder_are_found_there(two_colours: Dataset, tmp_path: Path):
     made = train(two_colours, MODEL, config(ema_decays=(0.9, 0.5)), tmp_path / "run")
     moved = made.in_folder(Path(shutil.copytree(tmp_path / "run", tmp_path / "there"))).verify()
-    assert {other.path.parent for other in (moved, *moved.others)} == {tmp_path / "there"}
-    assert len(moved.others) == 2
+    assert {file.path.parent for file in moved.files} == {tmp_path / "there"}
+    assert len(moved.files) == 3
     assert moved.content == made.content
 
 
@@ -111,16 +109,16 @@ def test_going_on_gives_the_same_bits_as_never_stopping(two_colours: Dataset, tm
     resumed_at = []
     parts = train(two_colours, MODEL, settings, tmp_path / "parts", on_log=lambda row: resumed_at.append(row["step"]))
     assert resumed_at == [9, 12]  # from the checkpoint of step 8, in the middle of a log interval
-    assert parts.sha256 == whole.sha256
+    assert parts.ema.sha256 == whole.ema.sha256
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
 def test_a_finished_run_is_returned_at_once(two_colours: Dataset, tmp_path: Path):
     first = train(two_colours, MODEL, config(), tmp_path / "run")
-    stamp = first.path.stat().st_mtime_ns
+    stamp = first.ema.path.stat().st_mtime_ns
     again = train(two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: pytest.fail("trained again"))
     assert again == first
-    assert first.path.stat().st_mtime_ns == stamp
+    assert first.ema.path.stat().st_mtime_ns == stamp
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
@@ -133,7 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     again = train(two_colours, MODEL, config(), tmp_path / "run")
     assert "step-00000012" in caplog.text
     assert "Using the one before" in caplog.text
-    assert again.sha256 == whole.sha256
+    assert again.ema.sha256 == whole.ema.sha256
 
 
 def test_only_the_last_five_checkpoints_are_kept(two_colours: Dataset, tmp_path: Path):
@@ -159,7 +157,7 @@ def test_a_signal_ends_with_a_checkpoint(two_colours: Dataset, tmp_path: Path, n
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000003.safetensors"]
     assert not (tmp_path / "run" / "ema.safetensors").exists()
     whole = train(two_colours, MODEL, config(), tmp_path / "whole")
-    assert train(two_colours, MODEL, config(), tmp_path / "run").sha256 == whole.sha256
+    assert train(two_colours, MODEL, config(), tmp_path / "run").ema.sha256 == whole.ema.sha256
 
 
 def test_a_signal_that_nobody_acts_on_is_not_reported_as_success(two_colours: Dataset, tmp_path: Path):
@@ -205,7 +203,7 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_allowed(
 ):
     poison(monkeypatch, steps={5, 8})
     made = train(two_colours, MODEL, config(max_skipped_steps=2), tmp_path / "run")
-    net, _ = load_generator(made.path)
+    net, _ = load_generator(made.ema.path)
     assert all(bool(p.isfinite().all()) for p in net.parameters())
     assert [row["skipped"] for row in read_log(tmp_path / "run")] == [0, 1, 2, 2]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in read_log(tmp_path / "run"))
@@ -251,7 +249,7 @@ def test_too_little_memory_halves_what_goes_through_at_a_time(
         assert one == pytest.approx(other, rel=1e-5)
     _, header = read_safetensors(tmp_path / "short" / "checkpoints" / "step-00000004.safetensors", "training")
     assert header["micro_batch"] == 2  # a resumed run does not try again what did not fit
-    assert short.step == 12
+    assert short.ema.step == 12
 
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
@@ -305,7 +303,7 @@ print(run.micro_batch, run.step)
 
 def test_every_average_is_kept_and_the_first_one_is_shipped(two_colours: Dataset, tmp_path: Path):
     made = train(two_colours, MODEL, config(ema_decays=(0.9, 0.5)), tmp_path / "run")
-    assert read_header(made.path, "generator")["facts"]["ema_decay"] == 0.9
+    assert read_header(made.ema.path, "generator")["facts"]["ema_decay"] == 0.9
     assert read_header(tmp_path / "run" / "ema-0.5.safetensors", "generator")["facts"]["ema_decay"] == 0.5
     last, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000012.safetensors", "training")
     for decay, name in ((0.9, "ema.safetensors"), (0.5, "ema-0.5.safetensors")):
@@ -313,7 +311,7 @@ def test_every_average_is_kept_and_the_first_one_is_shipped(two_colours: Dataset
         assert all(torch.equal(weights[key], last[f"ema/{decay}/{key}"]) for key in weights)
     alone = train(two_colours, MODEL, config(ema_decays=(0.5,)), tmp_path / "alone")
     other, _ = read_safetensors(tmp_path / "run" / "ema-0.5.safetensors", "generator")
-    weights, _ = read_safetensors(alone.path, "generator")
+    weights, _ = read_safetensors(alone.ema.path, "generator")
     assert all(torch.equal(weights[key], other[key]) for key in weights)  # one does not change another
 
 
@@ -347,7 +345,7 @@ def test_a_finished_run_can_be_lengthened_and_says_what_that_does(
 ):
     train(two_colours, MODEL, config(), tmp_path / "run")
     longer = train(two_colours, MODEL, config(steps=18), tmp_path / "run")
-    assert longer.step == 18
+    assert longer.ema.step == 18
     assert [row["step"] for row in read_log(tmp_path / "run")] == [3, 6, 9, 12, 15, 18]
     assert "lengthened from 12 to 18 steps: the learning rate after step 12 is 0.00e+00 in the shorter" in caplog.text
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train"]["steps"] == 18
@@ -361,20 +359,20 @@ def test_a_constant_rate_makes_a_lengthened_run_what_the_long_one_is(two_colours
     settings = {"schedule": "constant"}
     long = train(two_colours, MODEL, config(steps=18, **settings), tmp_path / "long")
     train(two_colours, MODEL, config(**settings), tmp_path / "run")
-    assert train(two_colours, MODEL, config(steps=18, **settings), tmp_path / "run").sha256 == long.sha256
+    assert train(two_colours, MODEL, config(steps=18, **settings), tmp_path / "run").ema.sha256 == long.ema.sha256
 
 
 def test_a_run_goes_on_from_another_folder_where_that_is_asked_for(two_colours: Dataset, tmp_path: Path):
     train(two_colours, MODEL, config(schedule="constant"), tmp_path / "first")
     long = train(two_colours, MODEL, config(schedule="constant", steps=18), tmp_path / "long")
     settings = config(schedule="constant", steps=18, resume_from=tmp_path / "first")
-    assert train(two_colours, MODEL, settings, tmp_path / "second").sha256 == long.sha256
+    assert train(two_colours, MODEL, settings, tmp_path / "second").ema.sha256 == long.ema.sha256
     assert [row["step"] for row in read_log(tmp_path / "second")] == [15, 18]
     [start] = [row for row in RunFolder(tmp_path / "second").diary() if row["event"] == "start"]
     assert start["from"] == "step-00000012.safetensors"
     one = tmp_path / "first" / "checkpoints" / "step-00000004.safetensors"
     settings = config(schedule="constant", steps=18, resume_from=one)
-    assert train(two_colours, MODEL, settings, tmp_path / "third").sha256 == long.sha256
+    assert train(two_colours, MODEL, settings, tmp_path / "third").ema.sha256 == long.ema.sha256
 
 
 @pytest.mark.parametrize(
@@ -411,7 +409,7 @@ def test_how_often_to_look_may_change_on_the_way(two_colours: Dataset, tmp_path:
     whole = train(two_colours, MODEL, config(), tmp_path / "whole")
     stop_at(two_colours, tmp_path / "run", 9)
     looked = config(log_every=4, checkpoint_every=6, sample_every=12)
-    assert train(two_colours, MODEL, looked, tmp_path / "run").sha256 == whole.sha256
+    assert train(two_colours, MODEL, looked, tmp_path / "run").ema.sha256 == whole.ema.sha256
 
 
 def stop_at(dataset: Dataset, folder: Path, step: int) -> None:
@@ -444,14 +442,14 @@ def test_a_second_process_in_the_folder_is_refused(two_colours: Dataset, tmp_pat
     (tmp_path / "run").mkdir()
     with RunFolder(tmp_path / "run").hold(), pytest.raises(TrainingError, match="another process trains in"):
         train(two_colours, MODEL, config(), tmp_path / "run")
-    assert train(two_colours, MODEL, config(), tmp_path / "run").step == 12
+    assert train(two_colours, MODEL, config(), tmp_path / "run").ema.step == 12
 
 
 def test_a_hangup_that_is_ignored_stays_ignored(two_colours: Dataset, tmp_path: Path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
     try:
         hang_up = lambda row: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
-        assert train(two_colours, MODEL, config(), tmp_path / "run", on_log=hang_up).step == 12
+        assert train(two_colours, MODEL, config(), tmp_path / "run", on_log=hang_up).ema.step == 12
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -505,9 +503,9 @@ def test_another_data_set_is_refused(two_colours: Dataset, tmp_path: Path):
 
 def test_a_damaged_result_is_an_error_not_a_result(two_colours: Dataset, tmp_path: Path):
     made = train(two_colours, MODEL, config(), tmp_path / "run")
-    data = bytearray(made.path.read_bytes())
+    data = bytearray(made.ema.path.read_bytes())
     data[-1] ^= 1
-    made.path.write_bytes(data)
+    made.ema.path.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
         train(two_colours, MODEL, config(), tmp_path / "run")
 
@@ -627,7 +625,7 @@ def test_a_file_system_that_runs_full_costs_no_more_than_an_interval(two_colours
             train(two_colours, MODEL, config(sample_every=12), small / "run")
         assert os.listdir(small / "run" / "checkpoints") == ["step-00000004.safetensors"]
         (small / "ballast").unlink()
-        assert train(two_colours, MODEL, config(sample_every=12), small / "run").sha256 == whole.sha256
+        assert train(two_colours, MODEL, config(sample_every=12), small / "run").ema.sha256 == whole.ema.sha256
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
