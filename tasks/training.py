@@ -10,6 +10,7 @@ from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, T
 from tinycats_core.evaluation import classifier
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Dataset, Trained, Weights
+from tinycats_core.signals import stop_on_signals
 from tinycats_core.training import loop, recipe, run_folder, start
 
 
@@ -25,7 +26,8 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     if compute.where == "modal":
         weights = remote.train_on_modal(remote.classifier_job(dataset, config), compute.one_gpu(), folder, on_log)
     else:
-        weights = classifier.train_classifier(dataset, config, folder, compute.device, on_log)
+        with stop_on_signals() as stop:
+            weights = classifier.train_classifier(dataset, config, folder, compute.device, on_log, stop)
     facts = {name: value for name, value in weights.facts.items() if isinstance(value, float)}
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
     report = read_json(weights.path.with_name("report.json"))
@@ -51,7 +53,8 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     if compute.where == "modal":
         trained = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
     else:
-        trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes)
+        with stop_on_signals() as stop:
+            trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes, stop)
     show.picture("loss-curve", pictures.loss_curve(run_folder.read_log(folder)), "Flow-matching loss over the training steps")
     if cost := costs.record(folder, model, train, compute, expected):
         log().info(costs.account(cost))

@@ -1,7 +1,5 @@
 """The meter of a training on Modal: what it has cost, and when the money is spent."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +9,9 @@ from pathlib import Path
 
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import read_json, write_json
+from tinycats_core.signals import Stop
+
+USED_UP = "budget"  # why a training is asked to stop
 
 
 @dataclass
@@ -25,7 +26,6 @@ class Meter:
     call_id: str
     gpu: str
     budget: dict[str, float | None]
-    is_used_up: bool = False
     before: list[float] = field(default_factory=list)  # seconds of each earlier attempt
     usd_before: float | None = 0.0  # of all of them; None where no price of one is known
     since: float = field(default_factory=time.monotonic)
@@ -36,15 +36,15 @@ class Meter:
             self.before, self.usd_before = kept["attempts"], kept.get("usd")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Meter what this encloses, and send this process a SIGINT when the budget is used up."""
+    def running(self, stop: Stop) -> Iterator[None]:
+        """Meter what this encloses, and request a stop when the budget is used up."""
         left = self._seconds_left()
         self.write()
-        timer = threading.Timer(max(0.0, left or 0.0), self._end)
+        timer = threading.Timer(max(0.0, left or 0.0), stop.request, [USED_UP])
         timer.daemon = True
         if left is not None:
             if left <= 0:
-                self.is_used_up = True
+                stop.request(USED_UP)
                 raise ComputeError("nothing of the budget is left")
             timer.start()
         try:
@@ -82,7 +82,3 @@ class Meter:
                 "leave the limit out"
             )
         return (limit - self.usd_before) / rate
-
-    def _end(self) -> None:
-        self.is_used_up = True
-        os.kill(os.getpid(), signal.SIGINT)

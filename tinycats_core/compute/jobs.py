@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from pydantic import ValidationError
 
-from tinycats_core.compute.budget import Meter
+from tinycats_core.compute.budget import USED_UP, Meter
 from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.data.splits import load_split
 from tinycats_core.device import fast_arithmetic, is_out_of_memory
-from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
+from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Trained, Weights
-from tinycats_core.signals import stop_signals
+from tinycats_core.signals import Stop, stop_on_signals
 from tinycats_core.training.run_folder import RunFolder
 
 KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the metered seconds, of this time
@@ -32,7 +32,7 @@ PRUNE = "`tinycats prune --keep 3`"
 Request = dict[str, Any]
 Result = dict[str, Any]
 OnLog = Callable[[dict[str, Any]], None]
-Work = Callable[[Request, Dataset, Path, OnLog], Weights | Trained]
+Work = Callable[[Request, Dataset, Path, OnLog, Stop], Weights | Trained]
 
 
 class Claims(Protocol):
@@ -74,24 +74,23 @@ def run(request: Request, place: Place, work: Work) -> Result:
         if (finished := _finished(folder)) is not None:
             return finished
         meter = Meter(folder / "meter.json", place.call_id, request["gpu"], request["budget"])
-        with stop_signals() as stop:
+        with stop_on_signals() as stop:
             try:
                 result = _work(request, place, work, folder, meter, stop)
             except BaseException as error:
-                if not (stop and isinstance(error, Exception)):
+                if not (stop.requested and isinstance(error, Exception)):
                     place.keep(False)
                     raise
                 result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
-            if meter.is_used_up:
-                stop.clear()  # it was this process's own signal
-                result = {"error": meter.explain(RunFolder(folder).last_good())} if "error" in result else result
-            place.keep(not stop and "error" not in result)  # a commit that fails hides neither a signal nor an error
+            if "error" in result and stop.reason == USED_UP:
+                result = {"error": meter.explain(RunFolder(folder).last_good())}
+            place.keep("error" not in result and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
     except Exception as error:  # so that nothing raised here is taken for trouble on the way here
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return result
 
 
-def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Meter", stop: dict[str, int]) -> Result:
+def _work(request: Request, place: Place, work: Work, folder: Path, meter: Meter, stop: Stop) -> Result:
     kept = time.monotonic()
 
     def on_log(row: dict[str, Any]) -> None:
@@ -100,8 +99,6 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
         if time.monotonic() - kept >= KEEP_SECONDS:
             place.keep(False)
             kept = time.monotonic()
-        if stop:  # work that heeds no signals itself
-            raise TrainingError("stopped; run the same command to go on")
 
     try:
         write_json(folder / "request.json", request)
@@ -110,11 +107,11 @@ def _work(request: Request, place: Place, work: Work, folder: Path, meter: "Mete
             found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
             raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
-        with meter.running():
+        with meter.running(stop):
             place.keep(False)  # the attempt is metered from here on, whatever becomes of it
-            if stop:
+            if stop.requested:
                 return {"error": "stopped before it began; run the same command again"}
-            made = work(request, dataset, folder, on_log)
+            made = work(request, dataset, folder, on_log, stop)
     except ValidationError:
         return {"error": f"the deployed code does not know these settings; {DEPLOY}"}
     except (TinycatsError, OSError, RuntimeError) as error:
@@ -191,15 +188,15 @@ def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:
     return dataset.model_copy(update={"path": target / dataset.path.name})
 
 
-def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Trained:
+def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: OnLog, stop: Stop) -> Trained:
     """Train the generator of a request."""
     from tinycats_core.training.start import train
 
     model, settings = ModelConfig(**request["model"]), TrainConfig(**request["train"])
-    return train(dataset, model, settings, folder, request["device"], on_log, request["processes"])
+    return train(dataset, model, settings, folder, request["device"], on_log, request["processes"], stop)
 
 
-def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog) -> Weights:
+def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog, stop: Stop) -> Weights:
     """Train the classifier of a request, from the start: it takes minutes."""
     from tinycats_core.evaluation import classifier
 
@@ -210,7 +207,8 @@ def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: O
         log.append_to_log(row)
         on_log(row)
 
-    return classifier.train_classifier(dataset, ClassifierConfig(**request["classifier"]), folder, request["device"], keep_row)
+    config = ClassifierConfig(**request["classifier"])
+    return classifier.train_classifier(dataset, config, folder, request["device"], keep_row, stop)
 
 
 def check(data: Path, dataset_sha256: str | None = None) -> dict[str, str | None]:

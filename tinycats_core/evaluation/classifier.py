@@ -17,6 +17,7 @@ from tinycats_core.device import pick_device, pick_precision
 from tinycats_core.errors import CheckpointError, DataError, TrainingError
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Weights
+from tinycats_core.signals import Stop
 from tinycats_core.tensors import load_strictly, read_safetensors, write_safetensors
 
 logger = logging.getLogger("tinycats.classifier")
@@ -71,6 +72,7 @@ def train_classifier(
     folder: Path,
     device: str = "auto",
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    stop: Stop | None = None,
 ) -> Weights:
     """Train a classifier on the training split and report on the test split. A finished folder is returned as it is.
 
@@ -106,7 +108,7 @@ def train_classifier(
             config.backbone, dataset.image_size, dataset.classes, _first_stride(dataset.image_size), config.pretrained
         )
         classifier.to(memory_format=torch.channels_last).to(target)
-        log, weights, best = _fit(classifier, images.to(target), labels.to(target), val_images, val_labels, config, on_log)
+        log, weights, best = _fit(classifier, images.to(target), labels.to(target), val_images, val_labels, config, on_log, stop)
     classifier.load_state_dict(weights)
 
     test_images, test_labels = load_split(dataset, "test")
@@ -229,6 +231,7 @@ def _fit(
     val_labels: Tensor,
     config: ClassifierConfig,
     on_log: Callable[[dict[str, Any]], None] | None,
+    stop: Stop | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
     """Train all epochs. Returns the log, the weights of the chosen epoch (on the CPU) and its row of the log."""
     device = images.device
@@ -247,6 +250,8 @@ def _fit(
         generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
         classifier.train()
         for batch in torch.randperm(len(labels), generator=generator).tensor_split(steps):  # none of a single image
+            if stop and stop.requested:
+                raise TrainingError(f"stopped in epoch {epoch} of {config.epochs}; run the same command to train anew")
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 logits = classifier(augment(images[batch], generator))
             loss = F.cross_entropy(logits.float(), labels[batch], class_weights, label_smoothing=0.05)

@@ -21,7 +21,7 @@ from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import sample
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import Dataset, Trained
-from tinycats_core.signals import stop_signals
+from tinycats_core.signals import Stop
 from tinycats_core.training import ranks
 from tinycats_core.training.recipe import learning_rate
 from tinycats_core.training.run_folder import RunFolder
@@ -41,6 +41,7 @@ def train_here(
     identity: dict[str, Any],
     device: torch.device,
     on_log: OnLog | None,
+    stop: Stop,
 ) -> Trained:
     leads = ranks.rank() == 0
     if leads:
@@ -54,14 +55,14 @@ def train_here(
     first, since, noted = run.step, time.perf_counter(), False
     try:
         bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=None if leads else True)
-        with stop_signals() as stop, bar:
+        with bar:
             fit_into_memory(run, folder)
             _loop(run, folder, identity, stop, bar, on_log if leads else None)
-            if stop and leads:  # before the signal is delivered again, which may end the process
+        if run.step < config.steps:
+            if leads:
                 noted = True
-                folder.note("stop", run.step, cause=signal.Signals(stop["signal"]).name, **_spent(run, first, since))
-        if run.step < config.steps:  # a signal came, and whoever handles it here let the program go on
-            raise TrainingError(f"stopped at step {run.step} of {config.steps}; run the same command to go on")
+                folder.note("stop", run.step, cause=stop.reason, **_spent(run, first, since))
+            raise TrainingError(f"stopped at step {run.step} of {config.steps}; run the same command to resume")
         if leads:
             with _writing(run, folder):
                 save_weights(run, folder.path)
@@ -75,13 +76,13 @@ def train_here(
     return record_of(folder.path, config)
 
 
-def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: dict[str, int], bar: tqdm, on_log: OnLog | None) -> None:
+def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar: tqdm, on_log: OnLog | None) -> None:
     """Step until `steps` are done or a signal asks to stop: log, draw and keep checkpoints on the way."""
     config, leads = run.config, ranks.rank() == 0
     while run.step < config.steps:
         try:
-            if number := ranks.largest(stop.get("signal", 0)):
-                stop.setdefault("signal", number)  # it may have reached another rank
+            if number := ranks.largest(stop.number):
+                stop.request(signal.Signals(number).name)  # it may have reached another rank
                 break
             step_within_memory(run, folder)
         except ranks.RankLost:
@@ -101,11 +102,10 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: dict[str,
                 _draw(run, folder.path)
         if save and leads:
             save_checkpoint(run, folder, identity)
-    if stop and leads:
+    if run.step < config.steps and leads:
         _count_skipped(run, folder)
         save_checkpoint(run, folder, identity)
-        name = signal.Signals(stop["signal"]).name
-        logger.warning("%s: stopped at step %d with a checkpoint; run the same command to go on", name, run.step)
+        logger.warning("%s: stopped at step %d with a checkpoint; run the same command to resume", stop.reason, run.step)
 
 
 def _count_skipped(run: Run, folder: RunFolder) -> None:

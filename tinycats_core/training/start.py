@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from tinycats_core.device import fast_arithmetic, pick_device
 from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
 from tinycats_core.files import check_writable, read_json, write_json
 from tinycats_core.records import Dataset, Trained
-from tinycats_core.signals import stop_signals
+from tinycats_core.signals import Stop, stop_on_signals
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks, recipe
 from tinycats_core.training.loop import OnLog, train_here
@@ -45,6 +44,7 @@ def train(
     device: str = "auto",
     on_log: OnLog | None = None,
     processes: int = 1,
+    stop: Stop | None = None,
 ) -> Trained:
     """Train a generator, or resume from the folder's last checkpoint, and return its weights.
 
@@ -56,11 +56,13 @@ def train(
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
         processes: how many devices of this machine share the batch (`start`).
+        stop: heeded after the step in hand, with a checkpoint and a TrainingError.
 
     Raises:
         CheckpointError: the folder or `resume_from` belongs to another architecture, configuration or data set, or
             `resume_from` does not exist.
-        TrainingError: the loss is not finite, memory or disk do not suffice, or another process trains in the folder.
+        TrainingError: the loss is not finite, memory or disk do not suffice, another process trains in the folder, or `stop`
+            was requested.
     """
     folder = Path(folder)
     check_writable(folder)
@@ -77,10 +79,10 @@ def train(
         run_folder.claim(identity)
         return record_of(folder, config)
     if processes > 1:
-        start(dataset, model, config, folder, device, processes, on_log)
+        start(dataset, model, config, folder, device, processes, on_log, stop)
         return record_of(folder, config)
     with run_folder.hold() if ranks.rank() == 0 else nullcontext(), fast_arithmetic(pick_device(device)):
-        return train_here(dataset, model, config, run_folder, identity, pick_device(device), on_log)
+        return train_here(dataset, model, config, run_folder, identity, pick_device(device), on_log, stop or Stop())
 
 
 def check_processes(device: str, processes: int) -> None:
@@ -97,7 +99,8 @@ def start(
     folder: Path,
     device: str,
     processes: int,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: OnLog | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Train in this many processes, and return when they have finished.
 
@@ -135,20 +138,15 @@ def start(
             env=environment,
             start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
         )
-    with stop_signals() as stop:
-        try:
-            while agent.poll() is None:
-                time.sleep(POLL_SECONDS)
-                seen = _pass_on(run, seen, on_log)
-                if stop:
-                    agent.send_signal(signal.SIGTERM)
-                    agent.wait()
-        except BaseException:
-            agent.send_signal(signal.SIGTERM)
-            agent.wait()
-            raise
-    if stop:  # whoever handles the signal here let the program go on
-        raise TrainingError(f"stopped; run the same command to go on from {run.last_good()}")
+    try:
+        while agent.poll() is None and not (stop and stop.requested):
+            time.sleep(POLL_SECONDS)
+            seen = _pass_on(run, seen, on_log)
+    finally:
+        agent.send_signal(signal.SIGTERM)  # it stops with a checkpoint; nothing happens to one that has ended
+        agent.wait()
+    if stop and stop.requested:
+        raise TrainingError(f"stopped; run the same command to resume from {run.last_good()}")
     _pass_on(run, seen, on_log)
     if agent.returncode:
         failure = read_json(outcome) if outcome.is_file() else {"message": f"the agent ended with {agent.returncode}"}
@@ -208,13 +206,15 @@ def _be_rank(request: dict[str, Any]) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         dist.init_process_group("nccl" if request["device"] == "cuda" else "gloo", timeout=AGREE)
-        train(
-            Dataset.model_validate(request["dataset"]),
-            ModelConfig.model_validate(request["model"]),
-            TrainConfig.model_validate(request["train"]),
-            folder,
-            request["device"],
-        )
+        with stop_on_signals() as stop:
+            train(
+                Dataset.model_validate(request["dataset"]),
+                ModelConfig.model_validate(request["model"]),
+                TrainConfig.model_validate(request["train"]),
+                folder,
+                request["device"],
+                stop=stop,
+            )
     except TinycatsError as error:
         write_json(said, {"time": datetime.now(UTC).isoformat(), "message": str(error)})
         logger.error("%s", error)
@@ -223,7 +223,7 @@ def _be_rank(request: dict[str, Any]) -> int:
     return 0
 
 
-def _pass_on(run: RunFolder, seen: int, on_log: Callable[[dict[str, Any]], None] | None) -> int:
+def _pass_on(run: RunFolder, seen: int, on_log: OnLog | None) -> int:
     for row in run.log():
         if row["step"] > seen:
             seen = row["step"]

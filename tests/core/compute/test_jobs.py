@@ -21,6 +21,7 @@ from tinycats_core.errors import ComputeError, TrainingError
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json, sha256_of
 from tinycats_core.records import Dataset, Trained, Weights
+from tinycats_core.signals import Stop
 from tinycats_core.training.run_folder import RunFolder, read_log
 from tinycats_core.training.start import train
 
@@ -138,24 +139,27 @@ def test_classifier_is_the_one_that_is_trained_here(
     assert [row["epoch"] for row in run.log()] == [1, 2]
 
 
-def test_work_that_heeds_no_signal_is_stopped_at_its_next_row(volumes: Volumes, request_: jobs.Request) -> None:
+def test_a_classifier_is_stopped_in_its_next_batch(volumes: Volumes, request_: jobs.Request) -> None:
     rows = []
 
-    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Weights:
-        for epoch in range(9):
-            rows.append(epoch)
-            if epoch == 3:
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog, stop: Stop) -> Weights:
+        def row(row: dict[str, Any]) -> None:
+            rows.append(row["epoch"])
+            if row["epoch"] == 2:
                 signal.raise_signal(signal.SIGINT)
-            on_log({"epoch": epoch})
-        raise AssertionError
+            on_log(row)
 
+        return jobs.train_classifier(request, dataset, folder, row, stop)
+
+    config = ClassifierConfig(backbone="mobilenet_v3_small", epochs=9, batch_size=8)
+    request = request_ | {"classifier": config.model_dump(mode="json")}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
     try:
         with pytest.raises(KeyboardInterrupt):
-            jobs.run(request_, volumes.place(), work)
+            jobs.run(request, volumes.place(), work)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert rows == [0, 1, 2, 3]
+    assert rows == [1, 2]
 
 
 # ---- one call of a run
@@ -211,21 +215,21 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
 ) -> None:
     timers: list[threading.Timer] = []
 
-    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog) -> Trained:
+    def work(request: jobs.Request, dataset: Dataset, folder: Path, on_log: jobs.OnLog, stop: Stop) -> Trained:
         def row(row: dict[str, Any]) -> None:
             on_log(row)
             if row["step"] == 2:  # however long the way here has taken
                 threading.Thread.start(timers[0])
                 timers[0].join()
 
-        return jobs.train_generator(request, dataset, folder, row)
+        return jobs.train_generator(request, dataset, folder, row, stop)
 
     monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
     request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
     stopped = jobs.run(request, volumes.place(), work)
     last = run.checkpoints()[0]
-    assert run.diary()[-1]["step"] == 2
+    assert (run.diary()[-1]["step"], run.diary()[-1]["cause"]) == (2, "budget")
     assert stopped["error"].startswith("$")
     assert stopped["error"].endswith(
         f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to go on from {last.name}"
@@ -253,12 +257,15 @@ def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
     kept = read_json(tmp_path / "meter.json")
     assert kept["usd"] == pytest.approx(3.0, abs=0.1)
     assert kept["attempts"] == pytest.approx([100.0, 100.0], abs=5.0)
-    cheap = attempt(2.9, 0.001)
-    with pytest.raises(ComputeError), cheap.running():
+    stop = Stop()
+    with pytest.raises(ComputeError), attempt(2.9, 0.001).running(stop):
         pass
-    assert cheap.is_used_up
+    assert stop.reason == "budget"
     attempt(None, None).write()
-    with pytest.raises(ComputeError, match="an earlier attempt was on a GPU of which no price is known"), attempt(9, 0.1).running():
+    with (
+        pytest.raises(ComputeError, match="an earlier attempt was on a GPU of which no price is known"),
+        attempt(9, 0.1).running(Stop()),
+    ):
         pass
 
 

@@ -96,12 +96,14 @@ import sys
 from pathlib import Path
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.records import Dataset
-from tinycats_core.training import train
+from tinycats_core.signals import stop_on_signals
+from tinycats_core.training.start import train
 dataset, model, settings, folder = sys.argv[1:]
-train(
-    Dataset.model_validate_json(dataset), ModelConfig.model_validate_json(model), TrainConfig.model_validate_json(settings),
-    Path(folder), "cpu", processes=2,
-)
+with stop_on_signals() as stop:
+    train(
+        Dataset.model_validate_json(dataset), ModelConfig.model_validate_json(model), TrainConfig.model_validate_json(settings),
+        Path(folder), "cpu", processes=2, stop=stop,
+    )
 """
 
 

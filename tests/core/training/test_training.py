@@ -20,6 +20,7 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.errors import CheckpointError, ComputeError, TinycatsError, TrainingError
 from tinycats_core.generator.weights import ema_decay, load_generator
 from tinycats_core.records import Dataset
+from tinycats_core.signals import Stop, stop_on_signals
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import recipe, run_folder, state, step
 from tinycats_core.training.recipe import batch_indices, draw_batch, learning_rate, mix
@@ -150,21 +151,41 @@ def test_a_signal_ends_with_a_checkpoint(two_colours: Dataset, tmp_path: Path, n
     before = signal.signal(number, ended)
     try:
         with pytest.raises(Ended):
-            train(two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: os.kill(os.getpid(), number))
+            train_until_a_signal(two_colours, tmp_path / "run", number)
         assert signal.getsignal(number) is ended
     finally:
         signal.signal(number, before)
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000003.safetensors"]
     assert not (tmp_path / "run" / "ema.safetensors").exists()
+    assert RunFolder(tmp_path / "run").diary()[-1]["cause"] == number.name
     whole = train(two_colours, MODEL, config(), tmp_path / "whole")
     assert train(two_colours, MODEL, config(), tmp_path / "run").ema.sha256 == whole.ema.sha256
+
+
+def train_until_a_signal(dataset: Dataset, folder: Path, number: signal.Signals) -> None:
+    """Train as a flow does; after the first row of the log this process gets the signal twice."""
+
+    def on_log(row: dict) -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    with stop_on_signals() as stop:
+        train(dataset, MODEL, config(), folder, on_log=on_log, stop=stop)
+
+
+def test_a_stop_ends_with_a_checkpoint_and_its_reason(two_colours: Dataset, tmp_path: Path):
+    stop = Stop()
+    with pytest.raises(TrainingError, match="stopped at step 6 of 12; run the same command to resume"):
+        train(two_colours, MODEL, config(log_every=6), tmp_path / "run", on_log=lambda row: stop.request("why"), stop=stop)
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-00000004.safetensors", "step-00000006.safetensors"]
+    assert RunFolder(tmp_path / "run").diary()[-1]["cause"] == "why"
 
 
 def test_a_signal_that_nobody_acts_on_is_not_reported_as_success(two_colours: Dataset, tmp_path: Path):
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with pytest.raises(TrainingError, match="stopped at step 3 of 12"):
-            train(two_colours, MODEL, config(), tmp_path / "run", on_log=lambda row: os.kill(os.getpid(), signal.SIGTERM))
+            train_until_a_signal(two_colours, tmp_path / "run", signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -174,7 +195,7 @@ def test_it_trains_in_a_thread_which_cannot_see_signals(two_colours: Dataset, tm
     thread = threading.Thread(target=lambda: made.append(train(two_colours, MODEL, config(), tmp_path / "run")))
     thread.start()
     thread.join()
-    assert made[0].step == 12
+    assert made[0].ema.step == 12
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
@@ -277,20 +298,21 @@ def test_a_real_allocator_out_of_memory_is_survived(tmp_path: Path):
     code = """
 import logging, re, resource, sys, torch
 from pathlib import Path
-from tinycats_core import training
 from tinycats_core.config import ModelConfig, TrainConfig
-from tinycats_core.run_folder import RunFolder
+from tinycats_core.training.run_folder import RunFolder
+from tinycats_core.training.state import Run
+from tinycats_core.training.step import step_within_memory, training_step
 logging.basicConfig(level=logging.WARNING)
 model = ModelConfig(image_size=64, patch_size=4, width=64, depth=2, heads=2, num_classes=2)
 settings = TrainConfig(steps=2, batch_size=64, warmup_steps=0)
 images = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8)
-run = training.Run.from_images(images, torch.zeros(64).long(), ("a", "b"), model, settings, torch.device("cpu"))
+run = Run.from_images(images, torch.zeros(64).long(), ("a", "b"), model, settings, torch.device("cpu"))
 run.micro_batch = 4
-training.training_step(run)  # threads and libraries have what they need now
+training_step(run)  # threads and libraries have what they need now
 run.micro_batch = 64
 used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
-training._step_within_memory(run, RunFolder(Path(sys.argv[1])))
+step_within_memory(run, RunFolder(Path(sys.argv[1])))
 print(run.micro_batch, run.step)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
@@ -326,7 +348,7 @@ def test_an_average_of_no_steps_is_the_last_weights(two_colours: Dataset):
 def test_a_lost_average_is_made_again_and_a_damaged_one_is_no_result(two_colours: Dataset, tmp_path: Path):
     settings = config(ema_decays=(0.9, 0.5))
     made = train(two_colours, MODEL, settings, tmp_path / "run")
-    (average,) = made.averages
+    _, average = made.averages
     assert (average.facts["ema_decay"], average.path.name) == (0.5, "ema-0.5.safetensors")
     assert train(two_colours, MODEL, settings, tmp_path / "run", on_log=lambda row: pytest.fail("trained again")) == made
     average.path.unlink()
@@ -642,7 +664,7 @@ from pathlib import Path
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.errors import TrainingError
 from tinycats_core.records import Dataset
-from tinycats_core.training import train
+from tinycats_core.training.start import train
 dataset, model, settings, folder, limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
