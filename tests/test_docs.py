@@ -192,6 +192,10 @@ def test_the_results_of_the_benchmarks_are_those_of_their_files():
 def test_the_table_of_the_recipe_is_made_from_its_results():
     made = recipe.document(recipe.known_rows())
     assert sorted(rows(TEXTS["docs/recipe.md"])) == sorted(rows(made))
+    (retired,) = re.findall(r"^Ten rows need code .*?: (.*?)\. ", TEXTS["docs/recipe.md"], re.M | re.S)
+    named = re.findall(r"`([^`]+)`", retired)
+    assert len(named) == 10
+    assert {*named} == {row["row"] for row in recipe.known_rows()} - {row.name for row in recipe.ROWS}
 
 
 def test_the_figures_against_the_ancestor_are_those_of_their_file():
