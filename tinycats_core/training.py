@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from tinycats_core import distributed
+from tinycats_core import distributed, threads
 from tinycats_core.checkpoint import read_header, read_safetensors, save_generator
 from tinycats_core.config import ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.data import load_split
@@ -112,7 +112,9 @@ def _train_here(
     source = _resume(run, folder, identity)
     distributed.largest(0)  # the others have read the checkpoints before this one writes any
     if leads:
-        folder.open_attempt(run.step, source, run.facts())
+        folder.open_attempt(run.step, source, run.facts() | (found := threads.facts()))
+        if device.type == "cpu" and (said := threads.warning(found)):
+            logger.warning("%s", said)
         folder.cut_log(run.step)
     first, since, noted = run.step, time.perf_counter(), False
     try:
