@@ -24,7 +24,7 @@ serve: $(READY)  ## Start Prefect's server, a work pool, a worker and every depl
 	@$(VENV)/bin/python -m deployments.serve
 
 bench: $(BENCH_READY)  ## Run every benchmark, shortly: whether they work, no figures to quote
-	@set -e; for script in $$(grep -l __main__ benchmarks/*.py benchmarks/*/__main__.py | sed -E 's,benchmarks/([a-z0-9_]+)[./].*,\1,'); do \
+	@set -e; for script in $$(grep -l '^if __name__ == ' benchmarks/*.py benchmarks/*/__main__.py | sed -E 's,benchmarks/([a-z0-9_]+)[./].*,\1,'); do \
 	  echo "benchmarks.$$script"; $(VENV)/bin/python -m benchmarks.$$script --quick; \
 	done
 

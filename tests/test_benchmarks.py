@@ -19,7 +19,7 @@ from tinycats_core.errors import TinycatsError
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks").glob("*/__main__.py")]
 SCRIPTS = sorted(  # modules that are run by `python -m`
-    path.parent.name if path.stem == "__main__" else path.stem for path in FILES if "__main__" in path.read_text()
+    path.parent.name if path.stem == "__main__" else path.stem for path in FILES if '__name__ == "__main__"' in path.read_text()
 )
 
 

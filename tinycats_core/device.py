@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tinycats_core import threads
 from tinycats_core.errors import ComputeError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
@@ -130,11 +131,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, usable cores, PyTorch's threads, and the GPU's name or None. Nothing that names the host."""
+    """Return processor, usable cores, the facts of PyTorch's threads, the GPU's name or None. Nothing that names the host."""
+    found = threads.facts()
     return {
         "cpu": _processor(),
         "cores": cores(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": found.pop("threads"),
+        **found,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

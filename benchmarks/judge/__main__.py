@@ -126,8 +126,8 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         verbose=False,
     )
     seen, known = judge.see(made), judge.see(real)
-    reference = reference.Reference.of(known, real_labels, eyes, config.neighbours)
-    ours = fidelity.compare(seen, reference, eyes, config, subset)
+    known_features = reference.Reference.of(known, real_labels, eyes, config.neighbours)
+    ours = fidelity.compare(seen, known_features, eyes, config, subset)
     fid, kid = (ours["fid_inception" if photos else "fd_breed"], ours[f"kid_{eyes.name}"])
     plain = _plain_frechet(seen[eyes.features], known[eyes.features])
     agreed = {

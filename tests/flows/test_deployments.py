@@ -12,6 +12,8 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.flows import load_flow_from_entrypoint
 
+from flows.release_model import release_model
+from flows.train_classifier import train_classifier
 from tinycats_core.presets import PRESETS, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,15 @@ def test_a_deployment_fits_its_flow_and_resolves(deployment: dict[str, Any], mon
     if "preset" in parameters:
         config = resolve(parameters["preset"], parameters["overrides"])
         assert config.publish.name == f"tinycats-{deployment['name']}"
+
+
+def test_the_presets_are_listed_everywhere_as_they_are() -> None:
+    *others, last = PRESETS
+    sentence = f"preset: {', '.join(others)} or {last}."
+    for flow in (release_model, train_classifier):
+        assert sentence in (inspect.getdoc(flow.fn) or "")
+    deployed = [item["parameters"]["preset"] for item in DEPLOYMENTS if "release_model" in item["entrypoint"]]
+    assert deployed == list(PRESETS)
 
 
 def test_two_releases_by_one_deployment_never_run_at_the_same_time() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tinycats_core import threads
 from tinycats_core.config import ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.errors import TrainingError
 from tinycats_core.files import write_atomically
@@ -50,7 +51,10 @@ def train_here(
     source = resume(run, folder, identity)
     ranks.largest(0)  # the others have read the checkpoints before this one writes any
     if leads:
-        folder.open_attempt(run.step, source, run.facts())
+        machine = threads.facts()
+        folder.open_attempt(run.step, source, run.facts() | machine)
+        if device.type == "cpu" and (warning := threads.warning(machine)):
+            logger.warning("%s", warning)
         folder.cut_log(run.step)
     first, since, noted = run.step, time.perf_counter(), False
     try:
