@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tinycats_core.compute.gpus import PRICES, TENSOR_TFLOPS, Price, parse_gpu
+from tinycats_core.compute.gpus import GPUS, Price, parse_gpu
 from tinycats_core.config import ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.device import PRECISIONS, fast_arithmetic, matmul_peak, name_of, pick_device, pick_precision
 from tinycats_core.errors import ComputeError, TinycatsError
@@ -29,8 +29,8 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where and how a generator is trained. `gpu` is Modal's name, None for a machine of one's own."""
+class Hardware:
+    """What a generator is trained on. `gpu` is Modal's name, None for a machine of one's own."""
 
     gpu: str | None
     device: str | None  # "cpu", or "cuda: " and the GPU's name; not known of Modal's GPUs before a training
@@ -44,7 +44,7 @@ class Estimate:
 
     steps: int
     batch_size: int
-    place: Place
+    place: Hardware
     images_per_s: Range | None
     hours: Range | None
     dollars: Range | None
@@ -84,11 +84,11 @@ def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> 
     Raises:
         ComputeError: an unknown GPU, or a device or precision that is not to be had here.
     """
-    place = find_place(train, compute)
+    place = find_hardware(train, compute)
     rate, basis = measured_rate(model, train, place) or _assumed_rate(model, train, place)
     images = train.steps * train.batch_size
     hours = (images / rate[1] / 3600, images / rate[0] / 3600) if rate else None
-    price = PRICES.get(place.gpu or "")
+    price = _price(place)
     dollars = (_dollars(price, hours[0], place), _dollars(price, hours[1], place)) if price and hours else None
     return Estimate(train.steps, train.batch_size, place, rate, hours, dollars, price, basis, _charge(place))
 
@@ -107,18 +107,18 @@ def check_budget(before: Estimate, compute: ComputeConfig) -> None:
         logger.warning("compute.max_cost_usd is %g: the training may be stopped before it ends, at a checkpoint", limit)
 
 
-def find_place(train: TrainConfig, compute: ComputeConfig) -> Place:
-    """Return where a configuration trains, with `auto` settled. Raises ComputeError."""
+def find_hardware(train: TrainConfig, compute: ComputeConfig) -> Hardware:
+    """Return what a configuration trains on, with `auto` settled. Raises ComputeError."""
     if compute.where == "modal":
         gpu, count = parse_gpu(compute.gpu)
         device = "cpu" if compute.device == "cpu" else None
-        automatic = "fp32" if device else "fp16" if gpu == "T4" else "bf16"
-        return Place(gpu, device, count, automatic if train.precision == "auto" else train.precision)
+        automatic = "fp32" if device else gpu.native[0]
+        return Hardware(gpu.name, device, count, automatic if train.precision == "auto" else train.precision)
     device = pick_device(compute.device)
-    return Place(None, name_of(device), compute.processes, PRECISIONS[pick_precision(train.precision, device)])
+    return Hardware(None, name_of(device), compute.processes, PRECISIONS[pick_precision(train.precision, device)])
 
 
-def measured_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range, str] | None:
+def measured_rate(model: ModelConfig, train: TrainConfig, place: Hardware) -> tuple[Range, str] | None:
     """Return the images/s of the longest earlier training of this kind below `home()`, and words for it; None without one."""
     wanted = _kind(model, train, place)
     if place.device is None:
@@ -150,8 +150,8 @@ def record(
     path = folder / "cost.json"
     meter = _read(folder / "meter.json") if compute.where == "modal" else {}  # from the start of each attempt to its end
     gpu, count = parse_gpu(meter.get("gpu", compute.gpu)) if compute.where == "modal" else (None, 1)
-    place = Place(gpu, end["device"], end["processes"], end["precision"])
-    price, hours = PRICES.get(gpu or ""), end["seconds"] / 3600
+    place = Hardware(gpu and gpu.name, end["device"], end["processes"], end["precision"])
+    price, hours = _price(place), end["seconds"] / 3600
     billed = sum(meter["attempts"]) if meter else end["seconds"]
     charged = billed / 3600 * price.usd_per_hour * count if price else None
     cost = {
@@ -197,13 +197,13 @@ def between(values: Range | None) -> str:
     return f"{figure(values[0])} to {figure(values[1])}" if values else "–"
 
 
-def where(place: Place) -> str:
+def where(place: Hardware) -> str:
     """Write a place as a person would: Modal's name with the number of GPUs, or the device."""
     name = place.gpu or place.device or ""
     return f"{name}:{place.processes}" if place.processes > 1 else name
 
 
-def _kind(model: ModelConfig, train: TrainConfig, place: Place) -> dict[str, Any]:
+def _kind(model: ModelConfig, train: TrainConfig, place: Hardware) -> dict[str, Any]:
     """Return what a rate depends on: two trainings that agree in all of it go at the same speed."""
     return {
         "model": model.digest(),
@@ -214,16 +214,16 @@ def _kind(model: ModelConfig, train: TrainConfig, place: Place) -> dict[str, Any
     }
 
 
-def _assumed_rate(model: ModelConfig, train: TrainConfig, place: Place) -> tuple[Range | None, str]:
+def _assumed_rate(model: ModelConfig, train: TrainConfig, place: Hardware) -> tuple[Range | None, str]:
     """Return the images/s of an assumed share of the peak, and words for it; None where no peak is known.
 
     On a GPU no step is faster than its kernels are launched, which is what small models and shares of a batch wait for.
     """
     if place.gpu:
-        peak, native = TENSOR_TFLOPS.get(place.gpu), ("fp16",) if place.gpu == "T4" else ("bf16", "fp16")
-        if peak is None or place.precision not in native or place.device == "cpu":
+        gpu = GPUS[place.gpu]
+        if gpu.tflops is None or place.precision not in gpu.native or place.device == "cpu":
             return None, f"no training like it on {place.gpu} was measured, and no peak for {place.precision} is known"
-        peak, shares = peak * 1e12 * place.processes, SHARE_OF_DATA_SHEET
+        peak, shares = gpu.tflops * 1e12 * place.processes, SHARE_OF_DATA_SHEET
         what = f"the data sheet's {peak / 1e12:,.0f} TFLOP/s"
     else:
         peak, shares = _peak_here(str(place.device).partition(":")[0], place.precision), SHARE_OF_PRODUCTS
@@ -246,14 +246,18 @@ def _peak_here(device: str, precision: str) -> float:
         return matmul_peak(torch.device(device), types[precision])
 
 
-def _dollars(price: Price, hours: float, place: Place) -> float:
+def _price(place: Hardware) -> Price | None:
+    return GPUS[place.gpu].price if place.gpu else None
+
+
+def _dollars(price: Price, hours: float, place: Hardware) -> float:
     return price.usd_per_hour * hours * place.processes
 
 
-def _charge(place: Place) -> str:
+def _charge(place: Hardware) -> str:
     if place.gpu is None:
         return HERE
-    if price := PRICES.get(place.gpu):
+    if price := _price(place):
         return f"{price}, for the GPU alone while it trains"
     return f"no dollars: no price of {place.gpu} is known, see https://modal.com/pricing"
 

@@ -146,11 +146,11 @@ def train_on_modal(
 
 
 def _check_gpu(compute: ComputeConfig) -> None:
-    name, count = parse_gpu(compute.gpu)
+    gpu, count = parse_gpu(compute.gpu)
     if count != compute.processes:
         raise ComputeError(
             f"compute.gpu is {compute.gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, "
-            f"as in '{name}:2' and 2"
+            f"as in '{gpu.name}:2' and 2"
         )
 
 
