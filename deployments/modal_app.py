@@ -24,7 +24,7 @@ from tinycats_core.files import home
 from tinycats_core.presets import parse_overrides, resolve
 
 # What training and judging import, by the names of constraints.txt.
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "torch_fidelity")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "tqdm", "filelock", "torch_fidelity")
 DATA, OUTPUTS = Path("/data"), Path("/outputs")  # where the volumes are mounted
 IN_IMAGE = "/constraints.txt"
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt" if modal.is_local() else Path(IN_IMAGE)

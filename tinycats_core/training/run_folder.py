@@ -1,6 +1,5 @@
 """A training's folder: what it is for, its checkpoints, its log and its diary, held by one process at a time."""
 
-import fcntl
 import json
 import logging
 import time
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tinycats_core.errors import CheckpointError, TrainingError
@@ -39,17 +39,20 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep every other process out, until this ends or the process dies. Raises TrainingError when one is in."""
-        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TrainingError(f"another process trains in {self.path}; wait for it, or stop it") from None
-            except OSError:
-                logger.warning("%s cannot be locked on this file system: see that nothing else trains in it", self.path)
+        """Lock the folder until this ends or the process dies. Raises TrainingError if another process holds the lock."""
+        lock = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False)  # a soft lock would survive a kill -9
+        try:
+            lock.acquire()
+        except Timeout:
+            raise TrainingError(f"another process trains in {self.path}; wait for it, or stop it") from None
+        except OSError:
+            logger.warning("%s cannot be locked on this file system: make sure that nothing else trains in it", self.path)
+        try:
             for leftover in self.leftovers():
                 leftover.unlink()
             yield
+        finally:
+            lock.release()
 
     def leftovers(self) -> list[Path]:
         """Return the files of a process that was killed while it wrote: ours, and the ones that safetensors makes for itself."""
@@ -114,7 +117,7 @@ class RunFolder:
         return next((path.name for path in self.checkpoints()), "the start")
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the rows of the log: a line that a killed process left half written is none."""
+        """Return the rows of the log, without a line that a killed process left half written."""
         return _read_lines(self.path / "log.jsonl")
 
     def append_to_log(self, row: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The training loop: it learns, it goes on to the bit where it stopped, and it never reports a failure as success."""
 
+import errno
 import itertools
 import json
 import os
@@ -465,6 +466,17 @@ def test_a_second_process_in_the_folder_is_refused(two_colours: Dataset, tmp_pat
     with RunFolder(tmp_path / "run").hold(), pytest.raises(TrainingError, match="another process trains in"):
         train(two_colours, MODEL, config(), tmp_path / "run")
     assert train(two_colours, MODEL, config(), tmp_path / "run").ema.step == 12
+
+
+def test_a_file_system_that_cannot_lock_is_warned_of(
+    two_colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def no_locks(*given: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert train(two_colours, MODEL, config(), tmp_path / "run").ema.step == 12
+    assert f"{tmp_path / 'run'} cannot be locked on this file system" in caplog.text
 
 
 def test_a_hangup_that_is_ignored_stays_ignored(two_colours: Dataset, tmp_path: Path):
