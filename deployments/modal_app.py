@@ -76,13 +76,13 @@ def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
 @app.function(**training)
 def train_generator(request: jobs.Request) -> jobs.Result:
     """Train the generator, or go on from the last checkpoint on the volume."""
-    return jobs.run(request, place(), jobs.train_generator)
+    return jobs.perform(request, site(), jobs.train_generator)
 
 
 @app.function(**training)
 def train_classifier(request: jobs.Request) -> jobs.Result:
     """Train the breed classifier."""
-    return jobs.run(request, place(), jobs.train_classifier)
+    return jobs.perform(request, site(), jobs.train_classifier)
 
 
 @app.function(image=image, volumes={str(OUTPUTS): outputs_volume}, timeout=3600, retries=2)
@@ -118,7 +118,7 @@ def with_app(found: dict[str, str | None]) -> dict[str, str | None]:
     return found | {"app": jobs.digest_of_files([Path(__file__), CONSTRAINTS])}
 
 
-def place() -> jobs.Place:
+def site() -> jobs.Site:
     """Return where a container stands."""
 
     def reload() -> None:
@@ -128,7 +128,7 @@ def place() -> jobs.Place:
     def is_over(call_id: str) -> bool:
         return modal_client.is_over(modal_client.ModalClient(), call_id)
 
-    return jobs.Place(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
+    return jobs.Site(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
 
 
 def keep(must: bool) -> None:

@@ -120,15 +120,15 @@ def _enter(name: str, data: Data, model: ModelConfig, batch_size: int, device: t
 
     def step() -> Tensor:
         loss, norm = training_step(run)
-        run.interval.losses.append(loss)  # as the loop of `train` does for its log
-        run.interval.norms.append(norm)
+        run.window.losses.append(loss)  # as the loop of `train` does for its log
+        run.window.norms.append(norm)
         return loss
 
     @contextmanager
     def turn(_: int) -> Iterator[Step]:
         with fast_arithmetic(device):
             yield step
-        run.interval = state.Interval()
+        run.window = state.LogWindow()
 
     return Variant(name, batch_size, sum(p.numel() for p in run.net.parameters()), turn, run=run)
 

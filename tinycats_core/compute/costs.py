@@ -84,13 +84,13 @@ def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> 
     Raises:
         ComputeError: an unknown GPU, or a device or precision that is not to be had here.
     """
-    place = find_hardware(train, compute)
-    rate, basis = measured_rate(model, train, place) or _assumed_rate(model, train, place)
+    hardware = find_hardware(train, compute)
+    rate, basis = measured_rate(model, train, hardware) or _assumed_rate(model, train, hardware)
     images = train.steps * train.batch_size
     hours = (images / rate[1] / 3600, images / rate[0] / 3600) if rate else None
-    price = _price(place)
-    dollars = (_dollars(price, hours[0], place), _dollars(price, hours[1], place)) if price and hours else None
-    return Estimate(train.steps, train.batch_size, place, rate, hours, dollars, price, basis, _charge(place))
+    price = _price(hardware)
+    dollars = (_dollars(price, hours[0], hardware), _dollars(price, hours[1], hardware)) if price and hours else None
+    return Estimate(train.steps, train.batch_size, hardware, rate, hours, dollars, price, basis, _charge(hardware))
 
 
 def check_budget(before: Estimate, compute: ComputeConfig) -> None:
@@ -118,10 +118,10 @@ def find_hardware(train: TrainConfig, compute: ComputeConfig) -> Hardware:
     return Hardware(None, name_of(device), compute.processes, PRECISIONS[pick_precision(train.precision, device)])
 
 
-def measured_rate(model: ModelConfig, train: TrainConfig, place: Hardware) -> tuple[Range, str] | None:
+def measured_rate(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> tuple[Range, str] | None:
     """Return the images/s of the longest earlier training of this kind below `home()`, and words for it; None without one."""
-    wanted = _kind(model, train, place)
-    if place.device is None:
+    wanted = _kind(model, train, hardware)
+    if hardware.device is None:
         del wanted["device"]  # on Modal the GPU's name there says it
     found = [cost for cost in _records() if wanted.items() <= cost.items() and cost["seconds"] >= MEASURED_SECONDS]
     if not found:
@@ -150,12 +150,12 @@ def record(
     path = folder / "cost.json"
     meter = _read(folder / "meter.json") if compute.where == "modal" else {}  # from the start of each attempt to its end
     gpu, count = parse_gpu(meter.get("gpu", compute.gpu)) if compute.where == "modal" else (None, 1)
-    place = Hardware(gpu and gpu.name, end["device"], end["processes"], end["precision"])
-    price, hours = _price(place), end["seconds"] / 3600
+    hardware = Hardware(gpu and gpu.name, end["device"], end["processes"], end["precision"])
+    price, hours = _price(hardware), end["seconds"] / 3600
     billed = sum(meter["attempts"]) if meter else end["seconds"]
     charged = billed / 3600 * price.usd_per_hour * count if price else None
     cost = {
-        **_kind(model, train, place),
+        **_kind(model, train, hardware),
         "gpus": count if gpu else None,
         "finished": end["time"],
         "steps": end["step"],
@@ -170,7 +170,7 @@ def record(
         "price": price and asdict(price),
         "billed_seconds": billed if gpu else None,
         "dollars": meter.get("usd", charged),  # the attempts may have been on different GPUs
-        "charge": _charge(place),
+        "charge": _charge(hardware),
         "estimate": _read(path).get("estimate") or asdict(before),
     }
     write_json(path, cost)
@@ -197,41 +197,41 @@ def between(values: Range | None) -> str:
     return f"{figure(values[0])} to {figure(values[1])}" if values else "–"
 
 
-def where(place: Hardware) -> str:
-    """Write a place as a person would: Modal's name with the number of GPUs, or the device."""
-    name = place.gpu or place.device or ""
-    return f"{name}:{place.processes}" if place.processes > 1 else name
+def where(hardware: Hardware) -> str:
+    """Name the hardware as a person would: Modal's name with the number of GPUs, or the device."""
+    name = hardware.gpu or hardware.device or ""
+    return f"{name}:{hardware.processes}" if hardware.processes > 1 else name
 
 
-def _kind(model: ModelConfig, train: TrainConfig, place: Hardware) -> dict[str, Any]:
+def _kind(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> dict[str, Any]:
     """Return what a rate depends on: two trainings that agree in all of it go at the same speed."""
     return {
         "model": model.digest(),
-        **asdict(place),
+        **asdict(hardware),
         "micro_batch": train.batch_size // train.accumulation,
         "gradient_checkpointing": train.gradient_checkpointing,
         "compile": train.compile,
     }
 
 
-def _assumed_rate(model: ModelConfig, train: TrainConfig, place: Hardware) -> tuple[Range | None, str]:
+def _assumed_rate(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> tuple[Range | None, str]:
     """Return the images/s of an assumed share of the peak, and words for it; None where no peak is known.
 
     On a GPU no step is faster than its kernels are launched, which is what small models and shares of a batch wait for.
     """
-    if place.gpu:
-        gpu = GPUS[place.gpu]
-        if gpu.tflops is None or place.precision not in gpu.native or place.device == "cpu":
-            return None, f"no training like it on {place.gpu} was measured, and no peak for {place.precision} is known"
-        peak, shares = gpu.tflops * 1e12 * place.processes, SHARE_OF_DATA_SHEET
+    if hardware.gpu:
+        gpu = GPUS[hardware.gpu]
+        if gpu.tflops is None or hardware.precision not in gpu.native or hardware.device == "cpu":
+            return None, f"no training like it on {hardware.gpu} was measured, and no peak for {hardware.precision} is known"
+        peak, shares = gpu.tflops * 1e12 * hardware.processes, SHARE_OF_DATA_SHEET
         what = f"the data sheet's {peak / 1e12:,.0f} TFLOP/s"
     else:
-        peak, shares = _peak_here(str(place.device).partition(":")[0], place.precision), SHARE_OF_PRODUCTS
+        peak, shares = _peak_here(str(hardware.device).partition(":")[0], hardware.precision), SHARE_OF_PRODUCTS
         what = f"the {peak / 1e12:.3g} TFLOP/s that matrix products reach here"
     again = 4 / 3 if train.gradient_checkpointing else 1.0  # the forward pass twice
     flops = training_flops(model) * again
     (low, high), (quick, slow) = shares, LAUNCH_SECONDS
-    on_gpu = place.device != "cpu"
+    on_gpu = hardware.device != "cpu"
     blocks = model.depth * train.accumulation if on_gpu else 0
     longest = max(train.batch_size * flops / (low * peak), blocks * slow)  # seconds of a step
     shortest = max(train.batch_size * flops / (high * peak), blocks * quick)
@@ -246,20 +246,20 @@ def _peak_here(device: str, precision: str) -> float:
         return matmul_peak(torch.device(device), types[precision])
 
 
-def _price(place: Hardware) -> Price | None:
-    return GPUS[place.gpu].price if place.gpu else None
+def _price(hardware: Hardware) -> Price | None:
+    return GPUS[hardware.gpu].price if hardware.gpu else None
 
 
-def _dollars(price: Price, hours: float, place: Hardware) -> float:
-    return price.usd_per_hour * hours * place.processes
+def _dollars(price: Price, hours: float, hardware: Hardware) -> float:
+    return price.usd_per_hour * hours * hardware.processes
 
 
-def _charge(place: Hardware) -> str:
-    if place.gpu is None:
+def _charge(hardware: Hardware) -> str:
+    if hardware.gpu is None:
         return HERE
-    if price := _price(place):
+    if price := _price(hardware):
         return f"{price}, for the GPU alone while it trains"
-    return f"no dollars: no price of {place.gpu} is known, see https://modal.com/pricing"
+    return f"no dollars: no price of {hardware.gpu} is known, see https://modal.com/pricing"
 
 
 def _records() -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class Claims(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """Where a job runs: two folders that are volumes, how to see and keep what is on them, and who else is there."""
 
     data: Path
@@ -56,7 +56,7 @@ class Place:
     is_over: Callable[[str], bool]  # whether a call has ended
 
 
-def run(request: Request, place: Place, work: Work) -> Result:
+def perform(request: Request, site: Site, work: Work) -> Result:
     """Do the work of a request, or go on where the call before was stopped; return the record and each file's sha256.
 
     What no further attempt can mend comes back as {"error": message}: raising it would start the next one. When
@@ -66,49 +66,49 @@ def run(request: Request, place: Place, work: Work) -> Result:
     if request["revision"] != revision():
         return {"error": f"the deployed code is {revision()}, not {request['revision']} as here; {DEPLOY}"}
     try:
-        owner = claim(place.claims, request["run"], place.call_id, place.is_over)
-        if owner != place.call_id:
+        owner = claim(site.claims, request["run"], site.call_id, site.is_over)
+        if owner != site.call_id:
             return {"call_id": owner}
-        place.reload()
-        folder = make_folder(place.outputs / run_folder(request["run"]))
+        site.reload()
+        folder = make_folder(site.outputs / run_folder(request["run"]))
         if (finished := _finished(folder)) is not None:
             return finished
-        meter = Meter(folder / "meter.json", place.call_id, request["gpu"], request["budget"])
+        meter = Meter(folder / "meter.json", site.call_id, request["gpu"], request["budget"])
         with stop_on_signals() as stop:
             try:
-                result = _work(request, place, work, folder, meter, stop)
+                result = _work(request, site, work, folder, meter, stop)
             except BaseException as error:
                 if not (stop.requested and isinstance(error, Exception)):
-                    place.keep(False)
+                    site.keep(False)
                     raise
                 result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
             if "error" in result and stop.reason == USED_UP:
                 result = {"error": meter.explain(RunFolder(folder).last_good())}
-            place.keep("error" not in result and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
+            site.keep("error" not in result and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
     except Exception as error:  # so that nothing raised here is taken for trouble on the way here
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return result
 
 
-def _work(request: Request, place: Place, work: Work, folder: Path, meter: Meter, stop: Stop) -> Result:
+def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, stop: Stop) -> Result:
     kept = time.monotonic()
 
     def on_log(row: dict[str, Any]) -> None:
         nonlocal kept
         meter.write()
         if time.monotonic() - kept >= KEEP_SECONDS:
-            place.keep(False)
+            site.keep(False)
             kept = time.monotonic()
 
     try:
         write_json(folder / "request.json", request)
-        dataset = _dataset(request, place.data)
+        dataset = _dataset(request, site.data)
         if not dataset.is_intact():
             found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
             raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
         with meter.running(stop):
-            place.keep(False)  # the attempt is metered from here on, whatever becomes of it
+            site.keep(False)  # the attempt is metered from here on, whatever becomes of it
             if stop.requested:
                 return {"error": "stopped before it began; run the same command again"}
             made = work(request, dataset, folder, on_log, stop)

@@ -133,7 +133,7 @@ def meaning_of(error: Exception) -> Literal["running", "forgotten", "too long", 
     """Return what an error of `poll` says of the call, or of the way to it.
 
     The call is `running`; it is over and its result `forgotten`, or it took `too long`, or it `failed`; Modal `refused` to
-    tell, which is for good; or Modal is `silent`, which may pass. What a body raises is a RuntimeError (`jobs.run`).
+    tell, which is for good; or Modal is `silent`, which may pass. What a body raises is a RuntimeError (`jobs.perform`).
     """
     from modal import exception as modal_errors
 

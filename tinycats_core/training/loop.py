@@ -26,7 +26,7 @@ from tinycats_core.signals import Stop
 from tinycats_core.training import ranks
 from tinycats_core.training.recipe import learning_rate
 from tinycats_core.training.run_folder import RunFolder
-from tinycats_core.training.state import Interval, Run, record_of, resume, save_checkpoint, save_weights
+from tinycats_core.training.state import LogWindow, Run, record_of, resume, save_checkpoint, save_weights
 from tinycats_core.training.step import fit_into_memory, step_within_memory
 
 logger = logging.getLogger("tinycats.training")
@@ -114,14 +114,14 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar
 
 def _count_skipped(run: Run, folder: RunFolder) -> None:
     """Look whether the steps since the last look were finite. Raises TrainingError when too many were not."""
-    interval = run.interval
-    if interval.checked == len(interval.losses):
+    window = run.window
+    if window.checked == len(window.losses):
         return
-    losses, norms = torch.stack(interval.losses[interval.checked :]), torch.stack(interval.norms[interval.checked :])
+    losses, norms = torch.stack(window.losses[window.checked :]), torch.stack(window.norms[window.checked :])
     good = losses.isfinite()
     if not run.scaler.is_enabled():  # in fp16 a gradient overflows now and then, and the scaler sees to it
         good &= norms.isfinite()
-    interval.checked = len(interval.losses)
+    window.checked = len(window.losses)
     bad = [run.step - len(good) + 1 + number for number in (~good).nonzero().flatten().tolist()]
     if not bad:
         return
@@ -141,7 +141,7 @@ def _count_skipped(run: Run, folder: RunFolder) -> None:
 def _log(run: Run, folder: RunFolder, bar: tqdm, on_log: OnLog | None) -> None:
     """Write a row of the log, show it, and begin a new interval."""
     row = _log_row(run)
-    run.interval = Interval()
+    run.window = LogWindow()
     if ranks.rank() > 0:
         return
     with _writing(run, folder):
@@ -154,16 +154,16 @@ def _log(run: Run, folder: RunFolder, bar: tqdm, on_log: OnLog | None) -> None:
 
 
 def _log_row(run: Run) -> dict[str, Any]:
-    interval = run.interval
-    losses, norms = torch.stack(interval.losses), torch.stack(interval.norms)
+    window = run.window
+    losses, norms = torch.stack(window.losses), torch.stack(window.norms)
     finite = losses.isfinite() & norms.isfinite()
-    seconds = time.perf_counter() - interval.since
+    seconds = time.perf_counter() - window.since
     return {
         "step": run.step,
         "steps": run.config.steps,
         "loss": float(losses[finite].mean()) if finite.any() else None,
         "lr": learning_rate(run.config, run.step - 1),
-        "images_per_s": round(interval.steps * run.config.batch_size / seconds, 1),
+        "images_per_s": round(window.steps * run.config.batch_size / seconds, 1),
         "grad_norm": float(norms[finite].mean()) if finite.any() else None,
         "skipped": run.skipped,
         "device_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if run.device.type == "cuda" else None,

@@ -31,7 +31,7 @@ COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
 
 
 @dataclass
-class Interval:
+class LogWindow:
     """What the steps since the last row of the log have left behind."""
 
     losses: list[Tensor] = field(default_factory=list)  # on the device: reading one waits for it
@@ -61,7 +61,7 @@ class Run:
     micro_batch: int  # images that go through the network at a time
     step: int = 0
     skipped: int = 0  # steps whose loss or gradient was not finite
-    interval: Interval = field(default_factory=Interval)
+    window: LogWindow = field(default_factory=LogWindow)
 
     @classmethod
     def start(cls, dataset: Dataset, model: ModelConfig, config: TrainConfig, device: torch.device) -> "Run":
@@ -153,7 +153,7 @@ def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Pa
         tensors |= {f"ema/{decay}/{name}": tensor for name, tensor in ema.items()}
     for name, parameter in run.net.named_parameters():
         tensors |= {f"optimizer/{key}/{name}": value for key, value in state[parameter].items()}
-    for name, values in (("losses", run.interval.losses), ("norms", run.interval.norms)):
+    for name, values in (("losses", run.window.losses), ("norms", run.window.norms)):
         tensors[f"interval/{name}"] = torch.stack(values) if values else torch.zeros(0)
     header = {
         "scaler": run.scaler.state_dict(),
@@ -237,4 +237,4 @@ def _restore(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
     run.step, run.skipped = header["step"], header["skipped"]
     run.micro_batch = min(run.micro_batch, -(-header["micro_batch"] // ranks.world_size()))
     losses, norms = (list(tensors[f"interval/{name}"].to(run.device).unbind()) for name in ("losses", "norms"))
-    run.interval = Interval(losses, norms, checked=len(losses))
+    run.window = LogWindow(losses, norms, checked=len(losses))

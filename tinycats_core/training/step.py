@@ -60,9 +60,9 @@ def step_within_memory(run: Run, folder: RunFolder) -> None:
     """Take a step; where memory does not suffice, take it again with half as many images at a time."""
     while (done := _try_step(run)) is None:
         _halve_micro_batch(run, folder)
-    run.interval.losses.append(done[0])
-    run.interval.norms.append(done[1])
-    run.interval.steps += 1
+    run.window.losses.append(done[0])
+    run.window.norms.append(done[1])
+    run.window.steps += 1
 
 
 def _try_step(run: Run) -> tuple[Tensor, Tensor] | None:

@@ -40,10 +40,8 @@ class Volumes:
         self.kept: list[bool] = []
         self.on_keep: Callable[[int], None] = lambda number: None
 
-    def place(self, call_id: str = "fc-0") -> jobs.Place:
-        return jobs.Place(
-            self.data, self.outputs, self._reload, self._keep, call_id, self.claims, lambda call_id: call_id == "gone"
-        )
+    def site(self, call_id: str = "fc-0") -> jobs.Site:
+        return jobs.Site(self.data, self.outputs, self._reload, self._keep, call_id, self.claims, lambda call_id: call_id == "gone")
 
     def _reload(self) -> None:
         self.reloads += 1
@@ -97,14 +95,14 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
     before = signal.signal(number, end)
     try:
         with pytest.raises(Ended):
-            jobs.run(request_, volumes.place(), jobs.train_generator)
+            jobs.perform(request_, volumes.site(), jobs.train_generator)
     finally:
         signal.signal(number, before)
     run = volumes.outputs / "runs" / request_["run"]
     assert [row["step"] for row in read_log(run)] == [1, 2]
     assert not (run / "result.json").exists()
 
-    result = jobs.run(request_, volumes.place(), jobs.train_generator)
+    result = jobs.perform(request_, volumes.site(), jobs.train_generator)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
     assert Trained.model_validate(result["made"]).in_folder(tmp_path / "here") == here
     weights = {"ema.safetensors", "ema-0.5.safetensors", "raw.safetensors"}
@@ -119,10 +117,10 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
 
 
 def test_finished_work_is_not_done_again(volumes: Volumes, request_: jobs.Request) -> None:
-    result = jobs.run(request_, volumes.place(), jobs.train_generator)
-    assert jobs.run(request_, volumes.place(), lambda *given: pytest.fail("done again")) == result
+    result = jobs.perform(request_, volumes.site(), jobs.train_generator)
+    assert jobs.perform(request_, volumes.site(), lambda *given: pytest.fail("done again")) == result
     (volumes.outputs / "runs" / request_["run"] / "ema.safetensors").write_bytes(b"")
-    damaged = jobs.run(request_, volumes.place(), jobs.train_generator)
+    damaged = jobs.perform(request_, volumes.site(), jobs.train_generator)
     assert "ema.safetensors" in damaged["error"]
 
 
@@ -131,7 +129,7 @@ def test_classifier_is_the_one_that_is_trained_here(
 ) -> None:
     config = ClassifierConfig(backbone="mobilenet_v3_small", epochs=2, batch_size=8)
     request = request_ | {"classifier": config.model_dump(mode="json")}
-    result = jobs.run(request, volumes.place(), jobs.train_classifier)
+    result = jobs.perform(request, volumes.site(), jobs.train_classifier)
     here = train_classifier(dataset, config, tmp_path / "here", "cpu")
     assert Weights.model_validate(result["made"]).sha256 == here.sha256
     assert set(result["files"]) == {"classifier.safetensors", "report.json", "log.jsonl", "meter.json"}
@@ -156,7 +154,7 @@ def test_a_classifier_is_stopped_in_its_next_batch(volumes: Volumes, request_: j
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
     try:
         with pytest.raises(KeyboardInterrupt):
-            jobs.run(request, volumes.place(), work)
+            jobs.perform(request, volumes.site(), work)
     finally:
         signal.signal(signal.SIGINT, before)
     assert rows == [1, 2]
@@ -203,7 +201,7 @@ def test_of_many_calls_at_once_one_gets_the_run(before: str | None, tmp_path: Pa
 
 def test_second_call_names_the_first_and_does_nothing(volumes: Volumes, request_: jobs.Request) -> None:
     jobs.claim(volumes.claims, request_["run"], "fc-0", lambda other: False)
-    assert jobs.run(request_, volumes.place("fc-1"), lambda *given: pytest.fail("worked")) == {"call_id": "fc-0"}
+    assert jobs.perform(request_, volumes.site("fc-1"), lambda *given: pytest.fail("worked")) == {"call_id": "fc-0"}
     assert not list(volumes.outputs.iterdir())
 
 
@@ -227,7 +225,7 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
     request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
-    stopped = jobs.run(request, volumes.place(), work)
+    stopped = jobs.perform(request, volumes.site(), work)
     last = run.checkpoints()[0]
     assert (run.diary()[-1]["step"], run.diary()[-1]["cause"]) == (2, "budget")
     assert stopped["error"].startswith("$")
@@ -236,10 +234,10 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     )
     assert sum(read_json(run.path / "meter.json")["attempts"]) >= 0.001
 
-    again = jobs.run(request, volumes.place(), lambda *given: pytest.fail("worked"))
+    again = jobs.perform(request, volumes.site(), lambda *given: pytest.fail("worked"))
     assert "compute.max_cost_usd is 0.01" in again["error"]
 
-    result = jobs.run(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes.place(), jobs.train_generator)
+    result = jobs.perform(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes.site(), jobs.train_generator)
     assert result["made"]["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
 
@@ -286,13 +284,13 @@ def test_what_no_retry_can_mend_is_returned(
     volumes: Volumes, request_: jobs.Request, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = jobs.run(request_ | change, volumes.place(), jobs.train_generator)
+    result = jobs.perform(request_ | change, volumes.site(), jobs.train_generator)
     with pytest.raises(TrainingError, match=message):
         raise TrainingError(result["error"])
 
 
 def test_stale_code_claims_nothing(volumes: Volumes, request_: jobs.Request) -> None:
-    jobs.run(request_ | {"revision": "0123"}, volumes.place(), jobs.train_generator)
+    jobs.perform(request_ | {"revision": "0123"}, volumes.site(), jobs.train_generator)
     assert jobs.last_claim(volumes.claims, request_["run"]) is None
 
 
@@ -308,7 +306,7 @@ def test_data_that_is_not_what_was_asked_for(
     damage: Callable[[Path], object], message: str, volumes: Volumes, request_: jobs.Request
 ) -> None:
     damage(next(volumes.data.rglob("images.safetensors")))
-    assert message in jobs.run(request_, volumes.place(), jobs.train_generator)["error"]
+    assert message in jobs.perform(request_, volumes.site(), jobs.train_generator)["error"]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +322,7 @@ def test_errors_that_come_back_with_a_remedy(volumes: Volumes, request_: jobs.Re
     def work(*given: Any) -> Weights:
         raise error
 
-    answer = jobs.run(request_, volumes.place(), work)["error"]
+    answer = jobs.perform(request_, volumes.site(), work)["error"]
     with pytest.raises(TrainingError, match=message):
         raise TrainingError(answer)
     assert len(volumes.kept) == 2
@@ -337,7 +335,7 @@ def test_a_checkpoint_that_does_not_fit_is_a_full_volume(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tinycats_core.training.run_folder.write_safetensors", full)
-    answer = jobs.run(request_, volumes.place(), jobs.train_generator)["error"]
+    answer = jobs.perform(request_, volumes.site(), jobs.train_generator)["error"]
     assert answer.startswith("the outputs volume is full: the checkpoint of step 1 could not be written")
 
 
@@ -347,7 +345,7 @@ def test_other_errors_are_raised_so_that_modal_retries(volumes: Volumes, request
         raise error
 
     with pytest.raises(RuntimeError, match=f"^{type(error).__name__}: "):  # never one that could mean the way to Modal
-        jobs.run(request_, volumes.place(), work)
+        jobs.perform(request_, volumes.site(), work)
     assert len(volumes.kept) == 2  # what there is is kept for the next attempt
 
 
