@@ -12,7 +12,7 @@ from tasks import show
 from tasks.stage import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
-from tinycats_core.data import preparation
+from tinycats_core.data import preparation, sources
 from tinycats_core.evaluation import extractors, fidelity
 from tinycats_core.files import check_writable, home
 from tinycats_core.presets import resolve
@@ -27,6 +27,7 @@ APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  #
 def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
     """Resolve a preset and overrides, and log the result with its digest."""
     config = resolve(preset, overrides)
+    sources.check(config.data, config.model.num_classes)
     parts = "\n".join(f"  {name}: {json.dumps(part)}" for name, part in config.model_dump(mode="json").items())
     log().info("preset %s, configuration %s:\n%s", preset, config.digest()[:12], parts)
     return config
@@ -76,6 +77,7 @@ def check_images(config: DataConfig) -> None:
 
 def check_inputs(config: ReleaseConfig) -> None:
     """Raise a TinycatsError where the images or the judge's weights are not there."""
+    sources.check(config.data, config.model.num_classes)
     check_images(config.data)
     if config.evaluate.extractor == "inception":
         extractors.inception()  # downloaded and looked into now: training for hours comes before it is needed

@@ -12,6 +12,7 @@ import torch
 
 from tinycats_core import __version__
 from tinycats_core.config import ReleaseConfig
+from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.evaluation.memorization import neighbour_sheet
@@ -202,7 +203,7 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
             contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
             sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
     contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
-    if dataset.source != "folder":  # nobody's own photos leave the machine
+    if not sources.find(dataset.source).private:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinycats_core.data import sources
 from tinycats_core.files import read_json
-from tinycats_core.release.card_words import DATA_NOTES, DATASETS, ENDINGS, FILES, LICENCES, METRICS
+from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
 from tinycats_core.release.snippet import SAMPLERS, SNIPPET
 
 
@@ -17,10 +18,10 @@ def model_card(folder: Path, name: str, version: str) -> str:
         read_json(folder / f"{part}.json") for part in ("sweep", "data", "metrics", "benchmark", "decision")
     )
     candidate = metrics["candidate"]
-    kind, pretty = DATASETS[data["source"]]
+    source = sources.find(data["source"])
     header = ModelCardData(
-        license=LICENCES[data["source"]],
-        license_name="as-the-photos-allow" if data["source"] == "folder" else None,
+        license=source.licence,
+        license_name=source.licence_name,
         library_name="tinycats",
         pipeline_tag="unconditional-image-generation",
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
@@ -29,8 +30,8 @@ def model_card(folder: Path, name: str, version: str) -> str:
             EvalResult(
                 task_type="unconditional-image-generation",
                 task_name="Class-conditional image generation",
-                dataset_type=kind,
-                dataset_name=pretty,
+                dataset_type=source.dataset_id,
+                dataset_name=source.dataset_name,
                 dataset_split="test",
                 metric_type=metric,
                 metric_name=metric,
@@ -116,7 +117,7 @@ def _body(
         "its own metadata says how the network is built.",
         *_classifier(folder / "classifier.json"),
         *_training(folder / "training_cost.json"),
-        f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
+        f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
@@ -296,9 +297,7 @@ def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Ma
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
             "compare versions of this model with each other and with nothing else."
         )
-    if data["source"] == "toycats":
-        limits.append("Its cats are drawings. It has never seen a real one.")
-    return limits
+    return [*limits, *sources.find(data["source"]).limits]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
