@@ -157,7 +157,7 @@ Interval = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of t
 class SamplerPart(Part):
     """How images are drawn, but for the guidance."""
 
-    sampler: Literal["euler", "heun", "ab2"] = "ab2"
+    sampler: str = "ab2"  # a name in generator.samplers; `sampling.find_sampler` checks it
     steps: Positive = 8
     shift: Annotated[float, Field(gt=0)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
     batch_size: Positive = 64

@@ -17,6 +17,7 @@ from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
+from tinycats_core.generator import samplers
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import (
@@ -118,6 +119,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             for file, value in facts.items():
                 write_json(folder / file, portable(value))
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
+            shutil.copyfile(samplers.__file__, folder / "sample.py")
             for beside, kept in TRAINING.items():
                 if checkpoint.path.with_name(beside).is_file():
                     write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))

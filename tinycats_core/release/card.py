@@ -7,7 +7,6 @@ from typing import Any
 from tinycats_core.data import sources
 from tinycats_core.files import read_json
 from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
-from tinycats_core.release.snippet import SAMPLERS, SNIPPET
 
 
 def model_card(folder: Path, name: str, version: str) -> str:
@@ -65,15 +64,7 @@ def _body(
 ) -> str:
     candidate = metrics["candidate"]
     parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
-    size, sample = data["image_size"], sweep["sample"]
-    snippet = SNIPPET.format(
-        steps=sample["steps"],
-        shift=sample["shift"],
-        guidance=sample["guidance"],
-        interval=tuple(sample["guidance_interval"]),
-        seed=sample["seed"],
-        slope=SAMPLERS[sample["sampler"]],
-    )
+    size = data["image_size"]
     verdict = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
     sections = [
         f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
@@ -111,8 +102,9 @@ def _body(
             ],
         ),
         *_speed(benchmark["inference"]),
-        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws one image of each class, by the sampler and the "
-        f"settings that were measured:\n\n```python\n{snippet}\n```",
+        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws four images of a class, by the sampler and the settings "
+        f"that were measured:\n\n```sh\npython sample.py --class {data['classes'][0]} -n 4 --out ~/cats\n```\n\n"
+        "Without `--class` it draws every class; `python sample.py --help` lists the other options.",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.generator.weights.load_generator` reads it, and "
         "its own metadata says how the network is built.",
         *_classifier(folder / "classifier.json"),

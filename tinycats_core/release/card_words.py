@@ -24,6 +24,7 @@ ENDINGS = {  # of metrics that say more about another one
     "_infinite": "the same distance, extrapolated to infinitely many generated images",
 }
 FILES = {
+    "sample.py": "draws images with one of the ONNX files, without tinycats",
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",
     "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",
