@@ -163,7 +163,7 @@ def prepare(preset: str = "standard", overrides: str = "{}") -> None:
     """Prepare the data on Modal: a training that needs it finds it there."""
     with exit_on_error():
         config = resolve(preset, parse_overrides(overrides)).data
-        if config.source == "folder":
+        if config.folder is not None:
             raise ComputeError("data.source is 'folder', and the folder is here: a training uploads it by itself")
         print(prepare_data.remote(config.model_dump(mode="json")))
 

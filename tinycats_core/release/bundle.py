@@ -12,10 +12,12 @@ import torch
 
 from tinycats_core import __version__
 from tinycats_core.config import ReleaseConfig
+from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
+from tinycats_core.generator import samplers
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import (
@@ -117,6 +119,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             for file, value in facts.items():
                 write_json(folder / file, portable(value))
             _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
+            shutil.copyfile(samplers.__file__, folder / "sample.py")
             for beside, kept in TRAINING.items():
                 if checkpoint.path.with_name(beside).is_file():
                     write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
@@ -202,7 +205,7 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
             contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
             sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
     contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
-    if dataset.source != "folder":  # nobody's own photos leave the machine
+    if not sources.find(dataset.source).private:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinycats_core.data import sources
 from tinycats_core.files import read_json
-from tinycats_core.release.card_words import DATA_NOTES, DATASETS, ENDINGS, FILES, LICENCES, METRICS
-from tinycats_core.release.snippet import SAMPLERS, SNIPPET
+from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
 
 
 def model_card(folder: Path, name: str, version: str) -> str:
@@ -17,10 +17,10 @@ def model_card(folder: Path, name: str, version: str) -> str:
         read_json(folder / f"{part}.json") for part in ("sweep", "data", "metrics", "benchmark", "decision")
     )
     candidate = metrics["candidate"]
-    kind, pretty = DATASETS[data["source"]]
+    source = sources.find(data["source"])
     header = ModelCardData(
-        license=LICENCES[data["source"]],
-        license_name="as-the-photos-allow" if data["source"] == "folder" else None,
+        license=source.licence,
+        license_name=source.licence_name,
         library_name="tinycats",
         pipeline_tag="unconditional-image-generation",
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
@@ -29,8 +29,8 @@ def model_card(folder: Path, name: str, version: str) -> str:
             EvalResult(
                 task_type="unconditional-image-generation",
                 task_name="Class-conditional image generation",
-                dataset_type=kind,
-                dataset_name=pretty,
+                dataset_type=source.dataset_id,
+                dataset_name=source.dataset_name,
                 dataset_split="test",
                 metric_type=metric,
                 metric_name=metric,
@@ -64,15 +64,7 @@ def _body(
 ) -> str:
     candidate = metrics["candidate"]
     parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
-    size, sample = data["image_size"], sweep["sample"]
-    snippet = SNIPPET.format(
-        steps=sample["steps"],
-        shift=sample["shift"],
-        guidance=sample["guidance"],
-        interval=tuple(sample["guidance_interval"]),
-        seed=sample["seed"],
-        slope=SAMPLERS[sample["sampler"]],
-    )
+    size = data["image_size"]
     verdict = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
     sections = [
         f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
@@ -110,13 +102,14 @@ def _body(
             ],
         ),
         *_speed(benchmark["inference"]),
-        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws one image of each class, by the sampler and the "
-        f"settings that were measured:\n\n```python\n{snippet}\n```",
+        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws four images of a class, by the sampler and the settings "
+        f"that were measured:\n\n```sh\npython sample.py --class {data['classes'][0]} -n 4 --out ~/cats\n```\n\n"
+        "Without `--class` it draws every class; `python sample.py --help` lists the other options.",
         "`model.safetensors` holds the same network for PyTorch: `tinycats_core.generator.weights.load_generator` reads it, and "
         "its own metadata says how the network is built.",
         *_classifier(folder / "classifier.json"),
         *_training(folder / "training_cost.json"),
-        f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
+        f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
@@ -296,9 +289,7 @@ def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Ma
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
             "compare versions of this model with each other and with nothing else."
         )
-    if data["source"] == "toycats":
-        limits.append("Its cats are drawings. It has never seen a real one.")
-    return limits
+    return [*limits, *sources.find(data["source"]).limits]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
