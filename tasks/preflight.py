@@ -87,7 +87,7 @@ def check_inputs(config: ReleaseConfig) -> None:
     check_names(config)
     check_images(config.data)
     if config.evaluate.extractor == "inception":
-        extractors.inception()  # downloaded and looked into now: training for hours comes before it is needed
+        extractors.load_inception()  # downloads and checks it now, before hours of training
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:

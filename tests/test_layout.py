@@ -15,7 +15,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 ALWAYS_THERE = {"torch", "filelock", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
 AT_HOME_IN = {
     "torchvision": {"evaluation.classifier"},
-    "torch_fidelity": {"evaluation.extractors", "evaluation.fidelity"},
+    "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "onnx": {"release.export"},
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
     "huggingface_hub": {"release.hub", "release.card"},
