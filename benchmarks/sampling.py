@@ -52,7 +52,7 @@ def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
     from tinycats_core.evaluation.classifier import train_classifier
     from tinycats_core.evaluation.fidelity import evaluate
     from tinycats_core.evaluation.samples import draw_samples
-    from tinycats_core.generator.sampling import integrate
+    from tinycats_core.generator.samplers import SAMPLERS, time_grid
     from tinycats_core.presets import resolve
     from tinycats_core.training.start import train
 
@@ -71,7 +71,7 @@ def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
         settings = SampleConfig(sampler=sampler, steps=steps, shift=shift, guidance=GUIDANCE, seed=config.sample.seed)
         path = scratch / "samples" / f"{sampler}-{steps}-{shift}.safetensors"
         times: list[float] = []
-        integrate(lambda x, t: times.append(t) or x, torch.zeros(1), steps, sampler, shift)
+        SAMPLERS[sampler](lambda x, t: times.append(t) or x, torch.zeros(1), time_grid(steps, shift))
         started = time.perf_counter()
         samples = draw_samples(weights, unseen, settings, count, path, "cpu")
         seconds = time.perf_counter() - started
