@@ -1,7 +1,6 @@
 """Fidelity: the metrics of generated images against the test split, beside those of real images, the floor."""
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from tinycats_core.config import EvaluateConfig, SamplerPart
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import RESAMPLES, kernel_distance
-from tinycats_core.evaluation.metrics import IS_SPLITS, Comparison, kid_subset, measure, require_finite
+from tinycats_core.evaluation.metrics import IS_SPLITS, Comparison, kid_subset, measure, require_finite, torch_fidelity_version
 from tinycats_core.evaluation.reference import WIDE, Judge
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.sampling import load_samples
@@ -203,7 +202,7 @@ def _conditions(generated: Comparison, counts: Mapping[str, int], settings: Mapp
         "wide_neighbours": WIDE,
         "resamples": RESAMPLES,
         "seed": judge.config.seed,
-        "torch_fidelity": version("torch-fidelity"),
+        "torch_fidelity": torch_fidelity_version(),
         "runtime": settings.get("runtime"),
         "sampler": {name: settings[name] for name in SAMPLER_SETTINGS if name in settings},
     }

@@ -174,3 +174,10 @@ def require_finite(metrics: Mapping[str, float | None], of: str) -> None:
     for name, value in metrics.items():
         if value is not None and not math.isfinite(value):
             raise EvaluationError(f"{name} of {of} is {value}; it must be finite. Check the images and the extractor's weights.")
+
+
+def torch_fidelity_version() -> str:
+    """Return the version of torch-fidelity."""
+    import torch_fidelity
+
+    return torch_fidelity.__version__
