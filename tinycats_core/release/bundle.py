@@ -58,7 +58,6 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
     returned untouched. One that is damaged is moved aside, to `<version>.damaged-…`, and made again.
 
     Raises:
-        TinycatsError: a parent is gone or has changed.
         RegistryError: the registry cannot be used or written.
     """
     config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.weights, parts.config.publish.name
@@ -77,7 +76,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
         **{f"denoiser-{model.precision}": model for model in parts.models},
         **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
-    parents = {name: part and {"sha256": part.verify().sha256, "content": part.content} for name, part in made_of.items()}
+    parents = {name: part and {"sha256": part.sha256, "content": part.content} for name, part in made_of.items()}
     key = release_key(config, dataset)
     version = digest_of({"key": key, "parents": parents})[:12]
     target = registry / name / version
