@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.common import TINY
-from tinycats_core import manifest
 from tinycats_core.records import Release
+from tinycats_core.release import manifest
 
 
 @pytest.fixture(scope="session")
