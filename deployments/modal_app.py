@@ -94,12 +94,12 @@ def generate_samples(run: str, labels: list[int], first: int, sample: dict[str, 
 
 @app.function(image=image, volumes={str(DATA): data_volume, str(OUTPUTS): outputs_volume}, timeout=6 * 3600)
 def evaluate(
-    run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None = None
+    run: str, sample: dict[str, Any], settings: dict[str, Any], device: str, classifier_run: str | None = None
 ) -> dict[str, Any]:
     """Measure what a run's weights draw."""
     data_volume.reload()
     outputs_volume.reload()
-    report = jobs.evaluate(DATA, OUTPUTS, run, sample, evaluate, device, classifier_run)
+    report = jobs.evaluate(DATA, OUTPUTS, run, sample, settings, device, classifier_run)
     outputs_volume.commit()
     return report
 
@@ -163,7 +163,7 @@ def prepare(preset: str = "standard", overrides: str = "{}") -> None:
     """Prepare the data on Modal: a training that needs it finds it there."""
     with exit_on_error():
         config = resolve(preset, parse_overrides(overrides)).data
-        if config.source == "folder":
+        if config.folder is not None:
             raise ComputeError("data.source is 'folder', and the folder is here: a training uploads it by itself")
         print(prepare_data.remote(config.model_dump(mode="json")))
 

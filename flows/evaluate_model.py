@@ -1,4 +1,4 @@
-"""Evaluate a model: inside a release, for the baseline and for what ships; and alone, for a finished release."""
+"""Evaluate a model: within a release, as its baseline and its ONNX file; and alone, for a finished release."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ from tinycats_core.release import shipped
 
 
 class Evaluation(NamedTuple):
-    """Images drawn from a model, and what was measured of them."""
+    """Images drawn from a model, and their report."""
 
     samples: SampleSet
     report: FidelityReport
@@ -33,19 +33,19 @@ def evaluate(
     classifier: Weights | None,
     occasion: str = "release",
 ) -> Evaluation:
-    """Draw images from a model and measure them against the held-out ones: once for each occasion."""
+    """Draw images from a model and measure them against the test images, once for each occasion."""
     samples = generate_samples(model, dataset, sample, config.evaluate.samples, config.compute, occasion)
     return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
 
 
 def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig, classifier: Weights | None) -> Evaluation:
-    """Measure a release as a candidate is, from its own weights and with its own guidance: what to be better than."""
+    """Measure a published release like a candidate, with its own weights and guidance: the baseline of the gate."""
     return evaluate(shipped.generator(release), shipped.sample(release, config.sample), dataset, config, classifier)
 
 
 @flow(name="evaluate-model")
 def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> FidelityReport:
-    """Measure a release anew, from its own weights, with its own configuration, guidance and judge.
+    """Measure a release again, with its own weights, configuration, guidance and classifier.
 
     Args:
         release: a release folder, or hub:owner/name.

@@ -1,4 +1,4 @@
-"""The judging stages: measure fidelity, and decide whether a candidate may be published."""
+"""The evaluation stages: measure fidelity, and decide whether a candidate may be published."""
 
 import pandas as pd
 from prefect import task
@@ -14,7 +14,7 @@ from tinycats_core.records import Dataset, Decision, FidelityReport, Release, Sa
 
 
 def judge_needs_classifier(config: ReleaseConfig) -> bool:
-    """Return whether the breed classifier is the judge's eyes, or one of its bars."""
+    """Return whether the breed classifier is the feature extractor or has a bar of its own."""
     return config.evaluate.extractor == "breed" or config.evaluate.min_breed_accuracy is not None
 
 
@@ -22,33 +22,32 @@ def judge_needs_classifier(config: ReleaseConfig) -> bool:
 def measure(
     samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, compute: ComputeConfig
 ) -> FidelityReport:
-    """Measure the images against the held-out ones, beside real training images as the floor."""
+    """Measure the images against the test images, beside real images as the floor."""
     report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)
     frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
-    show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the held-out ones")
+    show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the test images")
     if report.classes:
-        show.table(
-            "breed-accuracy", pd.DataFrame(list(report.classes)), "How often the classifier sees the class that was asked for"
-        )
+        rows = pd.DataFrame([row.model_dump() for row in report.classes])
+        show.table("breed-accuracy", rows, "How often the classifier predicts the class that was asked for")
     images, labels = sampling.load_samples(samples)
     train, scale = splits.load_split(dataset, "train")[0], max(1, 64 // dataset.image_size)
     sheet = memorization.neighbour_sheet(images, labels, train, dataset.classes, scale)
-    show.picture("nearest-training-images", sheet, "Images, each with the training image that lies nearest to it at its right")
+    show.picture("nearest-training-images", sheet, "Images, each with the nearest training image to its right")
     for note in report.notes:
         log().warning(note)
     return report
 
 
-def present(report: FidelityReport, what: str) -> FidelityReport:
-    """Print what was measured, and whether it was measured now or before."""
+def present(report: FidelityReport, title: str) -> FidelityReport:
+    """Print the figures, and whether they come from the cache."""
     frame = show.metrics_frame({"measured": report.metrics, "real training images": report.floor})
-    print(f"{what}: {tally()}", frame.to_string(index=False), report.path, sep="\n\n")
+    print(f"{title}: {tally()}", frame.to_string(index=False), report.path, sep="\n\n")
     return report
 
 
 @task
 def decide(report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig) -> Decision:
-    """Compare the candidate with the bars and with what is published. Quick, and shown in every run: not cached."""
+    """Compare the candidate with the bars and with the published release. Not cached, so that every run shows it."""
     folder = home() / "decisions" / key_of(report, baseline, config)
     decision = gate.decide(report, baseline, published.version if published else None, config, folder)
     columns = {
@@ -58,15 +57,15 @@ def decide(report: FidelityReport, baseline: FidelityReport | None, published: R
     }
     show.table("fidelity-compared", show.metrics_frame(columns), "The candidate beside the published release and the floor")
     verdict = "promoted" if decision.promoted else "rejected"
-    show.table("decision", pd.DataFrame(list(decision.terms)), f"The candidate is {verdict}")
+    show.table("decision", pd.DataFrame([term.model_dump() for term in decision.terms]), f"The candidate is {verdict}")
     log().info("the candidate is %s", verdict)
     return decision
 
 
 @task
 def require_promoted(decision: Decision, name: str, otherwise: str = "rejected") -> Decision:
-    """Stop here when the candidate was rejected, with an event `tinycats.release.<otherwise>` that automations can act on."""
+    """Stop the run if the candidate was rejected, and emit an event `tinycats.release.<otherwise>` for automations."""
     if not decision.promoted:
-        failed = {term["name"]: term["why"] for term in decision.terms if not term["passed"]}
+        failed = {term.name: term.why for term in decision.terms if not term.passed}
         show.event(f"tinycats.release.{otherwise}", f"tinycats.release.{name}", failed)
     return gate.require_promoted(decision)

@@ -12,9 +12,10 @@ from tasks import show
 from tasks.stage import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
-from tinycats_core.data import preparation
+from tinycats_core.data import preparation, sources
 from tinycats_core.evaluation import extractors, fidelity
 from tinycats_core.files import check_writable, home
+from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
 from tinycats_core.release import hub, registry
@@ -27,9 +28,16 @@ APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  #
 def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
     """Resolve a preset and overrides, and log the result with its digest."""
     config = resolve(preset, overrides)
+    check_names(config)
     parts = "\n".join(f"  {name}: {json.dumps(part)}" for name, part in config.model_dump(mode="json").items())
     log().info("preset %s, configuration %s:\n%s", preset, config.digest()[:12], parts)
     return config
+
+
+def check_names(config: ReleaseConfig) -> None:
+    """Raise ConfigError if the source or the sampler is unknown, or the source does not go with the other settings."""
+    sources.check(config.data, config.model.num_classes)
+    sampling.find_sampler(config.sample.sampler)
 
 
 def check_ready(config: ReleaseConfig) -> None:
@@ -76,9 +84,10 @@ def check_images(config: DataConfig) -> None:
 
 def check_inputs(config: ReleaseConfig) -> None:
     """Raise a TinycatsError where the images or the judge's weights are not there."""
+    check_names(config)
     check_images(config.data)
     if config.evaluate.extractor == "inception":
-        extractors.inception()  # downloaded and looked into now: training for hours comes before it is needed
+        extractors.load_inception()  # downloads and checks it now, before hours of training
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -21,7 +21,7 @@ from tinycats_core.config import ComputeConfig, DataConfig, Part
 from tinycats_core.data import preparation
 from tinycats_core.errors import ModalUnreachable, TinycatsError
 from tinycats_core.files import digest_of, home
-from tinycats_core.records import OnnxModel, Record, Release
+from tinycats_core.records import FileRecord, OnnxModel, Record, Release
 from tinycats_core.release import hub, manifest
 
 P = ParamSpec("P")
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 def may_pass(task: Any, run: Any, state: State[Any]) -> bool:
-    """Tell Prefect whether a failed task is worth another try: after an outage, never after a refusal."""
+    """Return whether Prefect should retry a failed task: after an outage, never after a refusal."""
     error = state.data
     return isinstance(error, ModalUnreachable) or (isinstance(error, Exception) and hub.is_transient(error))
 
@@ -42,8 +42,9 @@ _tallies: dict[UUID | None, Counter[str]] = defaultdict(Counter)
 def stage(version: int, beside: tuple[str, ...] = (), **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a Prefect task that runs once for each content of its arguments.
 
-    The result is kept as JSON under `files.home()`. It is used again as long as the files that it names are unchanged,
-    wherever its arguments lie; otherwise the stage runs again.
+    Before it runs, the files of every record among its arguments are verified: what it calls may trust them. The result is
+    stored as JSON under `files.home()`. It is used again as long as the files that it names are unchanged, wherever its
+    arguments lie; otherwise the stage runs again.
 
     Args:
         version: part of the key; raise it when the stage's meaning changes.
@@ -54,6 +55,7 @@ def stage(version: int, beside: tuple[str, ...] = (), **options: Any) -> Callabl
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            _verify((args, kwargs))
             count("ran")
             started = time.monotonic()
             result = function(*args, **kwargs)
@@ -73,6 +75,25 @@ def stage(version: int, beside: tuple[str, ...] = (), **options: Any) -> Callabl
     return decorate
 
 
+def _verify(arguments: Any) -> None:
+    """Verify each file of the records among a stage's arguments, once. Raises TinycatsError."""
+    for file in {(file.path, file.sha256): file for file in _files_of(arguments)}.values():
+        FileRecord.verify(file)
+
+
+def _files_of(value: Any) -> Iterator[FileRecord]:
+    match value:
+        case Record():
+            yield from value.files
+        case Part():
+            yield from _files_of([getattr(value, name) for name in type(value).model_fields])
+        case dict():
+            yield from _files_of(list(value.values()))
+        case list() | tuple():
+            for item in value:
+                yield from _files_of(item)
+
+
 @dataclass
 class ByContent(CachePolicy):
     """Keys made of the arguments' content; a stored result whose files are gone or changed is forgotten."""
@@ -87,7 +108,7 @@ class ByContent(CachePolicy):
             try:
                 result = store.read(key).result
             except Exception as error:  # of many kinds: a process was killed while it wrote, or writes now
-                log().warning("%s: what is kept of it cannot be read (%s), so it runs again", name, type(error).__name__)
+                log().warning("%s: its stored result cannot be read (%s), so it runs again", name, type(error).__name__)
                 self._forget(key)
                 return key
             if self._is_intact(result):
@@ -166,7 +187,7 @@ def tally() -> str:
 
 
 def log() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """Return the run's logger, or an ordinary one where a task is called as a plain function."""
+    """Return the run's logger, or an ordinary one if a task is called as a plain function."""
     try:
         return get_run_logger()
     except MissingContextError:

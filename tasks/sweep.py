@@ -1,4 +1,4 @@
-"""The sweep stage: choose what is shipped of what was trained, and how it is drawn from."""
+"""The sweep stage: choose the average that is shipped and the guidance that it is sampled with."""
 
 import pandas as pd
 
@@ -31,8 +31,9 @@ def choose_sampling(
         compute.device,
         on_row=lambda done, total: bar(done / total, f"{done} of {total}"),
     )
-    frame = pd.DataFrame([{**row, "guidance_interval": str(row["guidance_interval"])} for row in choice.rows])
-    show.table("sweep", frame, f"Averages and guidances on the validation images; taken: {choice.rule}")
+    rows = [row.model_dump(mode="json") for row in choice.rows]
+    frame = pd.DataFrame([{**row, "guidance_interval": str(row["guidance_interval"])} for row in rows])
+    show.table("sweep", frame, f"Averages and guidances on the validation images; chosen: {choice.rule}")
     if choice.note:
         log().warning(choice.note)
     decay, sample = choice.weights.facts.get("ema_decay"), choice.sample

@@ -1,4 +1,9 @@
-"""What every test relies on: a home of its own, no account, and a Prefect server for those that ask for one."""
+"""What every test relies on: a home of its own, no account, and a Prefect server for those that ask for one.
+
+The tests run in several processes, a file in one of them. Those that need a Prefect server run in the same one: they share
+the server, and the cache in the home, where the tiny release lies that most of them begin with. They come first, because
+together they take longest.
+"""
 
 import os
 import tempfile
@@ -27,6 +32,31 @@ os.environ |= {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "DO_NOT_TRACK": "1",
 }
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothing from a second one, which waits by spinning
+
+
+def needs_server(path: str) -> bool:
+    """Return whether a test, by its path or id, belongs to those that share a Prefect server."""
+    parts = path.partition("::")[0].split("/")
+    return ("flows" in parts and parts[-1] != "test_serve.py") or "tasks" in parts  # `make serve` starts its own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not needs_server(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "with a Prefect server" if needs_server(nodeid) else super()._split_scope(nodeid)
+
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

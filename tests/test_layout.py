@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "tinycats_core"
 FILES = sorted(CORE.rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-ALWAYS_THERE = {"torch", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
+ALWAYS_THERE = {"torch", "filelock", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
 AT_HOME_IN = {
     "torchvision": {"evaluation.classifier"},
-    "torch_fidelity": {"evaluation.extractors", "evaluation.fidelity"},
+    "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "onnx": {"release.export"},
-    "onnxruntime": {"generator.onnx_file", "release.export"},
+    "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
     "huggingface_hub": {"release.hub", "release.card"},
     "httpx2": {"release.hub"},  # what huggingface_hub talks through
     "modal": {"compute.modal_client", "compute.modal_auth"},

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from tinycats_core.config import Part, ReleaseConfig, SampleConfig
 from tinycats_core.errors import TinycatsError
@@ -128,17 +128,31 @@ class Trained(Record):
         return self.model_copy(update={"averages": averages, "raw": self.raw.in_folder(folder)})
 
 
-class Choice(FileRecord):
-    """Which average is shipped and with which guidance it is drawn from, as a JSON file at `path`.
+class SweepRow(Part, extra="allow"):
+    """One average with one guidance, measured on the validation images. The metrics are extra fields, by their names."""
 
-    `rows` holds what was measured of each pair on the validation images; none where there was nothing to choose, or
-    nothing to choose by, which is what `note` says.
+    chosen: bool = False
+    ema_decay: float | int | str | None
+    guidance: float
+    guidance_interval: tuple[float, float]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics by name."""
+        return self.model_extra or {}
+
+
+class Choice(FileRecord):
+    """The average that is shipped and the guidance that it is sampled with, as a JSON file at `path`.
+
+    `rows` has a row for each pair. It is empty if there was a single pair, or if the pairs could not be measured: `note`
+    says why.
     """
 
     weights: Weights
     sample: SampleConfig
     rule: str
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: tuple[SweepRow, ...] = ()
     note: str | None = None
 
     @property
@@ -166,28 +180,45 @@ class SampleSet(FileRecord):
     settings: dict[str, Any]
 
 
+class ClassRow(Part, serialize_by_alias=True):
+    """The classifier's accuracy on the images of one class: generated ones, and test images as the floor."""
+
+    name: str = Field(validation_alias=AliasChoices("class", "name"), serialization_alias="class")
+    breed_accuracy: float | None
+    floor: float | None
+
+
 class FidelityReport(FileRecord):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
     `metrics` and `floor` (real training images against the same held-out images; for copy_rate and authenticity the held-out
     images against all training images) have the same keys; a value that cannot be given is None and `notes` says why.
-    `conditions` holds N, split, extractor, resize, seed, library version and the sampler's settings. `classes` has a row for
-    each class where a classifier has looked: how often it sees that class in the images that it was asked for, and in
-    held-out images of it.
+    `conditions` holds N, split, extractor, resize, seed, library version and the sampler's settings. `classes` has a row
+    for each class, none without a classifier.
     """
 
     metrics: dict[str, float | None]
     floor: dict[str, float | None]
     conditions: dict[str, Any]
     notes: tuple[str, ...] = ()
-    classes: tuple[dict[str, Any], ...] = ()
+    classes: tuple[ClassRow, ...] = ()
+
+
+class Term(Part):
+    """One condition of the gate: the measured value, the bar that it is compared with, and the result in words."""
+
+    name: str
+    value: float | int | str | None
+    bar: float | int | str | None
+    passed: bool
+    why: str
 
 
 class Decision(FileRecord):
-    """The gate's verdict as a JSON file at `path`; each term: name, value, bar, passed, why."""
+    """The gate's verdict, as a JSON file at `path`."""
 
     promoted: bool
-    terms: tuple[dict[str, Any], ...]
+    terms: tuple[Term, ...]
     baseline: str | None  # version of the published release it was compared with
 
 

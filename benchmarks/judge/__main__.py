@@ -1,11 +1,11 @@
-"""Whether the judge can be trusted: its figures beside torch-fidelity's, what it costs, and whom it refuses.
+"""Whether the evaluation can be trusted: its figures beside torch-fidelity's, its cost, and what the gate refuses.
 
     python -m benchmarks.judge
     TINYCATS_INCEPTION_WEIGHTS=... python -m benchmarks.judge --photos FOLDER
 
 Figures, cost and speed are measured on toy cats with the breed classifier, or on photos with Inception. Refusals are measured
-on toy cats alone: the smoke preset is trained as it is released and, to be known as worse, with an eighth of its steps. Both
-draw a pool of images, of which every resample is another release.
+on toy cats only: the smoke preset is trained as for a release and, for a worse model, with an eighth of its steps. Both draw a
+pool of images, and each resample of the pool stands for a release.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ QUICK = {"data": {"toy_train_per_class": 60, "toy_test_per_class": 20}}
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark and print its figures. Returns the exit status: 0 where the judge keeps every promise."""
+    """Run the benchmark and print its figures. Returns the exit status: 0 if every figure is within its bounds."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.photos:
             figures |= refusals(Path(scratch), 4 if given.quick else given.resamples, given.quick)
     report("judge-photos" if given.photos else "judge", figures, given)
-    kept = (
+    good = (
         max(figures[f"{name}_rel_diff"] for name in ("fid", "fid_plain", "kid")) <= SAME
         and max(figures["precision_diff"], figures["recall_diff"]) <= SAME
         and figures["extract_speedup"] >= (1.8 if given.photos else 1)
@@ -59,11 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
         and figures.get("missed_worse", 0) <= 0.05
         and figures.get("canaries_refused") == figures.get("canaries")
     )
-    return 0 if kept or given.quick else 1
+    return 0 if good or given.quick else 1
 
 
 def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dict[str, Any]:
-    """Return how far our figures of two fixed sets of images are from torch-fidelity's own, and what judging costs.
+    """Return the differences of our figures of two fixed sets of images to torch-fidelity's, and the cost of an evaluation.
 
     torch-fidelity reads the images from PNG files, with its own extractor, as its command line does.
     """
@@ -73,14 +74,16 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
     from tinycats_core.config import EvaluateConfig
     from tinycats_core.data.preparation import prepare
     from tinycats_core.data.splits import load_split
-    from tinycats_core.evaluation import extractors, fidelity, reference
+    from tinycats_core.evaluation import extractors, fidelity
     from tinycats_core.evaluation.classifier import train_classifier
+    from tinycats_core.evaluation.metrics import Comparison, kid_subset, measure
+    from tinycats_core.evaluation.reference import Judge, Reference
     from tinycats_core.presets import resolve
 
     smoke = resolve("smoke", QUICK if quick else {})
     config, classifier = smoke.evaluate, None
     if photos:
-        # Half of the photos are passed off as generated: the two sets are as large as they can be.
+        # Half of the photos stand for generated images, so that both sets are as large as possible.
         data = {"folder": photos, "image_size": size, "test_fraction": 0.5, "corrupt_files": "skip"}
         dataset = prepare(
             resolve("photos", {"data": data, "model": {"image_size": size, "patch_size": 1}}).data, scratch / "photos"
@@ -102,10 +105,10 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             Image.fromarray(image).save(folders[-1] / f"{index:06d}.png")
 
-    judge = reference.Judge.appoint(dataset, config, classifier, scratch / "evaluations", "cpu")
-    eyes, subset = judge.eyes, fidelity.kid_subset(count)
+    judge = Judge.load(dataset, config, classifier, scratch / "evaluations", "cpu")
+    subset = kid_subset(count)
     extractor: dict[str, Any] = {
-        "feature_extractor": "inception-v3-compat" if photos else extractors.breed_extractor(),
+        "feature_extractor": "inception-v3-compat" if photos else extractors.register_breed_extractor(),
         "feature_extractor_weights_path": str(classifier.path if classifier else extractors.inception_weights()),
     }
     theirs: dict[str, Any] = calculate_metrics(
@@ -125,11 +128,11 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         save_cpu_ram=True,
         verbose=False,
     )
-    seen, known = judge.see(made), judge.see(real)
-    known_features = reference.Reference.of(known, real_labels, eyes, config.neighbours)
-    ours = fidelity.compare(seen, known_features, eyes, config, subset)
-    fid, kid = (ours["fid_inception" if photos else "fd_breed"], ours[f"kid_{eyes.name}"])
-    plain = _plain_frechet(seen[eyes.features], known[eyes.features])
+    reference = Reference.of(judge.extract_features(real), real_labels, judge.extractor, config.neighbours)
+    compared = Comparison(judge, reference, made, labels, judge.extract_features(made), subset, asked=False)
+    ours = measure(compared, sweep=True)
+    fid, kid = ours[judge.extractor.frechet_name], ours[f"kid_{judge.extractor.name}"]
+    plain = _plain_frechet(compared.layer, compared.real_layer)
     agreed = {
         "fid_rel_diff": _relative(fid, theirs["frechet_inception_distance"]),
         "fid_plain_rel_diff": _relative(fid, plain),
@@ -141,14 +144,14 @@ def agreement(scratch: Path, photos: Path | None, size: int, quick: bool) -> dic
         **agreed,
         "extract_speedup": _speedup(judge, made, extractor),
         **_cost(dataset, config, classifier, made, labels, scratch, 1 if photos or quick else 3),
-        "extractor": eyes.name,
+        "extractor": judge.extractor.name,
         "images": count,
         "image_size": dataset.image_size,
     }
 
 
 def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
-    """Return how often the gate refuses a model beside itself, misses a worse one, and refuses the canaries."""
+    """Return how often the gate refuses a model compared with itself, misses a worse one, and refuses the canaries."""
     import torch
 
     from benchmarks.judge.canaries import FIRST, REPLACING
@@ -174,7 +177,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     labels = labels_like(load_split(dataset, "test")[1], count, classes)
 
     def pool(steps: int) -> "Tensor":
-        """Return images of a training of so many steps, (count, POOL, 3, S, S): of each label, POOL of them."""
+        """Return POOL images for each label, (count, POOL, 3, S, S), from a training of `steps` steps."""
         short = config.train.model_copy(update={"steps": steps})
         network, _ = load_generator(train(dataset, config.model, short, scratch / f"training-{steps}", "cpu").ema.path)
         with fast_arithmetic(torch.device("cpu")):
@@ -191,13 +194,13 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
 
     def failed(candidate: "FidelityReport", published: "FidelityReport | None") -> list[str]:
         decision = gate.decide(candidate, published, "published" if published else None, config.evaluate, scratch / "decisions")
-        return [term["name"] for term in decision.terms if not term["passed"]]
+        return [term.name for term in decision.terms if not term.passed]
 
     good, worse = pool(config.train.steps), pool(config.train.steps // WORSE)
     generator = torch.Generator().manual_seed(0)
     verdicts, reasons = Counter[str](), Counter[str]()
     for number in range(resamples):
-        # A place in the pool for each label, and another one for the second release: they share no image.
+        # Each label gets an index into the pool, and the second release another one: they share no image.
         first = torch.randint(POOL, (count,), generator=generator)
         second = (first + torch.randint(1, POOL, (count,), generator=generator)) % POOL
         published, again, weaker = (
@@ -237,13 +240,13 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
 
 
 def _speedup(judge: Any, images: "Tensor", extractor: dict[str, Any]) -> float:
-    """Return the time of torch-fidelity's extractor by ours. Batches take turns, so that what else runs falls on both."""
+    """Return the ratio of torch-fidelity's extraction time to ours. Batches alternate, so that other load affects both."""
     import torch
     from torch_fidelity.utils import create_feature_extractor
 
     from tinycats_core.evaluation.extractors import extract
 
-    layers = [layer for layer in (judge.eyes.features, judge.eyes.logits) if layer]
+    layers = [layer for layer in (judge.extractor.feature_layer, judge.extractor.logit_layer) if layer]
     path = extractor["feature_extractor_weights_path"]
     network = create_feature_extractor(
         extractor["feature_extractor"], layers, cuda=False, feature_extractor_weights_path=path, verbose=False
@@ -254,12 +257,13 @@ def _speedup(judge: Any, images: "Tensor", extractor: dict[str, Any]) -> float:
             network(batch)
 
     seconds: dict[str, float] = {"ours": 0.0, "theirs": 0.0}
-    calls: dict[str, Callable[[Tensor], Any]] = {"ours": lambda batch: extract(judge.eyes, batch, len(batch)), "theirs": theirs}
+    ours = partial(extract, judge.extractor, batch_size=judge.config.batch_size)
+    calls: dict[str, Callable[[Tensor], Any]] = {"ours": ours, "theirs": theirs}
     for number, batch in enumerate(images[: 8 * judge.config.batch_size].split(judge.config.batch_size)):
         for name, call in calls.items():
             started = time.perf_counter()
             call(batch)
-            if number or len(images) <= judge.config.batch_size:  # the first batch is for warming up
+            if number or len(images) <= judge.config.batch_size:  # the first batch is a warm-up
                 seconds[name] += time.perf_counter() - started
     return seconds["theirs"] / seconds["ours"]
 
@@ -273,25 +277,26 @@ def _cost(
     scratch: Path,
     rounds: int,
 ) -> dict[str, Any]:
-    """Return the time of a whole evaluation, where nothing has been looked at yet, by that of looking at as many images."""
+    """Return the ratio of the time of an evaluation with an empty cache to that of extracting the features of as many images."""
     import torch
 
     from tinycats_core.data.splits import load_split
-    from tinycats_core.evaluation import fidelity, reference
+    from tinycats_core.evaluation import fidelity
     from tinycats_core.evaluation.fidelity import NOISE_IMAGES
+    from tinycats_core.evaluation.reference import Judge
 
     samples = _samples(scratch / "samples" / "cost.safetensors", made, labels, 8)
     noise = made[torch.arange(2 * NOISE_IMAGES + 1) % len(made)]  # as many as the trivial generators draw
     ratios, bare = [], 0.0
     for number in range(rounds):
         started = time.perf_counter()
-        judge = reference.Judge.appoint(dataset, config, classifier, scratch / f"cost-{number}", "cpu")
+        judge = Judge.load(dataset, config, classifier, scratch / f"cost-{number}", "cpu")
         for images in (made, load_split(dataset, "test")[0], load_split(dataset, "train")[0], noise):
-            judge.see(images)
-        looked = time.perf_counter()
+            judge.extract_features(images)
+        extracted = time.perf_counter()
         fidelity.evaluate(samples, dataset, config, classifier, scratch / f"cost-{number}", "cpu")
-        bare = looked - started
-        ratios.append((time.perf_counter() - looked) / bare)
+        bare = extracted - started
+        ratios.append((time.perf_counter() - extracted) / bare)
     return {"cost_ratio": statistics.median(ratios), "extraction_seconds": round(bare, 2)}
 
 
@@ -306,7 +311,7 @@ def _samples(path: Path, images: "Tensor", labels: "Tensor", patch_size: int) ->
 
 
 def _plain_frechet(made: "Tensor", real: "Tensor") -> float:
-    """Return the Fréchet distance as its paper writes it, with NumPy's symmetric matrix roots."""
+    """Return the Fréchet distance by the formula of its paper, with NumPy's symmetric matrix roots."""
     import numpy as np
 
     def root(matrix: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Images that must never be published. Each is made of training images (`known`) and of new ones of the same kind (`unseen`).
+"""Canaries: images that must never be published, computed from training images (`train`) and new ones like them (`unseen`).
 
-Both are uint8 (N, 3, S, S) and show the classes of `labels` (N,), in that order; so should what comes out.
+Both are uint8 (N, 3, S, S) and show the classes of `labels` (N,), in that order. So should a canary.
 """
 
 from collections.abc import Callable
@@ -17,97 +17,97 @@ Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 PATCH = 8
 
 
-def copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _with_noise(known, 4)
+def copycat(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(train, 4)
 
 
-def mirrored_copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return copycat(known, unseen, labels).flip(-1)
+def mirrored_copycat(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return copycat(train, unseen, labels).flip(-1)
 
 
-def noisy_copycat(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    """Draw training images under so much noise that their pixels no longer say so; their features do."""
-    return _with_noise(known, 12)
+def noisy_copycat(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw training images under so much noise that only their features, not their pixels, identify them."""
+    return _with_noise(train, 12)
 
 
-def now_and_then_a_copy(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def now_and_then_a_copy(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     images = unseen.clone()
-    images[::8] = copycat(known, unseen, labels)[::8]
+    images[::8] = copycat(train, unseen, labels)[::8]
     return images
 
 
-def one_picture(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def one_picture(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return unseen[:1].repeat(len(labels), 1, 1, 1)
 
 
-def one_picture_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _with_noise(one_picture(known, unseen, labels), 4)
+def one_picture_with_noise(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _with_noise(one_picture(train, unseen, labels), 4)
 
 
-def one_picture_a_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def one_picture_a_class(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return _few(unseen, labels, 1)
 
 
-def one_picture_a_class_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def one_picture_a_class_with_noise(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return _with_noise(_few(unseen, labels, 1), 4)
 
 
-def three_pictures_a_class_with_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def three_pictures_a_class_with_noise(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return _with_noise(_few(unseen, labels, 3), 4)
 
 
-def one_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    """Draw the class of the middle, whatever is asked for: no picture is the same as another."""
+def one_class(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw one class whatever the label. No two pictures are the same."""
     of_class = torch.cat([images[labels == labels[len(labels) // 2]] for images in (unseen, unseen.flip(-1))])
     return _with_noise(of_class[torch.arange(len(labels)) % len(of_class)], 4)
 
 
-def noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return torch.randint(0, 256, known.shape, generator=torch.Generator().manual_seed(7)).to(torch.uint8)
+def noise(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return torch.randint(0, 256, train.shape, generator=torch.Generator().manual_seed(7)).to(torch.uint8)
 
 
-def coloured_noise(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    """Draw pixels of training images in any order."""
-    pixels = known.transpose(0, 1).flatten(1)
+def coloured_noise(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    """Draw the pixels of training images in random order."""
+    pixels = train.transpose(0, 1).flatten(1)
     order = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(7))
-    return pixels[:, order].view_as(known.transpose(0, 1)).transpose(0, 1).contiguous()
+    return pixels[:, order].view_as(train.transpose(0, 1)).transpose(0, 1).contiguous()
 
 
-def mean_of_the_class(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack([known[labels == label].float().mean(0) for label in labels]).to(torch.uint8)
+def mean_of_the_class(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([train[labels == label].float().mean(0) for label in labels]).to(torch.uint8)
 
 
-def untrained(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _drawn_at_random(known, labels, "x", 0.0)
+def untrained(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(train, labels, "x", 0.0)
 
 
-def untrained_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _drawn_at_random(known, labels, "v", 0.0)
+def untrained_velocity(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(train, labels, "v", 0.0)
 
 
-def random_weights(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _drawn_at_random(known, labels, "x", 0.02)
+def random_weights(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(train, labels, "x", 0.02)
 
 
-def random_weights_velocity(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
-    return _drawn_at_random(known, labels, "v", 0.02)
+def random_weights_velocity(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _drawn_at_random(train, labels, "v", 0.02)
 
 
-def blurred(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def blurred(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     small = F.avg_pool2d(unseen.float(), 2)
     return F.interpolate(small, size=unseen.shape[-1], mode="bilinear").to(torch.uint8)
 
 
-def swapped(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def swapped(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     """Draw every image under the label of the next class."""
     return unseen.roll(int((labels == labels[0]).sum()), 0)
 
 
-def shuffled(known: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+def shuffled(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return unseen[torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))]
 
 
-FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term: it needs nothing to compare with
+FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term
     (copycat, "no_copies"),
     (mirrored_copycat, "no_copies"),
     (noisy_copycat, "authentic"),
@@ -129,7 +129,7 @@ FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term: i
     (swapped, "obeys"),
     (shuffled, "obeys"),
 ]
-REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of an honest release, by this term
+REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of honest images, by this term
     (blurred, "not_worse"),
     (one_class, "coverage_kept"),
     (three_pictures_a_class_with_noise, "coverage_kept"),
@@ -145,14 +145,14 @@ def _with_noise(images: Tensor, deviation: float) -> Tensor:
 
 
 def _few(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the first images of each class, again and again."""
+    """Return the first images of each class, repeated."""
     firsts = {int(label): images[labels == label][:count] for label in labels.unique()}
     return torch.stack([firsts[label][i % count] for i, label in enumerate(labels.tolist())])
 
 
-def _drawn_at_random(known: Tensor, labels: Tensor, prediction: str, std: float) -> Tensor:
-    """Return what a network draws before its first step; what begins as zeros there is random here for a `std` above 0."""
-    classes, size = int(labels.max()) + 1, known.shape[-1]
+def _drawn_at_random(train: Tensor, labels: Tensor, prediction: str, std: float) -> Tensor:
+    """Draw with an untrained network. Parameters that start at zero are drawn with standard deviation `std`."""
+    classes, size = int(labels.max()) + 1, train.shape[-1]
     shape = {"image_size": size, "patch_size": PATCH, "width": 32, "depth": 2, "heads": 2, "num_classes": classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

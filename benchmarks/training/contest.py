@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.common import without_paths
 from tinycats_core.config import CLASSES, ModelConfig, SampleConfig, TrainConfig
-from tinycats_core.data import toycats
+from tinycats_core.data import toy_drawing
 from tinycats_core.device import cores, fast_arithmetic, has_compiler, matmul_peak, synchronize
 from tinycats_core.generator.sampling import sample
 from tinycats_core.training import loop, state
@@ -94,7 +94,7 @@ def draw_data(folder: Path, per_class: int, device: torch.device) -> Data:
         (folder / name).mkdir(parents=True)
         for number in range(per_class):
             rng = np.random.default_rng([label, number])
-            square = toycats.draw(label, rng, width)
+            square = toy_drawing.draw(label, rng, width)
             photo = square.crop((0, (width - height) // 2, width, (width + height) // 2))
             photo.save(folder / name / f"{number}.jpg", quality=90)
             images.append(small(photo))

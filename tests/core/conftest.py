@@ -17,7 +17,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator import sampling
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Dataset, Decision, OnnxModel, Weights
+from tinycats_core.records import Dataset, Decision, OnnxModel, Term, Weights
 from tinycats_core.release import export
 
 
@@ -79,7 +79,7 @@ def parts(
     settings = {"model": checkpoint.sha256, "runtime": "pytorch"}
     choice = make_choice(folder / "sweep-0123.json", checkpoint, config.sample.single())
     decision = folder / "decision.json"
-    terms = ({"name": "kid_not_worse", "value": 0.0345, "bar": 0.0456, "passed": True, "why": "lower than before"},)
+    terms = (Term(name="kid_not_worse", value=0.0345, bar=0.0456, passed=True, why="lower than before"),)
     write_json(decision, {"promoted": True})
     return {
         "config": config,

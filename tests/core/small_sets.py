@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tinycats_core.config import CLASSES
-from tinycats_core.data import toycats
+from tinycats_core.data import toy_drawing
 from tinycats_core.files import sha256_of, write_json
 from tinycats_core.records import Dataset, SampleSet
 from tinycats_core.tensors import write_safetensors
@@ -18,7 +18,7 @@ from tinycats_core.tensors import write_safetensors
 def draw_cats(classes: tuple[str, ...], per_class: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return uint8 (N, 3, size, size) and labels that index `classes`."""
     rng = np.random.default_rng(seed)
-    drawn = [np.array(toycats.draw(CLASSES.index(name), rng, size)) for name in classes for _ in range(per_class)]
+    drawn = [np.array(toy_drawing.draw(CLASSES.index(name), rng, size)) for name in classes for _ in range(per_class)]
     labels = torch.arange(len(classes)).repeat_interleave(per_class)
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous(), labels
 

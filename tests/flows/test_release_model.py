@@ -39,13 +39,6 @@ def latest(overrides: dict) -> Path:
     return Path(overrides["publish"]["folder"]) / "tiny" / "latest"
 
 
-@pytest.fixture
-def released(tiny: dict, caplog: pytest.LogCaptureFixture) -> Release:
-    release = release_model("smoke", tiny)
-    caplog.clear()
-    return release
-
-
 def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     release = release_model("smoke", tiny)
     assert release.published
@@ -92,11 +85,11 @@ def test_the_second_run_finds_it_published(
 
 
 def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_the_cache(
-    tiny: dict[str, Any], released: Release, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: dict[str, Any], tiny_release: Release, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        again = release_model("smoke", merged(tiny, publish={"folder": str(tmp_path / "elsewhere")}))
-    assert again.folder != released.folder
+        again = release_model("smoke", tiny)
+    assert again.folder != tiny_release.folder
     assert executed(caplog) == {"build_bundle"}
 
 
@@ -122,7 +115,7 @@ def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_
     ],
 )
 def test_a_damaged_file_is_made_again_by_its_own_stage_alone(
-    pattern: str, stage: str, damage: str, tiny: dict[str, Any], released: Release, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pattern: str, stage: str, damage: str, tiny: dict[str, Any], tiny_release: Release, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = list(home().glob(pattern))
     assert damaged
@@ -132,9 +125,9 @@ def test_a_damaged_file_is_made_again_by_its_own_stage_alone(
         else:
             path.write_bytes(path.read_bytes()[:-1] + b"?")
     with caplog.at_level(logging.INFO):
-        again = release_model("smoke", merged(tiny, publish={"folder": str(tmp_path / "elsewhere")}))
+        again = release_model("smoke", tiny)
     assert executed(caplog) == {stage, "build_bundle"}
-    assert again.version == released.version
+    assert again.version == tiny_release.version
 
 
 def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: dict[str, Any], released: Release) -> None:

@@ -17,21 +17,19 @@ from flows import nightly_eval as nightly
 from flows import train_classifier as alone
 from flows.evaluate_model import evaluate_model
 from flows.nightly_eval import nightly_eval
-from flows.release_model import release_model
 from flows.train_classifier import train_classifier
-from tinycats_core.data import toycats
+from tinycats_core.data import toy_drawing
 from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
 from tinycats_core.files import home, read_json, write_json
-from tinycats_core.records import Weights
+from tinycats_core.records import Release, Weights
 from tinycats_core.release import manifest, shipped
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
-def latest(tiny: dict[str, Any]) -> Path:
-    release = release_model("smoke", tiny)
-    return release.folder.parent / "latest"
+def latest(released: Release) -> Path:
+    return released.folder.parent / "latest"
 
 
 def events(name: str) -> list[dict[str, Any]]:
@@ -176,7 +174,7 @@ def test_the_classifier_of_ones_own_photos_is_trained_from_the_command_line_and_
     for label, name in enumerate(("tabby", "tiger")):
         (tmp_path / "cats" / name).mkdir(parents=True)
         for number in range(6):
-            Image.fromarray(np.array(toycats.draw(label, rng, 40))).save(tmp_path / "cats" / name / f"{number}.png")
+            Image.fromarray(np.array(toy_drawing.draw(label, rng, 40))).save(tmp_path / "cats" / name / f"{number}.png")
     overrides = {"data": {"folder": str(tmp_path / "cats")}, "model": {"num_classes": 2}, "classifier": {"epochs": 1}}
     assert alone.main(["--preset", "photos", "--overrides", json.dumps(overrides)]) == 0
     files = [path for path in home().glob("classifier/*/report.json") if read_json(path)["classes"][0]["class"] == "tabby"]

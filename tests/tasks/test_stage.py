@@ -10,10 +10,11 @@ from prefect import flow
 from prefect.states import Failed
 
 from tasks.stage import content_of, key_of, may_pass, stage, tally
+from tinycats_core import records
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, TrainConfig
-from tinycats_core.errors import DataError, ModalUnreachable, RegistryError
+from tinycats_core.errors import DataError, ModalUnreachable, RegistryError, TinycatsError
 from tinycats_core.files import home, sha256_of
-from tinycats_core.records import Weights
+from tinycats_core.records import Trained, Weights
 
 
 def record(path: Path, text: str = "weights") -> Weights:
@@ -126,6 +127,28 @@ def test_a_result_that_a_killed_process_left_half_written_is_made_again(made: Ma
     assert one_stage(source, place) == (first, "1 stage executed, 0 came from the cache")
     assert one_stage(source, place) == (first, "nothing to do: no stage executed, 1 came from the cache")
     assert calls == [place] * 2
+
+
+def test_a_damaged_argument_is_refused_before_anything_is_computed(made: Made, tmp_path: Path) -> None:
+    one_stage, calls, _ = made
+    source = record(tmp_path / "source")
+    source.path.write_text("weightz")
+    with pytest.raises(TinycatsError, match="source has changed: its sha256 is"):
+        one_stage(source, "damaged")
+    assert calls == []
+
+
+def test_each_file_of_nested_arguments_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(records, "sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1])
+    parts = [record(tmp_path / name) for name in "abc"]
+
+    @stage(version=1)
+    def use(trained: Trained, others: dict[str, list[Weights]]) -> int:
+        return 1
+
+    use.fn(Trained(averages=(parts[0], parts[1]), raw=parts[2]), {"again": [parts[0]]})
+    assert hashed == [part.path for part in parts]
 
 
 def test_results_are_kept_as_json_under_the_home(made: Made) -> None:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tinycats_core.compute.budget import USED_UP, Budget, Meter
 from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
-from tinycats_core.data.splits import load_split
 from tinycats_core.device import fast_arithmetic, is_out_of_memory
 from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
@@ -183,29 +182,29 @@ def draw(outputs: Path, run: str, labels: list[int], first: int, sample: dict[st
 
 
 def evaluate(
-    data: Path, outputs: Path, run: str, sample: dict[str, Any], evaluate: dict[str, Any], device: str, classifier_run: str | None
+    data: Path, outputs: Path, run: str, sample: dict[str, Any], settings: dict[str, Any], device: str, classifier_run: str | None
 ) -> dict[str, Any]:
-    """Measure what the weights of a run draw against the test images of the data that it was trained on.
+    """Measure samples of a run's weights against the test images of its data set.
 
-    Returns `metrics`, `floor` and `conditions` of the report. `classifier_run` is the training of the breed classifier.
+    Args:
+        settings: of `EvaluateConfig`.
+        classifier_run: the training of the breed classifier.
+
+    Returns:
+        `metrics`, `floor` and `conditions` of the report.
     """
     from tinycats_core.evaluation import fidelity
-    from tinycats_core.generator import sampling
-    from tinycats_core.generator.weights import load_generator
+    from tinycats_core.evaluation.samples import draw_samples
 
-    folder = outputs / run_folder(run)
-    request = read_json(folder / "request.json")
-    dataset, config = _dataset(request, data), EvaluateConfig(**evaluate)
-    weights = folder / "ema.safetensors"
-    network, header = load_generator(weights, device)
-    labels = sampling.labels_like(load_split(dataset, "test")[1], config.samples, len(dataset.classes))
-    settings = {"model": sha256_of(weights), "runtime": "pytorch", "occasion": "", "patch_size": header.model.patch_size}
-    path, size = folder / "evaluation" / "samples.safetensors", dataset.image_size
-    samples = sampling.generate(network, labels, size, len(dataset.classes), SampleConfig(**sample), path, settings, device)
+    folder, config = outputs / run_folder(run), EvaluateConfig(**settings)
+    dataset = _dataset(read_json(folder / "request.json"), data)
+    weights = Trained.model_validate(read_json(folder / "result.json")["made"]).in_folder(folder).ema
+    path = folder / "evaluation" / "samples.safetensors"
+    samples = draw_samples(weights, dataset, SampleConfig(**sample), config.samples, path, device)
     classifier = None
     if classifier_run:
-        there = outputs / run_folder(classifier_run)
-        classifier = Weights.model_validate(read_json(there / "result.json")["made"]).in_folder(there)
+        other = outputs / run_folder(classifier_run)
+        classifier = Weights.model_validate(read_json(other / "result.json")["made"]).in_folder(other)
     report = fidelity.evaluate(samples, dataset, config, classifier, folder / "evaluation", device)
     return {"metrics": report.metrics, "floor": report.floor, "conditions": report.conditions}
 

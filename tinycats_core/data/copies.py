@@ -1,24 +1,20 @@
-"""Copies among the images, and the split that keeps them apart."""
+"""Exact and near copies among the images."""
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinycats_core.config import DataConfig
 from tinycats_core.data.decode import Decoded, make_finding
-from tinycats_core.data.splits import Split
 
 NEAR_BITS = 8  # of 64 in the difference hash
 NEAR_LEVELS = 8.0  # mean absolute difference of 16x16 thumbnails, of 255
 
 
 def drop_copies(images: Sequence[Decoded]) -> tuple[list[Decoded], list[dict[str, str]]]:
-    """Keep one of each set of byte-identical images (a test image first), and none where the classes differ."""
+    """Keep one of each set of byte-identical images (a test image if there is one), and none if their classes differ."""
     kept: list[Decoded] = []
     findings: list[dict[str, str]] = []
     groups: dict[str, list[Decoded]] = {}
@@ -34,31 +30,8 @@ def drop_copies(images: Sequence[Decoded]) -> tuple[list[Decoded], list[dict[str
     return kept, findings
 
 
-def split_images(images: Sequence[Decoded], config: DataConfig) -> dict[Split, list[Decoded]]:
-    """Split by the source's own rule, or within each class by sha256. Ordered by class and sha256, not by file name."""
-    ordered = sorted(images, key=lambda image: (image.label, image.sha256))
-    train, val, test = ([image for image in ordered if image.split == split] for split in get_args(Split))
-    if config.source == "folder":
-        test, train = _divide(ordered, config.test_fraction)
-    if config.source != "toycats":
-        val, train = _divide(train, config.val_fraction)
-    return {"train": train, "val": val, "test": test}
-
-
-def _divide(ordered: Sequence[Decoded], fraction: float) -> tuple[list[Decoded], list[Decoded]]:
-    """Take the first images of each class, at least one of two and never all, and return them and the rest."""
-    taken: list[Decoded] = []
-    left: list[Decoded] = []
-    for _, members in groupby(ordered, key=lambda image: image.label):
-        of_class = list(members)
-        count = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        taken += of_class[:count]
-        left += of_class[count:]
-    return taken, left
-
-
 def find_near_duplicates(train: Sequence[Decoded], test: Sequence[Decoded]) -> list[dict[str, str]]:
-    """Find held-out images of which a training image, as it is or mirrored, is nearly a copy."""
+    """Find held-out images that are nearly copies of a training image, as it is or mirrored."""
     if not train or not test:
         return []
     train_hashes, train_thumbs = _signatures(train)

@@ -1,4 +1,4 @@
-"""Decoding: from files of any kind to squares of pixels, with a finding for each file that cannot be used."""
+"""Decoding: from image files of any kind to squares of pixels, with a finding for each unusable file."""
 
 import hashlib
 import io
@@ -11,17 +11,17 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from tinycats_core.data.splits import Split
 
-Progress = Callable[[float, str], None]  # fraction of the whole, what is being done
+Progress = Callable[[float, str], None]  # fraction of the whole, current step
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
-# What is tried on content. Pillow knows more formats, among them EPS, which runs a program.
+# Tried on the content. Pillow knows more formats, among them EPS, which runs a program.
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 
 class Photo(NamedTuple):
     name: str
     label: str
-    split: Split | None  # the source's own; None: by sha256
+    split: Split | None  # the source's own; None if it has none
     open: Callable[[], io.BufferedReader | io.BytesIO]
 
 
@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
 
 
 def decode_all(photos: Iterable[Photo], total: int, size: int, report: Progress) -> tuple[list[Decoded], list[dict[str, str]], int]:
-    """Decode each photo. Returns the images, the findings, and how many files claim in no way to be an image.
+    """Decode each photo. Returns the images, the findings, and the number of files that do not claim to be images.
 
     In one thread: on two cores a second one saved a fifth of 1 s per 1,000 photos.
     """

@@ -1,19 +1,60 @@
-"""A folder of photos: which classes it holds, and which files."""
+"""The source `folder`: a person's own photos, in one folder a class."""
 
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tinycats_core.config import BREEDS, DataConfig
-from tinycats_core.data.decode import Photo
+from tinycats_core.data.decode import IMAGE_SUFFIXES, Decoded, Photo, Progress, make_finding
+from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, in_order
 from tinycats_core.errors import NAMED, DataError, shortened
+
+
+class Folder(Source):
+    """The photos below data.folder: cat/<Breed>/* and other/*, or one folder a class."""
+
+    name = "folder"
+    settings = ("folder", "test_fraction", "val_fraction")
+    split_rule = "by sha256 within each class"
+    private = True
+    licence = "other"
+    licence_name = "as-the-photos-allow"
+    dataset_id = "imagefolder"
+    dataset_name = "Your own photos"
+    note = (
+        "It was trained on a folder of your own photos. They bring their own licences: whoever shares this model must make "
+        "sure that those allow it."
+    )
+
+    def fingerprint(self, config: DataConfig) -> dict[str, Any]:
+        root, classes, listed = list_folder(config)
+        files: dict[str, list[int]] = {}
+        for _, path in listed:
+            stat = path.stat() if path.exists() else path.lstat()  # a broken link
+            files[path.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+        fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
+        return {"classes": classes, "files": files, **fractions}
+
+    def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
+        def split(images: Sequence[Decoded]) -> Splits:
+            test, rest = hold_out(in_order(images), config.test_fraction)
+            val, train = hold_out(rest, config.val_fraction)
+            return {"train": train, "val": val, "test": test}
+
+        root, classes, files = list_folder(config)
+        found = collect_photos(classes, _photos(root, files), len(files), config.image_size, split, report)
+        outside = [path for label, path in files if label is None]
+        strays = [path.relative_to(root).as_posix() for path in outside if path.suffix.lower() in IMAGE_SUFFIXES]
+        findings = [make_finding("outside", name) for name in strays]
+        return found._replace(findings=findings + found.findings, ignored=len(outside) - len(strays) + found.ignored)
 
 
 def list_folder(config: DataConfig) -> tuple[Path, list[str], list[tuple[str | None, Path]]]:
     """Return data.folder, its classes in order, and (class, file) of each visible file; None: in no class folder."""
     root = config.folder
-    assert root is not None  # DataConfig's own check
+    assert root is not None  # `Source.check`
     try:
         return root, *_walk(root)
     except OSError as error:
@@ -72,7 +113,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def folder_photos(root: Path, files: Sequence[tuple[str | None, Path]]) -> Iterator[Photo]:
+def _photos(root: Path, files: Sequence[tuple[str | None, Path]]) -> Iterator[Photo]:
     for label, path in files:
         if label is not None:
             yield Photo(path.relative_to(root).as_posix(), label, None, partial(open, path, "rb"))

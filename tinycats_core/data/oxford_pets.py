@@ -1,10 +1,11 @@
-"""Oxford-IIIT Pet: the official archives, fetched once, and the photos and split lists inside them.
+"""The source `oxford_pets`, Oxford-IIIT Pet: the official archives, downloaded once, and the photos and lists inside them.
 
 The photos are read straight out of the archive: nothing is extracted, so no member of an archive can write anywhere.
 Source: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", CVPR 2012; https://www.robots.ox.ac.uk/~vgg/data/pets/
 """
 
 import hashlib
+import io
 import os
 import shutil
 import ssl
@@ -12,17 +13,20 @@ import tarfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 
-from tinycats_core.config import BREEDS
+from tinycats_core.config import BREEDS, CLASSES, DataConfig
+from tinycats_core.data.decode import Decoded, Photo, Progress
+from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, split_as_given
+from tinycats_core.data.splits import Split
 from tinycats_core.errors import DataError
 from tinycats_core.files import check_writable
 
-Progress = Callable[[float, str], None]
 OFFICIAL_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 ARCHIVES = {  # name: md5, the ones that torchvision.datasets.OxfordIIITPet pins
     "images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
@@ -40,8 +44,49 @@ FIRST_PAUSE_S = 1.0  # doubled after each failed attempt
 TIMEOUT_S = 30
 
 
+class OxfordPets(Source):
+    """The cats of Oxford-IIIT Pet, with its dogs as the class `other`."""
+
+    name = "oxford_pets"
+    settings = ("val_fraction",)
+    split_rule = "official lists; val by sha256 within each class of trainval"
+    classes = CLASSES
+    fixed = True  # by the checksums of its archives
+    known_odd = KNOWN_ODD
+    licence = "cc-by-sa-4.0"
+    dataset_id = "oxford-iiit-pet"
+    dataset_name = "Oxford-IIIT Pet"
+    note = (
+        "It was trained on the cats of the [Oxford-IIIT Pet dataset](https://www.robots.ox.ac.uk/~vgg/data/pets/), with its "
+        "dogs as the class `other`. The photos are under CC BY-SA 4.0 and belong to their owners; the weights are given under the "
+        "same licence. Please cite: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, *Cats and Dogs*, CVPR 2012."
+    )
+
+    def fingerprint(self, config: DataConfig) -> dict[str, Any]:
+        return {"archives": ARCHIVES, "val_fraction": config.val_fraction}
+
+    def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
+        def split(images: Sequence[Decoded]) -> Splits:
+            given = split_as_given(images)
+            val, train = hold_out(given["train"], config.val_fraction)
+            return {"train": train, "val": val, "test": given["test"]}
+
+        archives, downloading = folder / "oxford-iiit-pet", 0.8  # of the whole
+        fetch(archives, lambda fraction, text: report(downloading * fraction, text))
+        listed = read_lists(archives)
+        found = (Photo(name, label, part, partial(io.BytesIO, data)) for name, label, part, data in photos(archives, listed))
+        return collect_photos(
+            CLASSES,
+            found,
+            len(listed),
+            config.image_size,
+            split,
+            lambda fraction, text: report(downloading + (1 - downloading) * fraction, text),
+        )
+
+
 def fetch(folder: Path, on_progress: Progress | None = None) -> None:
-    """Have both archives in `folder`, downloading what is missing from TINYCATS_OXFORD_URL or the official site.
+    """Download the archives that `folder` lacks, from TINYCATS_OXFORD_URL or the official site.
 
     Raises:
         DataError: an archive cannot be downloaded or is not the official one, or the disk is full.
@@ -59,9 +104,9 @@ def fetch(folder: Path, on_progress: Progress | None = None) -> None:
 
 
 def download(url: str, path: Path, md5: str, on_progress: Progress | None = None) -> None:
-    """Download a file to `path` in one step; what a broken attempt left in `path`.part is resumed.
+    """Download a file to `path` in one step, resuming what a broken attempt left in `path`.part.
 
-    Network errors, 5xx, 408 and 429 are tried again with growing pauses; any other answer fails at once.
+    Network errors, 5xx, 408 and 429 are retried with growing pauses; any other answer fails at once.
 
     Raises:
         DataError: no network, a refusal, a wrong checksum, a full disk. The message says what to do.
@@ -78,7 +123,7 @@ def download(url: str, path: Path, md5: str, on_progress: Progress | None = None
                 failures = 1 if grown else failures + 1
                 if not _worth_retrying(error) or failures >= ATTEMPTS:
                     raise DataError(
-                        f"cannot download {url}: {_reason(error)}. Check the network and run again (it goes on where "
+                        f"cannot download {url}: {_reason(error)}. Check the network and run again (it resumes where "
                         f"it stopped), set TINYCATS_OXFORD_URL to a mirror, or put the file at {path} yourself."
                     ) from None
                 time.sleep(FIRST_PAUSE_S * 2 ** (failures - 1))
@@ -96,15 +141,13 @@ def download(url: str, path: Path, md5: str, on_progress: Progress | None = None
             )
 
 
-def photos(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    """Yield (file name, class, "train" | "test", bytes) of each photo in the official lists, in the archive's order.
-
-    Cats have their breed as class, dogs are "other". trainval.txt is "train".
+def photos(folder: Path, listed: Mapping[str, tuple[str, Split]]) -> Iterator[tuple[str, str, Split, bytes]]:
+    """Yield (file name, class, split, bytes) of each listed photo, in the archive's order.
 
     Raises:
-        DataError: an archive is damaged, a list has another form, or a listed photo is not in the archive.
+        DataError: the archive is damaged, or a listed photo is not in it.
     """
-    wanted = read_lists(folder)
+    wanted = dict(listed)
     for name, data in _members(folder / "images.tar.gz", {f"images/{stem}.jpg": stem for stem in wanted}):
         yield f"{name}.jpg", *wanted.pop(name), data
     if wanted:
@@ -112,11 +155,17 @@ def photos(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
         raise DataError(f"{folder / 'images.tar.gz'} lacks {len(wanted)} of the listed photos ({some}). Delete it and run again.")
 
 
-def read_lists(folder: Path) -> dict[str, tuple[str, str]]:
-    """Return {photo name without suffix: (class, "train" | "test")} from the official lists. Raises DataError."""
+def read_lists(folder: Path) -> dict[str, tuple[str, Split]]:
+    """Return {photo name without suffix: (class, split)} from the official lists.
+
+    Cats have their breed as class, dogs are "other". trainval.txt is "train".
+
+    Raises:
+        DataError: the archive is damaged, or a list has another form.
+    """
     path = folder / "annotations.tar.gz"
-    lists = {"annotations/trainval.txt": "train", "annotations/test.txt": "test"}
-    listed: dict[str, tuple[str, str]] = {}
+    lists: dict[str, Split] = {"annotations/trainval.txt": "train", "annotations/test.txt": "test"}
+    listed: dict[str, tuple[str, Split]] = {}
     found = dict(_members(path, lists))
     for split in lists.values():
         for line in found.get(split, b"").decode("utf-8", "replace").splitlines():

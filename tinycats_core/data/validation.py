@@ -1,23 +1,25 @@
-"""What would spoil a training: copies, small images, classes with too few of them."""
+"""Checks of a prepared data set: undecodable and small images, copies, classes with too few images."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from tinycats_core.config import CLASSES, DataConfig
-from tinycats_core.data import oxford_pets
+from tinycats_core.config import DataConfig
+from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, read_manifest
 from tinycats_core.errors import NAMED, DataError, shortened
 from tinycats_core.records import Dataset
 
+Finding = dict[str, str]  # kind, file, detail
 MAX_IMBALANCE = 10  # largest class over smallest, in training images
+CLASSES_NAMED = 13  # in a message
 
 
 class ValidationReport(BaseModel):
-    """What `validate` found: a row (class, train, val, test) for each class, and what deserves a look but stops nothing."""
+    """A row of counts (class, train, val, test) for each class, and the warnings."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,90 +28,102 @@ class ValidationReport(BaseModel):
 
 
 def validate(dataset: Dataset, data: DataConfig, num_classes: int) -> ValidationReport:
-    """Say whether a model of `num_classes` classes should be trained on the data set.
+    """Check whether a model of `num_classes` classes should be trained on the data set.
 
-    Fails on: images that cannot be decoded or would be enlarged more than twice, which teaches blur (both only warned
-    about with data.corrupt_files=skip; they are left out in any case), the same image in two classes, a class that has
-    no image to train on or none to test on, another number of classes. Warns on: exact copies, held-out images that are
-    nearly copies of training images, enlarged images, imbalance, images outside the class folders.
+    Fails on undecodable images, images that would be enlarged more than twice, which teaches blur, the same image in two
+    classes, a class with no image to train on or to test on, and another number of classes. Warns of exact copies, held-out
+    images that are nearly copies of training images, enlarged images, imbalance, and images outside the class folders.
 
-    The archive of oxford_pets is fixed by its checksum and nobody can repair it: its known odd files, small images
-    and contradictory labels are left out with a warning whatever data.corrupt_files says.
+    With data.corrupt_files=skip, undecodable and small images are only warned of; they are left out in any case. So are all
+    unusable images of a source whose files are fixed.
 
     Raises:
-        DataError: names the files or classes and what to do, everything that is wrong in one line.
+        DataError: names the files or classes and what to do, all problems in one line.
     """
     manifest = read_manifest(dataset)
-    found: dict[str, list[dict[str, str]]] = {}
+    found: dict[str, list[Finding]] = defaultdict(list)
     for finding in manifest["findings"]:
-        found.setdefault(finding["kind"], []).append(finding)
-    pinned = dataset.source == "oxford_pets"
-    skip = data.corrupt_files == "skip"
-    problems: list[str] = []
-    notes: list[str] = []
-
-    corrupt = found.get("corrupt", [])
-    known = [item for item in corrupt if pinned and Path(item["file"]).stem in oxford_pets.KNOWN_ODD]
-    unknown = [item for item in corrupt if item not in known]
-    if unknown and not skip:
-        problems.append(
-            f"{how_many(unknown, 'file')} not decodable: {_named(unknown)}. "
-            "Remove or replace them, or set data.corrupt_files to 'skip'."
-        )
-    left_out = known + (unknown if skip else [])
-    if left_out:
-        notes.append(f"{how_many(left_out, 'file')} not decodable and left out: {_named(left_out)}.")
-    if tiny := found.get("too_small"):
-        text = f"{how_many(tiny, 'image')} smaller than half of data.image_size {dataset.image_size}"
-        if skip or pinned:
-            notes.append(f"{text} and left out: {_named(tiny)}.")
-        else:
-            problems.append(f"{text}: {_named(tiny)}. Lower data.image_size, remove them, or set data.corrupt_files to 'skip'.")
-    if conflicts := found.get("conflict"):
-        text = f"{how_many(conflicts, 'file')} the same image as one of another class"
-        if pinned:
-            notes.append(f"{text} and left out: {_named(conflicts)}.")
-        else:
-            problems.append(f"{text}: {_named(conflicts)}. Keep each image in the class where it belongs.")
-
+        found[finding["kind"]].append(finding)
     counts = Counter((row["class"], row["split"]) for row in manifest["images"])
     rows = tuple({"class": name, **{split: counts[name, split] for split in get_args(Split)}} for name in dataset.classes)
+    problems, warnings = _unusable(found, dataset, data.corrupt_files == "skip")
+    problems += _class_problems(rows, num_classes)
+    if problems:
+        raise DataError(" ".join(problems))
+    return ValidationReport(rows=rows, warnings=(*warnings, *_usable_but_odd(found, dataset.image_size), *_imbalance(rows)))
+
+
+def _unusable(found: Mapping[str, list[Finding]], dataset: Dataset, skip: bool) -> tuple[list[str], list[str]]:
+    """Return the problems and the warnings about files that were left out."""
+    source = sources.find(dataset.source)
+    problems: list[str] = []
+    warnings: list[str] = []
+
+    def tell(findings: list[Finding], noun: str, what: str, excused: bool, remedy: str = "") -> None:
+        if findings:
+            subject = f"{_how_many(findings, noun)} {what}"
+            line = f"{subject} and left out: {_named(findings)}." if excused else f"{subject}: {_named(findings)}. {remedy}"
+            (warnings if excused else problems).append(line)
+
+    excused = [item for item in found["corrupt"] if skip or Path(item["file"]).stem in source.known_odd]
+    others = [item for item in found["corrupt"] if item not in excused]
+    tell(others, "file", "not decodable", False, "Remove or replace them, or set data.corrupt_files to 'skip'.")
+    tell(excused, "file", "not decodable", True)
+    tell(
+        found["too_small"],
+        "image",
+        f"smaller than half of data.image_size {dataset.image_size}",
+        skip or source.fixed,
+        "Lower data.image_size, remove them, or set data.corrupt_files to 'skip'.",
+    )
+    remedy = "Keep each image in the class where it belongs."
+    tell(found["conflict"], "file", "the same image as one of another class", source.fixed, remedy)
+    return problems, warnings
+
+
+def _class_problems(rows: Sequence[dict[str, Any]], num_classes: int) -> list[str]:
+    problems: list[str] = []
     if thin := [row for row in rows if not row["train"] or not row["test"]]:
         names = shortened([f"{row['class']} {row['train']} and {row['test']}" for row in thin], NAMED)
         problems.append(
             f"too few usable images to train on and to test on in {len(thin)} of {len(rows)} classes ({names}); "
             "at least 1 and 1 are needed. Add images or remove the class."
         )
-    if len(dataset.classes) != num_classes:
+    if len(rows) != num_classes:
+        names = shortened([row["class"] for row in rows], CLASSES_NAMED)
         problems.append(
-            f"the data has {len(dataset.classes)} classes ({shortened(dataset.classes, len(CLASSES))}) but "
-            f"model.num_classes is {num_classes}; set model.num_classes to {len(dataset.classes)}."
+            f"the data has {len(rows)} classes ({names}) but "
+            f"model.num_classes is {num_classes}; set model.num_classes to {len(rows)}."
         )
-    if problems:
-        raise DataError(" ".join(problems))
+    return problems
 
-    if copies := found.get("duplicate"):
-        notes.append(f"{how_many(copies, 'file')} an exact copy of another and left out: {_named(copies)}.")
-    if near := found.get("near_duplicate"):
-        notes.append(f"{how_many(near, 'held-out image')} nearly the same as a training image: {_named(near)}.")
-    if small := found.get("small"):
-        size = dataset.image_size
-        notes.append(f"{how_many(small, 'image')} smaller than data.image_size {size} and enlarged: {_named(small)}.")
-    if outside := found.get("outside"):
-        notes.append(f"{how_many(outside, 'image')} outside the class folders and left out: {_named(outside)}.")
+
+def _usable_but_odd(found: Mapping[str, list[Finding]], size: int) -> list[str]:
+    kinds = {
+        "duplicate": ("file", "an exact copy of another and left out"),
+        "near_duplicate": ("held-out image", "nearly the same as a training image"),
+        "small": ("image", f"smaller than data.image_size {size} and enlarged"),
+        "outside": ("image", "outside the class folders and left out"),
+    }
+    present = [(found[kind], *words) for kind, words in kinds.items() if found[kind]]
+    return [f"{_how_many(findings, noun)} {what}: {_named(findings)}." for findings, noun, what in present]
+
+
+def _imbalance(rows: Sequence[dict[str, Any]]) -> list[str]:
     largest, smallest = max(rows, key=lambda row: row["train"]), min(rows, key=lambda row: row["train"])
-    if (ratio := largest["train"] / smallest["train"]) > MAX_IMBALANCE:
-        notes.append(
-            f"class {largest['class']!r} has {largest['train']} training images, {smallest['class']!r} has "
-            f"{smallest['train']}: {ratio:.0f} times as many. Expect less of the rare classes."
-        )
-    return ValidationReport(rows=rows, warnings=tuple(notes))
+    ratio = largest["train"] / smallest["train"]
+    if ratio <= MAX_IMBALANCE:
+        return []
+    return [
+        f"class {largest['class']!r} has {largest['train']} training images, {smallest['class']!r} has "
+        f"{smallest['train']}: {ratio:.0f} times as many. Expect less of the rare classes."
+    ]
 
 
-def how_many(findings: Sequence[dict[str, str]], noun: str) -> str:
+def _how_many(findings: Sequence[Finding], noun: str) -> str:
     return f"1 {noun} is" if len(findings) == 1 else f"{len(findings)} {noun}s are"
 
 
-def _named(findings: Sequence[dict[str, str]]) -> str:
+def _named(findings: Sequence[Finding]) -> str:
     names = [f"{item['file']} ({item['detail']})" if item["detail"] else item["file"] for item in findings]
     return shortened(names, NAMED)

@@ -1,8 +1,7 @@
 """Distances between two sets of features.
 
-What torch-fidelity has as well comes to the same value here (a test holds them together) in a fraction of the time: judging
-may not cost more than looking. Products of matrix roots stand for its non-symmetric eigenvalues, and one kernel matrix
-for all of its subsets.
+Those that torch-fidelity has too are equal to its own (a test compares them) and take a fraction of the time: singular values of
+a product of matrix roots replace its non-symmetric eigenvalues, and one kernel matrix serves all of its subsets.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 2_048  # rows of a matrix of all pairs that are in memory at a time
-STEPS = 128  # images whose steps are in memory at a time: few enough for a processor's cache
+BLOCK = 2_048  # rows of the matrix of all pairs held in memory
+STEPS = 128  # images whose pixel steps are held in memory: few enough for a processor's cache
 RESAMPLES = 200  # of the images, for an interval
-FID_SIZES = 5  # of the subsets that a Fréchet distance is extrapolated from; 1911.07023 takes 15, at three times the cost
+FID_SIZES = 5  # subset sizes for the extrapolated Fréchet distance; 1911.07023 takes 15, at three times the cost
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (D,) and a root (R, D), R at most D, of the covariance: rootᵀ · root. In double precision."""
+    """Mean (D,) and root (R, D), R at most D, of the covariance rootᵀ · root, in double precision."""
 
     mean: Tensor
     root: Tensor
@@ -36,20 +35,20 @@ class Moments:
 
 
 class Frechet(NamedTuple):
-    """The Fréchet distance (FID), and the one that infinitely many generated images would have."""
+    """The Fréchet distance (FID), and the distance extrapolated to infinitely many generated images."""
 
     value: float
     infinite: float | None
 
 
-def frechet(made: Tensor, real: Moments, seed: int) -> Frechet:
-    """Return the Fréchet distance (1706.08500, eq. 6) of features (N, D) from real ones of these moments.
+def frechet(generated: Tensor, real: Moments, seed: int) -> Frechet:
+    """Return the Fréchet distance (1706.08500, eq. 6) between features (N, D) and real ones with these moments.
 
-    Its bias falls with 1/N: a line through the distances of random subsets, from half of the images to all, is followed to
-    0 (Chong and Forsyth, 1911.07023). The real images stay as they are. None where half of the images are fewer than the
-    features: the line is none there. Sums over a subset are those over all less those over the images that it leaves out.
+    Its bias falls with 1/N, so a line through the distances of random subsets, from half of the images to all, is extrapolated
+    to 1/N = 0 (Chong and Forsyth, 1911.07023), with all real images. `infinite` is None if N/2 < D, where the bias is not
+    linear. Sums over a subset are computed as those over all images minus those over the images it leaves out.
     """
-    features, centre, root = made.double().numpy(), real.mean.numpy(), real.root.numpy()
+    features, centre, root = generated.double().numpy(), real.mean.numpy(), real.root.numpy()
     mean, count = features.mean(0), len(features)
     features = features - mean
     product, squares, own = features @ root.T, np.square(features).sum(), np.square(root).sum()
@@ -58,20 +57,20 @@ def frechet(made: Tensor, real: Moments, seed: int) -> Frechet:
     if count // 2 < features.shape[1]:
         return Frechet(value, None)
     generator = torch.Generator().manual_seed(seed)
-    sizes, found = np.linspace(count // 2, count, FID_SIZES).astype(int), []
+    sizes, distances = np.linspace(count // 2, count, FID_SIZES).astype(int), []
     for size in sizes[:-1]:
         without = torch.randperm(count, generator=generator)[size:].numpy()
         left, left_product = features[without], product[without]
-        moved = left.sum(0) / -size  # its own mean, seen from that of all
+        moved = left.sum(0) / -size  # the mean of the subset minus that of all
         along = root @ moved
         spread = squares - np.square(left).sum() - size * np.square(moved).sum()
         shared = gram - left_product.T @ left_product - size * np.outer(along, along)
-        found.append(_frechet(mean + moved - centre, own + spread / (size - 1), shared / (size - 1)))
-    return Frechet(value, float(np.polyfit(1 / sizes, [*found, value], 1)[1]))
+        distances.append(_frechet(mean + moved - centre, own + spread / (size - 1), shared / (size - 1)))
+    return Frechet(value, float(np.polyfit(1 / sizes, [*distances, value], 1)[1]))
 
 
 class Kernel(NamedTuple):
-    """The kernel distance (KID), its standard error, its 95 % interval, and its error over other generated images alone."""
+    """The kernel distance (KID), its standard error, its 95 % interval, and its error over other generated images only."""
 
     value: float
     std: float
@@ -81,7 +80,7 @@ class Kernel(NamedTuple):
 
 
 def kernel_distance(
-    made: Tensor,
+    generated: Tensor,
     real: Tensor,
     subsets: int,
     subset_size: int,
@@ -91,78 +90,80 @@ def kernel_distance(
 ) -> Kernel:
     """Return the squared maximum mean discrepancy of features (N, D) and (M, D) under the cubic kernel (KID; 1801.01401).
 
-    The value is the mean over random subsets, the same ones that torch-fidelity takes. Its errors and the percentile
-    interval come from `resamples` resamples of both sets, `drawn_std` from resampling the generated images alone: two models
-    that are held against the same real images differ by chance no more than that. An image that is drawn twice makes no
-    pair with itself, which would add to the distance.
+    The value is the mean over random subsets, the same as torch-fidelity's. Its errors and the percentile interval come from
+    `resamples` resamples of both sets. `drawn_std` comes from resampling the generated images only: it is the error for
+    comparing two models with the same real images. An image drawn twice does not form a pair with itself, which would
+    bias the distance.
 
     Args:
-        labels: (N,) of the generated images, which are resampled within their classes then: a generator is asked for as many
-            of each class every time, and without it the shares of the classes would be most of the error.
+        labels: (N,) of the generated images, which are then resampled within their classes: a generator is always asked for
+            the same number of each class, and otherwise the shares of the classes would be most of the error.
     """
-    order, counts = np.arange(len(made)), np.array([len(made)])
+    order, counts = np.arange(len(generated)), np.array([len(generated)])
     if labels is not None:
         order, counts = labels.argsort(stable=True).numpy(), labels.unique(return_counts=True)[1].numpy()
     rng = np.random.RandomState(seed)
-    chosen = [(rng.choice(len(made), subset_size, False), rng.choice(len(real), subset_size, False)) for _ in range(subsets)]
-    places = np.repeat(counts.cumsum() - counts, counts) + rng.randint(0, np.repeat(counts, counts), (resamples, len(made)))
-    mine = _weights([*(one for one, _ in chosen), *order[places]], len(made))
-    theirs = _weights([*(one for _, one in chosen), *rng.randint(0, len(real), (resamples, len(real)))], len(real))
-    made, real = made.float(), real.float()
-    shift = _kernel(made.mean(0, keepdim=True), real.mean(0, keepdim=True), 0)  # changes nothing but the rounding
-    within_made, within_real = _within(made, mine, shift), _within(real, theirs, shift)
-    all_real, once = theirs.new_ones(1, len(real)), slice(subsets, None)
-    across, across_all = _across(made, real, mine, torch.cat([theirs, all_real]), shift)
-    distances = within_made + within_real - 2 * across
-    of_drawn = within_made[once] - 2 * across_all[once]  # the rest is the same for all
-    middle, error = distances[:subsets].mean().item(), distances[once].std().item()
-    # The resamples scatter around the distance of all pairs, the value is that of subsets: the interval lies around it.
-    low, high = torch.quantile(distances[once] - distances[once].mean() + middle, torch.tensor([0.025, 0.975]).double()).tolist()
-    return Kernel(middle, error, low, high, of_drawn.std().item())
+    chosen = [(rng.choice(len(generated), subset_size, False), rng.choice(len(real), subset_size, False)) for _ in range(subsets)]
+    starts = np.repeat(counts.cumsum() - counts, counts)
+    resampled = order[starts + rng.randint(0, np.repeat(counts, counts), (resamples, len(generated)))]
+    weights = _weights([*(subset for subset, _ in chosen), *resampled], len(generated))
+    resampled_real = rng.randint(0, len(real), (resamples, len(real)))
+    real_weights = _weights([*(subset for _, subset in chosen), *resampled_real], len(real))
+    generated, real = generated.float(), real.float()
+    shift = _kernel(generated.mean(0, keepdim=True), real.mean(0, keepdim=True), 0)  # only affects rounding
+    within, within_real = _within(generated, weights, shift), _within(real, real_weights, shift)
+    all_real, tail = real_weights.new_ones(1, len(real)), slice(subsets, None)
+    across, across_all = _across(generated, real, weights, torch.cat([real_weights, all_real]), shift)
+    distances = within + within_real - 2 * across
+    drawn = within[tail] - 2 * across_all[tail]  # the rest is constant
+    middle, error = distances[:subsets].mean().item(), distances[tail].std().item()
+    # The resamples scatter around the distance of all pairs: the interval is moved to the value, the mean over subsets.
+    low, high = torch.quantile(distances[tail] - distances[tail].mean() + middle, torch.tensor([0.025, 0.975]).double()).tolist()
+    return Kernel(middle, error, low, high, drawn.std().item())
 
 
 def radii(features: Tensor, neighbours: Sequence[int]) -> dict[int, Tensor]:
-    """Return how far each image's features (N, D) lie from those of its k-th neighbour, (N,), for each k of `neighbours`."""
+    """Return the distance of features (N, D) to their k-th nearest neighbour, (N,), for each k of `neighbours`."""
     nearest = [torch.cdist(batch, features).topk(max(neighbours) + 1, largest=False).values for batch in features.split(BLOCK)]
     return dict(zip(neighbours, torch.cat(nearest).T[list(neighbours)], strict=True))  # the 0th is the image itself
 
 
-def neighbourhoods(made: Tensor, real: Tensor, theirs: Mapping[int, Tensor]) -> dict[int, dict[str, float]]:
-    """Return precision, recall, density and coverage of features (N, D) against real ones (M, D), for each k of their `radii`.
+def neighbourhoods(generated: Tensor, real: Tensor, real_radii: Mapping[int, Tensor]) -> dict[int, dict[str, float]]:
+    """Return precision, recall, density and coverage of features (N, D) against real ones (M, D), for each k of `real_radii`.
 
-    Precision and recall are those of 1904.06991, density and coverage those of Naeem et al. (2002.09797, eq. 3 and 4).
+    Precision and recall are defined in 1904.06991, density and coverage by Naeem et al. (2002.09797, eq. 3 and 4).
     """
-    mine = radii(made, tuple(theirs))
-    inside = {k: torch.zeros(2, dtype=torch.int64) for k in theirs}  # images among real ones; pairs of them
-    reached = {k: torch.zeros(len(real), dtype=torch.bool) for k in theirs}
+    own_radii = radii(generated, tuple(real_radii))
+    inside = {k: torch.zeros(2, dtype=torch.int64) for k in real_radii}  # images inside a real neighbourhood; pairs of both
+    reached = {k: torch.zeros(len(real), dtype=torch.bool) for k in real_radii}
     nearest = torch.full((len(real),), torch.inf)
-    for start in range(0, len(made), BLOCK):
-        distances = torch.cdist(made[start : start + BLOCK], real)
+    for start in range(0, len(generated), BLOCK):
+        distances = torch.cdist(generated[start : start + BLOCK], real)
         nearest = torch.minimum(nearest, distances.amin(0))
-        for k in theirs:
-            among = (distances <= theirs[k]).sum(1)
+        for k in real_radii:
+            among = (distances <= real_radii[k]).sum(1)
             inside[k] += torch.stack([(among > 0).sum(), among.sum()])
-            reached[k] |= (distances <= mine[k][start : start + BLOCK, None]).any(0)
+            reached[k] |= (distances <= own_radii[k][start : start + BLOCK, None]).any(0)
     return {
         k: {
-            "precision": inside[k][0].item() / len(made),
+            "precision": inside[k][0].item() / len(generated),
             "recall": reached[k].double().mean().item(),
-            "density": inside[k][1].item() / (k * len(made)),
-            "coverage": (nearest <= theirs[k]).double().mean().item(),
+            "density": inside[k][1].item() / (k * len(generated)),
+            "coverage": (nearest <= real_radii[k]).double().mean().item(),
         }
-        for k in theirs
+        for k in real_radii
     }
 
 
 def patch_step(images: Tensor, patch_size: int) -> float | None:
-    """Return how much larger the step between two pixels is where two patches meet than inside one; 1 where no seam shows.
+    """Return the ratio of pixel steps across the borders of patches to those inside patches; 1 if no seam is visible.
 
     Args:
         images: uint8 (N, 3, S, S).
 
     Returns:
-        The mean absolute step across the patches' borders by that of all others; None where one of them does not exist,
-        as with patches of one pixel, or is 0.
+        The ratio of the mean absolute steps; None if there are no borders or no insides, as with patches of one pixel, or
+        if the steps inside are 0.
     """
     border = torch.arange(1, images.shape[-1]) % patch_size == 0
     sums = torch.zeros(len(border), dtype=torch.float64)
@@ -177,18 +178,18 @@ def patch_step(images: Tensor, patch_size: int) -> float | None:
 
 
 def _frechet(apart: np.ndarray, traces: float, gram: np.ndarray) -> float:
-    """Return the Fréchet distance, given the difference of the means (D,), the traces of both covariances together, and the
-    Gram matrix of the product of their roots.
+    """Return the Fréchet distance from the difference of the means (D,), the sum of the covariances' traces, and the Gram matrix
+    of the product of their roots.
 
-    The trace of the root of both covariances' product is the sum of the singular values of the product of their roots.
+    The trace of the root of the covariances' product is the sum of the singular values of the product of their roots.
     """
     shared = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
     return float(np.square(apart).sum() + traces - 2 * shared)
 
 
 def _weights(drawn: Iterable[np.ndarray], count: int) -> Tensor:
-    """Return how often each of `count` images was drawn, a row (count,) for each draw."""
-    return torch.from_numpy(np.stack([np.bincount(one, minlength=count) for one in drawn])).float()
+    """Return how often each of `count` images was drawn, a row (count,) for each resample."""
+    return torch.from_numpy(np.stack([np.bincount(indices, minlength=count) for indices in drawn])).float()
 
 
 def _kernel(left: Tensor, right: Tensor, shift: Tensor | float) -> Tensor:
@@ -196,7 +197,7 @@ def _kernel(left: Tensor, right: Tensor, shift: Tensor | float) -> Tensor:
 
 
 def _within(features: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
-    """Return the mean kernel (W,) over the pairs of different images, under each row of weights (W, N)."""
+    """Return the mean kernel (W,) over pairs of different images, for each row of weights (W, N)."""
     total = torch.zeros(len(weights), dtype=torch.float64)
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -207,13 +208,14 @@ def _within(features: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
     return total / (weights.sum(1).square() - weights.square().sum(1))
 
 
-def _across(made: Tensor, real: Tensor, mine: Tensor, theirs: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean kernel (W,) over the pairs of both sets: under rows of weights (W, N) and (W, M); and under the first and
-    the last of the second."""
-    total = torch.zeros(2, len(mine), dtype=torch.float64)
-    for start in range(0, len(made), BLOCK):
+def _across(generated: Tensor, real: Tensor, weights: Tensor, real_weights: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean kernel (W,) over the pairs of both sets for weights (W, N) and (W + 1, M): with the real weights of the same
+    row, and with those of the last row."""
+    total = torch.zeros(2, len(weights), dtype=torch.float64)
+    same, last = real_weights[:-1], real_weights[-1]
+    for start in range(0, len(generated), BLOCK):
         rows = slice(start, start + BLOCK)
-        weighted = mine[:, rows] @ _kernel(made[rows], real, shift)
-        total += torch.stack([(weighted * theirs[:-1]).double().sum(1), (weighted * theirs[-1]).double().sum(1)])
-    masses = mine.double().sum(1)
-    return total[0] / (masses * theirs[:-1].double().sum(1)), total[1] / (masses * theirs[-1].double().sum())
+        weighted = weights[:, rows] @ _kernel(generated[rows], real, shift)
+        total += torch.stack([(weighted * same).double().sum(1), (weighted * last).double().sum(1)])
+    masses = weights.double().sum(1)
+    return total[0] / (masses * same.double().sum(1)), total[1] / (masses * last.double().sum())

@@ -1,8 +1,8 @@
-"""Fidelity as torch-fidelity measures it: generated images against held-out real ones, beside what real ones reach."""
+"""Fidelity: the metrics of generated images against the test split, beside those of real images, the floor."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,27 +10,21 @@ from torch import Tensor
 from tinycats_core.config import EvaluateConfig, SamplerPart
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
-from tinycats_core.evaluation.distances import RESAMPLES, frechet, kernel_distance, neighbourhoods, patch_step
-from tinycats_core.evaluation.extractors import Eyes
-from tinycats_core.evaluation.memorization import authenticity, copy_rate, spacing
-from tinycats_core.evaluation.reference import WIDE, Facts, Judge, Reference, scatter
+from tinycats_core.evaluation.distances import RESAMPLES, kernel_distance
+from tinycats_core.evaluation.metrics import IS_SPLITS, Comparison, kid_subset, measure, require_finite, torch_fidelity_version
+from tinycats_core.evaluation.reference import WIDE, Judge
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.sampling import load_samples
-from tinycats_core.records import Dataset, FidelityReport, SampleSet, Weights
+from tinycats_core.records import ClassRow, Dataset, FidelityReport, SampleSet, Weights
 
 MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight images
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
-KID_SUBSET = 1_000
-IS_SPLITS = 10
 NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
 GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 
 # Conditions in which two reports may differ.
 NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", *GUIDANCE_SETTINGS)
-
-# Endings of the names of metrics that stand beside another one and say more about it.
-DETAILS = ("_low", "_high", "_drawn_std", "_infinite", f"_k{WIDE}")
 
 
 def evaluate(
@@ -41,110 +35,45 @@ def evaluate(
     folder: Path,
     device: str = "auto",
 ) -> FidelityReport:
-    """Measure generated images against the test split; and, as the floor, real training images in the same way.
+    """Measure `metrics.METRICS` of generated images against the test split, and the floor in the same way.
 
-    With NAME the extractor, the metrics are
-
-    - `fid_inception` or `fd_breed`, and the same with `_infinite`: extrapolated to infinitely many generated images;
-    - `kid_NAME`; `kid_NAME_std`, `_low` and `_high`, its standard error and 95 % interval; and `_drawn_std`, its error over
-      other images of the same generator (`distances.kernel_distance`);
-    - `is_NAME`;
-    - `precision` and `recall`, `density` and `coverage`; `precision_k5` and `recall_k5`;
-    - `spread`, the scatter of the features within a class by that of the real images; `distinct`, the share of images that
-      are no copy of another;
-    - `patch_step`, how much larger the steps between pixels are where two of the network's patches meet (1: no seam shows);
-    - `copy_rate` and `authenticity`, by which the images are held against the training images. Their floor is that of the
-      test images: what real images that nobody could copy come to;
-    - given a classifier, `breed_accuracy`, how often it sees the class that was asked for (floor: its accuracy on the test
-      split).
-
-    `conditions` says under what all this was measured. `conditions["trivial_kid"]` is the KID of generators that have
-    learnt nothing: noise, noise in the colours of the data, and the mean training image every time;
-    `conditions["trivial_accuracy"]` is the breed accuracy of these very images with their labels shuffled.
-    `conditions["conditions_hash"]` is equal for reports that may be compared; guidance and its interval are not in it,
-    because they belong to a release as its weights do.
-
-    Evaluations can share a folder: each writes a report of its own name, and all read what is known of the real images, which
-    is kept in `folder/known`: a second one against the same reference has only the generated images to look at.
+    Writes a report of its own name to `folder`, which evaluations share: later ones read the real images' statistics from
+    `folder/cache`.
 
     Raises:
-        EvaluationError: the sets are too small or do not fit together, the extractor is not to be had, or a metric is
-            not finite.
+        EvaluationError: the sets are too small or do not fit together, the extractor is unavailable, or a metric is not
+            finite.
     """
-    made, labels = load_samples(samples)
-    counts = {"generated": len(made), "reference": dataset.test_count, "floor": min(dataset.train_count, len(made))}
-    _check_sets(counts, config, made, labels, dataset)
-    judge = Judge.appoint(dataset, config, classifier, folder, device)
-    eyes, seed, subset, patch = judge.eyes, config.seed, kid_subset(*counts.values()), samples.settings.get("patch_size")
-    seen, real = judge.see(made), judge.reference("test")
+    images, labels = load_samples(samples)
+    counts = {"generated": len(images), "reference": dataset.test_count, "floor": min(dataset.train_count, len(images))}
+    _check_sets(counts, config, images, labels, dataset)
+    judge = Judge.load(dataset, config, classifier, folder, device)
+    features, patch_size = judge.extract_features(images), samples.settings.get("patch_size")
+    predictions, subset = judge.predicted_classes(images, features), kid_subset(*counts.values())
+    generated = Comparison(judge, judge.reference("test"), images, labels, features, subset, patch_size, predictions)
     with fast_arithmetic(judge.device):
-        of_real = judge.kept(
-            lambda: ({}, _of_real_images(judge, real, counts["floor"], subset, patch)),
-            [counts["floor"], subset, patch, classifier and classifier.sha256],
-            config.model_dump(include={"seed", "neighbours", "kid_subsets"}),
-        )[1]
-        metrics = {
-            **compare(seen, real, eyes, config, subset, labels),
-            **_variety(made, labels, seen[eyes.features], real, patch),
-            **_memory(judge, made, seen[eyes.features]),
-        }
-    trivial_accuracy, classes = None, ()
-    if (named := judge.named(made, seen)) is not None:
-        metrics["breed_accuracy"] = _share(named == labels)
-        shares = [torch.bincount(of, minlength=len(dataset.classes)) / len(made) for of in (named, labels)]
-        trivial_accuracy = (shares[0] * shares[1]).sum().item()
-        drawn = _by_class(named == labels, labels, dataset.classes)
-        classes = tuple(
-            {"class": name, "breed_accuracy": mine, "floor": real}
-            for name, mine, real in zip(dataset.classes, drawn, of_real["classes"], strict=True)
-        )
+        real = _measure_real(generated, counts["floor"])
+        metrics = measure(generated)
     require_finite(metrics, "the generated images")
-    floor, trivial_kid = of_real["floor"], of_real["trivial_kid"]
-
-    conditions = {
-        **counts,
-        "split": "test",
-        "image_size": dataset.image_size,
-        "dataset": dataset.content,
-        "extractor": eyes.name,
-        "extractor_sha256": eyes.sha256,
-        "layer": eyes.features,
-        "classifier_sha256": classifier.sha256 if classifier else None,
-        "resize": eyes.resize,
-        "kid_subsets": config.kid_subsets,
-        "kid_subset_size": subset,
-        "is_splits": IS_SPLITS,
-        "neighbours": config.neighbours,
-        "wide_neighbours": WIDE,
-        "resamples": RESAMPLES,
-        "seed": seed,
-        "torch_fidelity": _torch_fidelity_version(),
-        "runtime": samples.settings.get("runtime"),
-        "sampler": {name: samples.settings[name] for name in SAMPLER_SETTINGS if name in samples.settings},
+    conditions = _conditions(generated, counts, samples.settings) | {
+        "trivial_kid": real["trivial_kid"],
+        "trivial_accuracy": _trivial_accuracy(generated),
     }
-    conditions["conditions_hash"] = digest_of(conditions)
-    conditions |= {name: samples.settings[name] for name in GUIDANCE_SETTINGS if name in samples.settings}
-    said = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")
-    conditions["drawn_by"] = {key: value for key, value in samples.settings.items() if key not in said}
-    conditions["device"] = judge.device.type
-    conditions["trivial_kid"], conditions["trivial_accuracy"] = trivial_kid, trivial_accuracy
-    notes = (*eyes.notes, *_notes_on_size(counts, seen[eyes.features].shape[1]))
-    if metrics["patch_step"] is None:
-        notes += (f"patch_step is not given: the samples' settings say patch_size {patch}, which has no borders and insides.",)
+    classes = [row.model_dump(mode="json") for row in _class_rows(generated, real["classes"])]
+    notes = (*judge.extractor.notes, *_notes(counts, generated, metrics))
+    facts = {"metrics": metrics, "floor": real["floor"], "classes": classes, "conditions": conditions, "notes": notes}
     path = folder / f"fidelity-{digest_of([samples.sha256, conditions['conditions_hash']])[:12]}.json"
-    write_json(path, {"metrics": metrics, "floor": floor, "classes": classes, "conditions": conditions, "notes": notes})
-    return FidelityReport(
-        path=path, sha256=sha256_of(path), metrics=metrics, floor=floor, classes=classes, conditions=conditions, notes=notes
-    )
+    write_json(path, facts)
+    return FidelityReport(path=path, sha256=sha256_of(path), **facts)
 
 
 def images_needed(config: EvaluateConfig) -> int:
-    """Return how many images a set must have at least."""
+    """Return the least number of images in a set."""
     return max(MIN_IMAGES, config.neighbours + 1)
 
 
 def require_enough(counts: Mapping[str, int], config: EvaluateConfig) -> None:
-    """Raise EvaluationError where a set, by its name, has fewer images than can be judged."""
+    """Raise EvaluationError if a set, by its name, has fewer images than can be judged."""
     needed = images_needed(config)
     for name, count in counts.items():
         if count < needed:
@@ -154,65 +83,63 @@ def require_enough(counts: Mapping[str, int], config: EvaluateConfig) -> None:
             )
 
 
-def kid_subset(*counts: int) -> int:
-    """Return how many images a subset of KID has, for sets of these sizes."""
-    return min(KID_SUBSET, min(counts) // 2)
-
-
-def compare(
-    made: Mapping[str, Tensor],
-    real: Reference,
-    eyes: Eyes,
-    config: EvaluateConfig,
-    kid_subset: int,
-    labels: Tensor | None = None,
-) -> dict[str, float | None]:
-    """Return the metrics of the features of one set against those of real images, by the names that `evaluate` gives them.
-
-    `labels` are the classes that the images were asked for, None for a set whose classes are as chance would have them.
-    """
-    from torch_fidelity.metric_isc import isc_features_to_metric
-
-    mine, theirs = made[eyes.features], real.features[eyes.features]
-    distance = "fid_inception" if eyes.name == "inception" else f"fd_{eyes.name}"
-    fid = frechet(mine, real.moments, config.seed)
-    kid = kernel_distance(mine, theirs, config.kid_subsets, kid_subset, config.seed, labels)
-    near = neighbourhoods(mine, theirs, real.radii)
-    score = None
-    if eyes.logits:
-        score = float(isc_features_to_metric(made[eyes.logits], IS_SPLITS, rng_seed=config.seed)["inception_score_mean"])
-    return {
-        distance: fid.value,
-        f"{distance}_infinite": fid.infinite,
-        f"kid_{eyes.name}": kid.value,
-        **{f"kid_{eyes.name}_{name}": value for name, value in kid._asdict().items() if name != "value"},
-        f"is_{eyes.name}": score,
-        "precision": near[config.neighbours]["precision"],
-        "recall": near[config.neighbours]["recall"],
-        f"precision_k{WIDE}": near[WIDE]["precision"],
-        f"recall_k{WIDE}": near[WIDE]["recall"],
-        "density": near[WIDE]["density"],
-        "coverage": near[WIDE]["coverage"],
-    }
-
-
-def _check_sets(counts: Mapping[str, int], config: EvaluateConfig, made: Tensor, labels: Tensor, dataset: Dataset) -> None:
+def _check_sets(counts: Mapping[str, int], config: EvaluateConfig, images: Tensor, labels: Tensor, dataset: Dataset) -> None:
     names = {"generated": "generated", "reference": "test", "floor": "training"}
     require_enough({names[name]: count for name, count in counts.items()}, config)
-    if made.shape[1:] != (3, dataset.image_size, dataset.image_size):
+    if images.shape[1:] != (3, dataset.image_size, dataset.image_size):
         raise EvaluationError(
-            f"the generated images have shape {tuple(made.shape[1:])} but the data set's have "
+            f"the generated images have shape {tuple(images.shape[1:])} but the data set's have "
             f"{(3, dataset.image_size, dataset.image_size)}. Prepare the data at the generator's size."
         )
-    if len(labels) != len(made) or not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+    if len(labels) != len(images) or not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
         raise EvaluationError(
-            f"the samples' {len(labels)} labels run from {int(labels.min())} to {int(labels.max())}; {len(made)} labels "
+            f"the samples' {len(labels)} labels run from {int(labels.min())} to {int(labels.max())}; {len(images)} labels "
             f"from 0 to {len(dataset.classes) - 1} are needed. Draw the samples for this data set."
         )
 
 
+def _measure_real(generated: Comparison, count: int) -> dict[str, Any]:
+    """Return the figures of real images, from the cache if they are there.
+
+    `floor`: the metrics of `count` training images or of the test images. `trivial_kid`: the KID of `_trivial_images`, by name.
+    `classes`: the classifier's accuracy on the test images of each class, none without a classifier.
+    """
+    judge, real, subset, patch_size = generated.judge, generated.real, generated.kid_subset, generated.patch_size
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        train, train_labels = judge.images("train")
+        test, test_labels = judge.images("test")
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(judge.config.seed))[:count]
+        features = {name: layer[chosen] for name, layer in judge.features("train").items()}
+        training = Comparison(judge, real, train[chosen], train_labels[chosen], features, subset, patch_size, asked=False)
+        predictions = judge.predicted_classes(test, real.features)
+        held_out = Comparison(judge, real, test, test_labels, real.features, subset, predictions=predictions)
+        floor = measure(training, held_out)
+        require_finite(floor, "the real training images")
+        classes = [] if predictions is None else _accuracies(predictions, test_labels, len(judge.dataset.classes))
+        return {}, {"floor": floor, "trivial_kid": _trivial_kid(training), "classes": classes}
+
+    settings = judge.config.model_dump(include={"seed", "neighbours", "kid_subsets"})
+    return judge.cached(compute, [count, subset, patch_size, judge.classifier_sha256], settings)[1]
+
+
+def _trivial_kid(training: Comparison) -> dict[str, float]:
+    """Return the KID of generators that have learnt nothing, by name."""
+    judge, kid = training.judge, {}
+    size = min(training.kid_subset, NOISE_IMAGES // 2)
+    for name, images in _trivial_images(judge.images("train")[0], judge.config.seed).items():
+        layer = judge.extract_features(images)[judge.extractor.feature_layer].expand(NOISE_IMAGES, -1)
+        distance = kernel_distance(layer, training.real_layer, judge.config.kid_subsets, size, judge.config.seed, resamples=2)
+        kid[name] = distance.value
+    require_finite(kid, "noise and mean")
+    return kid
+
+
 def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
-    """Return what generators that have learnt nothing draw, by name: uint8 images, one where all are the same."""
+    """Return images of generators that have learnt nothing, by name: uint8, a single one if all are the same.
+
+    They are noise, noise in the colours of the data, and the mean training image.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape, pixels = (NOISE_IMAGES, *train.shape[1:]), train.float()
     mean = pixels.mean((0, 2, 3), keepdim=True)
@@ -226,76 +153,69 @@ def _trivial_images(train: Tensor, seed: int) -> dict[str, Tensor]:
     return {name: images.round().clamp(0, 255).to(torch.uint8) for name, images in drawn.items()}
 
 
-def _of_real_images(judge: Judge, real: Reference, count: int, subset: int, patch: int | None) -> Facts:
-    """Return the floor, the metrics of `count` training images; the KID of generators that have learnt nothing; and how often the
-    classifier is right of the test images of each class."""
-    config, layer = judge.config, judge.eyes.features
-    train, train_labels = judge.images("train")
-    test, test_labels = judge.images("test")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:count]
-    seen = {name: features[chosen] for name, features in judge.features("train").items()}
-    floor = {
-        **compare(seen, real, judge.eyes, config, subset),
-        **_variety(train[chosen], train_labels[chosen], seen[layer], real, patch),
-        **_memory(judge, test, real.features[layer]),
+def _trivial_accuracy(generated: Comparison) -> float | None:
+    """Return the breed accuracy of the same images with shuffled labels; None without a classifier."""
+    if generated.predictions is None:
+        return None
+    classes = len(generated.judge.dataset.classes)
+    counts = [torch.bincount(of, minlength=classes) / len(of) for of in (generated.predictions, generated.labels)]
+    return (counts[0] * counts[1]).sum().item()
+
+
+def _class_rows(generated: Comparison, floor: Sequence[float | None]) -> list[ClassRow]:
+    """Return the accuracy on the images of each class beside the floor; none without a classifier."""
+    if generated.predictions is None:
+        return []
+    names = generated.judge.dataset.classes
+    accuracies = _accuracies(generated.predictions, generated.labels, len(names))
+    rows = zip(names, accuracies, floor, strict=True)
+    return [ClassRow(name=name, breed_accuracy=accuracy, floor=real) for name, accuracy, real in rows]
+
+
+def _accuracies(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Return the accuracy on the images of each class; None for a class without images."""
+    hits = [(predictions == labels)[labels == label] for label in range(classes)]
+    return [of_class.double().mean().item() if len(of_class) else None for of_class in hits]
+
+
+def _conditions(generated: Comparison, counts: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the conditions of a measurement, but for the figures of trivial images.
+
+    `conditions_hash` is equal for reports that may be compared. Guidance and its interval are not in it: like its weights,
+    they belong to a release.
+    """
+    judge, extractor = generated.judge, generated.judge.extractor
+    conditions: dict[str, Any] = {
+        **counts,
+        "split": "test",
+        "image_size": judge.dataset.image_size,
+        "dataset": judge.dataset.content,
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "layer": extractor.feature_layer,
+        "classifier_sha256": judge.classifier_sha256,
+        "resize": extractor.resize,
+        "kid_subsets": judge.config.kid_subsets,
+        "kid_subset_size": generated.kid_subset,
+        "is_splits": IS_SPLITS,
+        "neighbours": judge.config.neighbours,
+        "wide_neighbours": WIDE,
+        "resamples": RESAMPLES,
+        "seed": judge.config.seed,
+        "torch_fidelity": torch_fidelity_version(),
+        "runtime": settings.get("runtime"),
+        "sampler": {name: settings[name] for name in SAMPLER_SETTINGS if name in settings},
     }
-    classes = []
-    if (named := judge.named(test, real.features)) is not None:
-        floor["breed_accuracy"] = _share(named == test_labels)
-        classes = _by_class(named == test_labels, test_labels, judge.dataset.classes)
-    require_finite(floor, "the real training images")
-    size, trivial_kid = min(subset, NOISE_IMAGES // 2), {}
-    for name, images in _trivial_images(train, config.seed).items():
-        drawn = judge.see(images)[layer].expand(NOISE_IMAGES, -1)
-        found = kernel_distance(drawn, real.features[layer], config.kid_subsets, size, config.seed, resamples=2)
-        trivial_kid[name] = found.value
-    require_finite(trivial_kid, "noise and mean")
-    return {"floor": floor, "trivial_kid": trivial_kid, "classes": classes}
+    conditions["conditions_hash"] = digest_of(conditions)
+    conditions |= {name: settings[name] for name in GUIDANCE_SETTINGS if name in settings}
+    named = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")
+    conditions["drawn_by"] = {key: value for key, value in settings.items() if key not in named}
+    return conditions | {"device": judge.device.type}
 
 
-def _variety(images: Tensor, labels: Tensor, features: Tensor, real: Reference, patch: int | None) -> dict[str, float | None]:
-    return {
-        "spread": scatter(features, labels) / real.scatter if real.scatter else None,
-        "distinct": _distinct(images),
-        "patch_step": patch_step(images, patch) if patch else None,
-    }
-
-
-def _memory(judge: Judge, images: Tensor, features: Tensor) -> dict[str, float | None]:
-    """Return what says how near images and their features are to those of training images."""
-    device, layer = judge.device, judge.eyes.features
-    train, known = judge.images("train")[0].to(device), judge.features("train")[layer].to(device)
-    apart = judge.kept(lambda: ({"spacing": spacing(known)}, {}), "train", "spacing")[0]["spacing"]
-    return {
-        "copy_rate": copy_rate(images.to(device), train),
-        "authenticity": authenticity(features.to(device), known, apart.to(device)),
-    }
-
-
-def _by_class(hits: Tensor, labels: Tensor, classes: Sequence[str]) -> list[float | None]:
-    """Return the share of hits among the images of each class; None for a class without images."""
-    return [_share(hits[labels == label]) if (labels == label).any() else None for label in range(len(classes))]
-
-
-def _share(hits: Tensor) -> float:
-    return hits.double().mean().item()
-
-
-def _distinct(images: Tensor) -> float:
-    """Return the share of images that are left when copies are taken out."""
-    return len({image.numpy().tobytes() for image in images}) / len(images)
-
-
-def require_finite(metrics: Mapping[str, float | None], of: str) -> None:
-    """Raise EvaluationError for a metric that is neither finite nor left out."""
-    for name, value in metrics.items():
-        if value is not None and not math.isfinite(value):
-            raise EvaluationError(f"{name} of {of} is {value}; it must be finite. Look at the images and the extractor's weights.")
-
-
-def _notes_on_size(counts: Mapping[str, int], width: int) -> list[str]:
+def _notes(counts: Mapping[str, int], generated: Comparison, metrics: Mapping[str, float | None]) -> list[str]:
     sets = f"{counts['generated']} generated, {counts['reference']} test and {counts['floor']} training images"
-    notes = []
+    width, notes = generated.layer.shape[1], []
     if min(counts.values()) < SETTLED:
         notes.append(
             f"Below {SETTLED:,} images the Fréchet distance is biased upwards ({sets}): compare it only with numbers of the "
@@ -307,10 +227,7 @@ def _notes_on_size(counts: Mapping[str, int], width: int) -> list[str]:
         notes.append(
             f"The Fréchet distance at infinitely many images needs {2 * width:,} images ({sets}); without it is not given."
         )
+    if metrics["patch_step"] is None:
+        patch = f"patch_size {generated.patch_size}"
+        notes.append(f"patch_step is not given: the samples' settings say {patch}, which has no borders and insides.")
     return notes
-
-
-def _torch_fidelity_version() -> str:
-    import torch_fidelity
-
-    return torch_fidelity.__version__

@@ -1,26 +1,24 @@
-"""The gate: decides whether a candidate may be published, and says why, term by term."""
+"""The gate: decides whether a candidate may be published, and gives the reasons, term by term."""
 
 import math
 from pathlib import Path
-from typing import Any
 
 from tinycats_core.config import EvaluateConfig
 from tinycats_core.errors import ReleaseRejected
 from tinycats_core.evaluation.fidelity import NOT_COMPARED
 from tinycats_core.files import sha256_of, write_json
-from tinycats_core.records import Decision, FidelityReport
+from tinycats_core.records import Decision, FidelityReport, Term
 
-# The bars that hold without any configuration, also for a first release. They refuse a network that has learnt nothing
-# or draws the same pictures again and again, and are meant to let a weak but honest one pass.
-TRIVIAL_SHARE = 0.75  # of the KID of the best of the generators that have learnt nothing: noise, and the mean image
-SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must at least lie above that of real images
-MIN_SPREAD = 0.2  # of the features' variance within a class, by that of the real images
-MIN_DISTINCT = 0.5  # share of images that are no copy of another
-MIN_AUTHENTIC = 0.5  # share of images that are no close relative of a training image, by that among the test images
-MIN_COVERAGE = 0.05  # of the real images' neighbourhoods, by the share that real training images cover
-KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall against the published ones; CHANCE_ERRORS if that is more
-CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: of many terms, none should refuse the same model again
-Term = dict[str, Any]
+# Bars that need no configuration and apply to a first release too. They refuse a network that has learnt nothing or
+# repeats the same pictures, and let a weak but honest one pass.
+TRIVIAL_SHARE = 0.75  # of the least KID of the generators that have learnt nothing: noise and the mean image
+SIGHTED_ERRORS, SIGHTED_KID = 5, 1e-3  # by which the KID of those must exceed that of real images: standard errors, KID
+MIN_SPREAD = 0.2  # of the real images' variance of the features within a class
+MIN_DISTINCT = 0.5  # share of images that are not copies of another
+MIN_AUTHENTIC = 0.5  # of the authenticity of the test images
+MIN_COVERAGE = 0.05  # of the coverage of real training images
+KEPT_MARGIN = 0.05  # by which coverage and breed accuracy may fall below the published ones; CHANCE_ERRORS if that is more
+CHANCE_ERRORS = 3  # standard errors that a share may be off by chance: no term should refuse the same model again
 
 
 def decide(
@@ -30,14 +28,14 @@ def decide(
     config: EvaluateConfig,
     folder: Path,
 ) -> Decision:
-    """Hold a candidate against the built-in bars, the configured ones, and what is published.
+    """Compare a candidate with the built-in bars, the configured bars and the published model.
 
-    Writes `folder/decision.json`. Each term has name, value, bar, passed and why; all must pass. KID may exceed the
-    published one by `config.tolerance` standard errors of the difference: those of the generated images alone, since both
-    are held against the same real ones. Numbers measured under other conditions are not compared: that is a failed term.
+    Writes `folder/decision.json`. All terms must pass. KID may exceed the published one by `config.tolerance` standard
+    errors of the difference: those over other generated images, since both models are compared with the same real images.
+    Figures measured under other conditions are not compared: that is a failed term.
 
     Args:
-        published: the published model, measured on the same images with the same eyes; None for a first release.
+        published: the published model, measured on the same images with the same extractor; None for a first release.
         published_version: its version, for the record.
 
     Raises:
@@ -46,18 +44,19 @@ def decide(
     terms = [*_built_in(candidate.verify()), *_configured(candidate, config)]
     if published is not None:
         terms += _against(candidate, published.verify(), config.tolerance)
-    promoted = all(term["passed"] for term in terms)
+    promoted = all(term.passed for term in terms)
     baseline = published_version if published is not None else None
     path = folder / "decision.json"
     reports = {"candidate": candidate.sha256, "published": published.sha256 if published is not None else None}
-    write_json(path, {"promoted": promoted, "baseline": baseline, "reports": reports, "terms": terms})
+    dumped = [term.model_dump(mode="json") for term in terms]
+    write_json(path, {"promoted": promoted, "baseline": baseline, "reports": reports, "terms": dumped})
     return Decision(path=path, sha256=sha256_of(path), promoted=promoted, terms=tuple(terms), baseline=baseline)
 
 
 def require_promoted(decision: Decision) -> Decision:
-    """Return a decision that lets the candidate pass. Raises ReleaseRejected, which names every term that failed."""
+    """Return the decision if the candidate is promoted. Raises ReleaseRejected, which names every failed term."""
     if not decision.promoted:
-        failed = "; ".join(f"{term['name']}: {term['why']}" for term in decision.terms if not term["passed"])
+        failed = "; ".join(f"{term.name}: {term.why}" for term in decision.terms if not term.passed)
         raise ReleaseRejected(f"not published. {failed}. All terms are in {decision.path}.", decision)
     return decision
 
@@ -67,13 +66,13 @@ def _built_in(report: FidelityReport) -> list[Term]:
     best = min(trivial, key=lambda name: trivial[name])
     infinite = sorted(name for name, value in report.metrics.items() if value is not None and not math.isfinite(value))
     return [
-        {
-            "name": "finite",
-            "value": len(infinite),
-            "bar": 0,
-            "passed": not infinite,
-            "why": f"metrics that are not finite: {', '.join(infinite) or 'none'}",
-        },
+        Term(
+            name="finite",
+            value=len(infinite),
+            bar=0,
+            passed=not infinite,
+            why=f"metrics that are not finite: {', '.join(infinite) or 'none'}",
+        ),
         _sighted(report, trivial[best], best),
         _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has"),
         _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
@@ -88,7 +87,7 @@ def _built_in(report: FidelityReport) -> list[Term]:
 
 
 def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
-    """Whether the extractor tells a generator that knows nothing from real images: else its numbers say nothing."""
+    """Require that the extractor separates a trivial generator from real images; otherwise its figures mean nothing."""
     kid = _kid(report)
     floor, error = report.floor[kid] or 0, report.floor[f"{kid}_std"] or 0
     bar = floor + max(SIGHTED_ERRORS * error, SIGHTED_KID)
@@ -98,14 +97,14 @@ def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
 
 
 def _no_copies(report: FidelityReport) -> Term:
-    """Whether training images come back no more often than unseen real images happen to resemble them."""
+    """Require that images are copies of training images no more often than the test images are by chance."""
     counts, real = report.conditions, report.floor["copy_rate"] or 0
     bar = real + CHANCE_ERRORS * _error_of_difference(real, counts["generated"], counts["reference"])
     return _at_most("no_copies", report, "copy_rate", bar, f"the test images' {real:.4g}, plus {CHANCE_ERRORS} standard errors")
 
 
 def _obeys(report: FidelityReport) -> list[Term]:
-    """Whether the images show the classes that were asked for more often than the same images in any order would."""
+    """Require that images show the classes that were asked for more often than the same images in random order."""
     if (chance := report.conditions["trivial_accuracy"]) is None:
         return []
     bar = chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / report.conditions["generated"])
@@ -131,13 +130,13 @@ def _against(candidate: FidelityReport, published: FidelityReport, tolerance: fl
     same = mine["conditions_hash"] == theirs["conditions_hash"]
     differ = sorted(key for key in {*mine, *theirs} - {*NOT_COMPARED} if mine.get(key) != theirs.get(key))
     other = f"the published model was measured under other conditions ({', '.join(differ)}): measure it again"
-    comparable = {
-        "name": "comparable",
-        "value": mine["conditions_hash"][:12],
-        "bar": theirs["conditions_hash"][:12],
-        "passed": same,
-        "why": "both were measured under the same conditions" if same else other,
-    }
+    comparable = Term(
+        name="comparable",
+        value=mine["conditions_hash"][:12],
+        bar=theirs["conditions_hash"][:12],
+        passed=same,
+        why="both were measured under the same conditions" if same else other,
+    )
     if not same:
         return [comparable]
     kid, old = _kid(candidate), published.metrics
@@ -152,9 +151,9 @@ def _against(candidate: FidelityReport, published: FidelityReport, tolerance: fl
 
 
 def _error_of_difference(share: float, count: int, other: int) -> float:
-    """Return the standard error of the difference of two shares that are equal in truth.
+    """Return the standard error of the difference of two shares whose true values are equal.
 
-    Two hits and two misses are added first (Agresti and Coull, 1998): no copy among a hundred images does not say never.
+    Two hits and two misses are added first (Agresti and Coull, 1998), so that a share of 0 has an error too.
     """
     likely = (share * other + 2) / (other + 4)
     return math.sqrt(likely * (1 - likely) * (1 / count + 1 / other))
@@ -175,7 +174,6 @@ def _at_least(name: str, report: FidelityReport, metric: str, bar: float, what: 
 
 
 def _term(name: str, metric: str, value: float | None, bar: float, passed: bool, limit: str) -> Term:
-    found = "was not measured" if value is None else f"is {value:.4g}"
-    finite = value if value is not None and math.isfinite(value) else None  # JSON knows no other
-    why = f"{metric} {found}; it must be {limit}"
-    return {"name": name, "value": finite, "bar": bar, "passed": passed, "why": why}
+    measured = "was not measured" if value is None else f"is {value:.4g}"
+    finite = value if value is not None and math.isfinite(value) else None  # JSON has no nan or inf
+    return Term(name=name, value=finite, bar=bar, passed=passed, why=f"{metric} {measured}; it must be {limit}")

@@ -1,4 +1,4 @@
-"""Memorisation: how many generated images are training images again."""
+"""Memorisation: how many generated images are copies of training images."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from tinycats_core.pictures import contact_sheet, first_of_each_class
 
 COPY_RATIO = 1 / 3  # of the distances to the nearest and the second nearest training image
-COPY_SIZE = 16  # pixels: larger images are averaged down to it, which costs little and takes noise out of a copy
+COPY_SIZE = 16  # pixels: larger images are averaged down to it, which is cheap and removes noise from a copy
 
 
 def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
-    """Return the share of images that lie three times nearer to one training image, or its mirror image, than to any other.
+    """Return the share of images that are three times nearer to one training image, or its mirror image, than to any other.
 
-    The distance is Euclidean over pixels, and the ratio that of Yoon et al., Diffusion Probabilistic Models Generalize when
-    They Fail to Memorize (2023). A training image that stands there twice hides its copies: `data.validate` finds those.
-    Read it beside the value of real images that are not in the training set.
+    The distance is Euclidean over pixels; the ratio is from Yoon et al., Diffusion Probabilistic Models Generalize when They
+    Fail to Memorize (2023). Duplicates in the training set hide copies: `data.validation` finds them. Compare it with the
+    value of real images outside the training set.
 
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S), M at least 2.
@@ -31,74 +31,74 @@ def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
 
 
 def nearest_images(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Tensor:
-    """Return the training image (M, 3, S, S) that lies nearest to each image (N, 3, S, S), mirrored where that is nearer."""
-    found = []
+    """Return the nearest of the training images (M, 3, S, S) to each image (N, 3, S, S), mirrored if that is nearer."""
+    batches = []
     for squares, mirrored in _squares(images, train, batch_size):
         nearest = squares.argmin(1, keepdim=True)
-        chosen, turned = train[nearest[:, 0]], mirrored.gather(1, nearest)
-        found.append(torch.where(turned.view(-1, 1, 1, 1), chosen.flip(-1), chosen))
-    return torch.cat(found)
+        chosen, flipped = train[nearest[:, 0]], mirrored.gather(1, nearest)
+        batches.append(torch.where(flipped.view(-1, 1, 1, 1), chosen.flip(-1), chosen))
+    return torch.cat(batches)
 
 
-def spacing(known: Tensor, batch_size: int = 2_048) -> Tensor:
-    """Return how far each training image's features (M, D), M at least 2, lie from those of the nearest other one."""
-    apart = []
-    for start in range(0, len(known), batch_size):
-        distances = torch.cdist(known[start : start + batch_size], known)
+def spacing(train: Tensor, batch_size: int = 2_048) -> Tensor:
+    """Return the distance of each training image's features (M, D), M at least 2, to those of the nearest other one, (M,)."""
+    nearest = []
+    for start in range(0, len(train), batch_size):
+        distances = torch.cdist(train[start : start + batch_size], train)
         distances.diagonal(start).fill_(torch.inf)
-        apart.append(distances.amin(1))
-    return torch.cat(apart)
+        nearest.append(distances.amin(1))
+    return torch.cat(nearest)
 
 
-def authenticity(features: Tensor, known: Tensor, apart: Tensor, batch_size: int = 2_048) -> float:
-    """Return the share of images that are farther from their nearest training image than that one is from another one.
+def authenticity(features: Tensor, train: Tensor, distances: Tensor, batch_size: int = 2_048) -> float:
+    """Return the share of images that are farther from their nearest training image than that is from the next training image.
 
-    Alaa et al. (2102.08921, section 4.3). Read it beside the value of real images that are not in the training set.
+    Alaa et al. (2102.08921, section 4.3). Compare it with the value of real images outside the training set.
 
     Args:
-        features, known: of the images (N, D) and of the training images (M, D).
-        apart: the `spacing` of `known`.
+        features, train: of the images (N, D) and of the training images (M, D).
+        distances: the `spacing` of `train`.
     """
-    nearest = [torch.cdist(batch, known).min(1) for batch in features.split(batch_size)]
-    return torch.cat([found.values > apart[found.indices] for found in nearest]).double().mean().item()
+    nearest = [torch.cdist(batch, train).min(1) for batch in features.split(batch_size)]
+    return torch.cat([batch.values > distances[batch.indices] for batch in nearest]).double().mean().item()
 
 
 def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield of each batch the squared distances (B, M) to the training images, and where those of the mirror image are these.
+    """Yield, per batch, squared distances (B, M) to the training images and a mask that is True where the mirrored image is nearer.
 
-    Mirroring turns the sign of what is odd from left to right and leaves what is even, so both distances come of one product each.
+    Mirroring negates the odd part of an image and leaves the even part, so one product of each part gives both distances.
     """
     even, odd = _even_and_odd(train)
     lengths = even.square().sum(1) + odd.square().sum(1)
     for batch in images.split(batch_size):
-        its_even, its_odd = _even_and_odd(batch)
-        own = its_even.square().sum(1, keepdim=True) + its_odd.square().sum(1, keepdim=True)
-        differ = its_odd @ odd.T
-        mirrored = differ < 0
-        yield (own + lengths).sub_((its_even @ even.T).add_(differ.abs_()), alpha=2), mirrored
+        batch_even, batch_odd = _even_and_odd(batch)
+        own = batch_even.square().sum(1, keepdim=True) + batch_odd.square().sum(1, keepdim=True)
+        product = batch_odd @ odd.T
+        mirrored = product < 0
+        yield (own + lengths).sub_((batch_even @ even.T).add_(product.abs_()), alpha=2), mirrored
 
 
 def _even_and_odd(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return thumbnails as what their mirror images share with them and what they do not: lengths and products stay."""
+    """Return the even and the odd part of thumbnails under mirroring, scaled so that lengths and products are preserved."""
     pixels = _thumbnails(images)
     middle = pixels.shape[-1] // 2
     left, right = pixels[..., :middle], pixels.flip(-1)[..., :middle]
-    between = pixels[..., middle : pixels.shape[-1] - middle].flatten(1)  # of an odd number of columns
+    between = pixels[..., middle : pixels.shape[-1] - middle].flatten(1)  # the middle one, if the number of columns is odd
     even = torch.cat([(left + right).flatten(1) / 2**0.5, between], dim=1)
     return even, (left - right).flatten(1) / 2**0.5
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Return images as float around 0, those of more than COPY_SIZE pixels averaged down to it."""
+    """Return images as float, centred at 0 and averaged down to COPY_SIZE pixels if they are larger."""
     pixels = images.float()
     if images.shape[-1] > COPY_SIZE:
         average = F.adaptive_avg_pool1d(torch.eye(images.shape[-1], device=images.device), COPY_SIZE)
-        pixels = average.T @ pixels @ average  # what adaptive_avg_pool2d comes to, in half its time
-    return pixels - 127.5  # products of small numbers keep more of their digits
+        pixels = average.T @ pixels @ average  # equals adaptive_avg_pool2d, in half its time
+    return pixels - 127.5  # products of small numbers lose fewer digits
 
 
 def neighbour_sheet(images: Tensor, labels: Tensor, train: Tensor, classes: Sequence[str], scale: int = 1) -> Image.Image:
-    """Lay out four images of each class, each with the training image that lies nearest to it at its right.
+    """Lay out four images of each class, each with the nearest training image to its right.
 
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S).

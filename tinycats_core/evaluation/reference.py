@@ -1,4 +1,4 @@
-"""What is known of the real images, computed once and kept."""
+"""The real images of a data set: their features and statistics, computed once and cached."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,22 +14,20 @@ from tinycats_core.data.splits import Split, load_split
 from tinycats_core.device import pick_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
 from tinycats_core.evaluation.distances import Moments, radii
-from tinycats_core.evaluation.extractors import Eyes, breed_eyes, extract, inception, load_breeds
+from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
 from tinycats_core.files import digest_of, make_folder, sha256_of
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 WIDE = 5  # k of density and coverage (2002.09797), and of a second pair of precision and recall
-Known = Mapping[str, Tensor]
-Facts = Mapping[str, Any]
+Statistics = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # tensors, and a JSON value
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as eyes have seen them.
+    """Features of real images by layer, and statistics of the layer that distances are measured in.
 
-    `features` are by layer, the rest is about the layer that distances are measured in: moments, `distances.radii`, and the
-    scatter within a class.
+    The statistics are the moments, `distances.radii` by the number of neighbours, and the scatter within a class.
     """
 
     features: Mapping[str, Tensor]
@@ -38,18 +36,19 @@ class Reference:
     scatter: float
 
     @classmethod
-    def of(cls, features: Mapping[str, Tensor], labels: Tensor, eyes: Eyes, neighbours: int) -> "Reference":
-        """Return what is to be known of images by their features, for neighbourhoods of so many neighbours."""
-        layer = features[eyes.features]
+    def of(cls, features: Mapping[str, Tensor], labels: Tensor, extractor: FeatureExtractor, neighbours: int) -> "Reference":
+        """Compute the statistics of features, with neighbourhoods of `neighbours` and of WIDE images."""
+        layer = features[extractor.feature_layer]
         return cls(features, Moments.of(layer), radii(layer, sorted({neighbours, WIDE})), scatter(layer, labels))
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Eyes for one data set. What they know of its real images is kept in `folder/known`, and read by all."""
+    """A feature extractor for one data set, with a cache of the real images' statistics in `folder/cache`."""
 
-    eyes: Eyes
-    breeds: BreedClassifier | None
+    extractor: FeatureExtractor
+    classifier: BreedClassifier | None
+    classifier_sha256: str | None
     dataset: Dataset
     config: EvaluateConfig
     folder: Path
@@ -57,35 +56,39 @@ class Judge:
     splits: dict[Split, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def appoint(
+    def load(
         cls, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto"
     ) -> "Judge":
-        """Return a judge. Raises EvaluationError where the extractor is not to be had or does not fit the data set."""
+        """Load the extractor and the classifier. Raises EvaluationError if one is unavailable or does not fit the data set."""
         target = pick_device(device)
-        breeds = load_breeds(classifier, dataset, target) if classifier else None
-        eyes = inception(target) if config.extractor == "inception" else breed_eyes(classifier, target)
-        return cls(eyes, breeds, dataset, config, make_folder(folder), target)
+        network = load_breed_classifier(classifier, dataset, target) if classifier else None
+        extractor = load_extractor(config.extractor, classifier, target)
+        return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target)
 
-    def see(self, images: Tensor) -> dict[str, Tensor]:
+    def extract_features(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images (N, 3, S, S) by layer."""
-        return extract(self.eyes, images, self.config.batch_size)
+        return extract(self.extractor, images, self.config.batch_size)
 
-    def named(self, images: Tensor, seen: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the class that the classifier takes each image for; None without a classifier."""
-        if not self.breeds:
+    def predicted_classes(self, images: Tensor, features: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the class that the classifier predicts for each image, (N,); None without a classifier."""
+        if not self.classifier:
             return None
-        logits = seen["logits"] if self.eyes.name == "breed" else predict(self.breeds, images, self.config.batch_size)
-        return logits.argmax(1)
+        if self.extractor.name == "breed":
+            return features["logits"].argmax(1)
+        return predict(self.classifier, images, self.config.batch_size).argmax(1)
 
-    def kept(self, make: Callable[[], tuple[Known, Facts]], *source: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what the eyes, the data set and `source`, a JSON value, decide: from the folder, or made now and kept."""
-        eyes = self.eyes
-        key = digest_of([eyes.sha256, eyes.features, eyes.logits, self.device.type, self.dataset.sha256, _code(), *source])
-        path = self.folder / "known" / f"{key[:16]}.safetensors"
+    def cached(self, compute: Callable[[], Statistics], *key: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return statistics from the cache, computed and written if they are not there.
+
+        They are cached by the extractor, the device, the data set, the code of this folder, and `key`, JSON values.
+        """
+        used = self.extractor
+        own = [used.sha256, used.feature_layer, used.logit_layer, self.device.type, self.dataset.sha256, _code()]
+        path = self.folder / "cache" / f"{digest_of([*own, *key])[:16]}.safetensors"
         if not path.is_file():
-            known, facts = make()
-            write_safetensors(path, known, {"kind": "known", "facts": facts})
-        tensors, header = read_safetensors(path, "known")  # when just made, too: so it is the same to the order of its names
+            computed, facts = compute()
+            write_safetensors(path, computed, {"kind": "cache", "facts": facts})
+        tensors, header = read_safetensors(path, "cache")  # even if just written, so that the order of names is always the same
         return tensors, header["facts"]
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -96,25 +99,25 @@ class Judge:
 
     def features(self, split: Split) -> dict[str, Tensor]:
         """Return the features of all images of a split, by layer."""
-        return self.kept(lambda: (self.see(self.images(split)[0]), {}), split)[0]
+        return self.cached(lambda: (self.extract_features(self.images(split)[0]), {}), split)[0]
 
     def reference(self, split: Split) -> Reference:
-        """Return what is to be known of all images of a split."""
+        """Return the features and statistics of all images of a split."""
         features, neighbours = self.features(split), self.config.neighbours
 
-        def make() -> tuple[Known, Facts]:
-            found = Reference.of(features, self.images(split)[1], self.eyes, neighbours)
-            reach = {str(k): distances for k, distances in found.radii.items()}
-            return {"mean": found.moments.mean, "root": found.moments.root, **reach}, {"scatter": found.scatter}
+        def compute() -> Statistics:
+            computed = Reference.of(features, self.images(split)[1], self.extractor, neighbours)
+            by_neighbours = {str(k): distances for k, distances in computed.radii.items()}
+            return {"mean": computed.moments.mean, "root": computed.moments.root, **by_neighbours}, {"scatter": computed.scatter}
 
-        tensors, facts = self.kept(make, split, neighbours)
+        tensors, facts = self.cached(compute, split, neighbours)
         moments = Moments(tensors.pop("mean"), tensors.pop("root"))
         return Reference(features, moments, {int(k): tensors[k] for k in sorted(tensors, key=int)}, facts["scatter"])
 
 
 @cache
 def _code() -> str:
-    """Return a digest of what computes the metrics: figures that other code has kept are not taken for its own."""
+    """Return a digest of the code that computes the metrics, so that no cache outlives a change of it."""
     return digest_of([sha256_of(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 

@@ -1,12 +1,10 @@
-"""Drawing images: Euler, Heun and Adams-Bashforth with classifier-free guidance, seeded image by image."""
+"""Drawing images by the samplers of `samplers`, with classifier-free guidance, seeded image by image."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +12,13 @@ from tinycats_core.config import SampleConfig
 from tinycats_core.device import fast_arithmetic, one_torch_thread
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of, write_atomically
+from tinycats_core.generator.samplers import SAMPLERS, Sampler, noise, time_grid
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import Picture, SampleSet, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 """A velocity field: noisy images (B, 3, S, S), times (B,), labels (B,) to velocities (B, 3, S, S)."""
 
 
@@ -38,13 +36,11 @@ def labels_like(labels: Tensor, count: int, num_classes: int) -> Tensor:
 
 def initial_noise(indices: Sequence[int], image_size: int, seed: int) -> Tensor:
     """Return the noise of the images with these indices, (N, 3, S, S): a function of (seed, index) alone."""
-    shape = (3, image_size, image_size)
-    drawn = [np.random.Generator(np.random.Philox(key=[seed, index])).standard_normal(shape, np.float32) for index in indices]
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(noise(indices, image_size, seed))
 
 
 def guide(velocity: Velocity, labels: Tensor, null: int, guidance: float, interval: tuple[float, float]):
-    """Return x, t ↦ v_null + guidance · (v_class − v_null), where t lies in the interval (2404.07724); else v_class.
+    """Return x, t ↦ v_null + guidance · (v_class − v_null), if t lies in the interval (2404.07724), else v_class.
 
     Both halves go through the network in one batch. `guidance` 1 costs nothing extra.
     """
@@ -62,30 +58,11 @@ def guide(velocity: Velocity, labels: Tensor, null: int, guidance: float, interv
     return guided
 
 
-@torch.inference_mode()
-def integrate(field: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, sampler: str, shift: float = 1.0) -> Tensor:
-    """Follow the field from t = 0 to t = 1 over `time_grid(steps, shift)`.
-
-    `euler` and `ab2` (second-order Adams-Bashforth for uneven steps: Hairer, Norsett & Wanner, III.5) evaluate the field
-    once a step, `heun` twice. The last step is Euler's: where the network draws the clean image, that lands on it.
-    """
-    v_before, step_before = x, 0.0
-    for i, (t, t_next) in enumerate(pairwise(time_grid(steps, shift))):
-        v, step, last = field(x, t), t_next - t, i == steps - 1
-        slope = v
-        if sampler == "heun" and not last:
-            slope = (v + field(x + step * v, t_next)) / 2
-        if sampler == "ab2" and i > 0 and not last:
-            slope = v + step / (2 * step_before) * (v - v_before)
-        x = x + step * slope
-        v_before, step_before = v, step
-    return x
-
-
-def time_grid(steps: int, shift: float) -> list[float]:
-    """Return the steps + 1 times from 0 to 1: equal ones, of which the noise level 1 − t is shifted (SD3, 2403.03206, eq. 23)."""
-    equal = [i / steps for i in range(steps + 1)]
-    return [u / (u + shift * (1 - u)) for u in equal]
+def find_sampler(name: str) -> Sampler:
+    """Return the sampler of this name. Raises ConfigError."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"sample.sampler is {name!r}; allowed: {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
 
 
 def sample(
@@ -102,23 +79,28 @@ def sample(
     Image i is a function of (config.seed, i, labels[i]): the batch size changes it by rounding only.
 
     Args:
-        velocity: a network, or an ONNX file through `export.onnx_velocity`; one that brings threads of its own says so by
-            an attribute `own_threads`.
+        velocity: a network, or `onnx_file.onnx_velocity` of an ONNX file; one that runs its own threads has a true attribute
+            `own_threads`.
         labels: int64 (N,).
-        first: the number i of the first image, where this is a part of a larger set.
+        first: the number i of the first image, if this is a part of a larger set.
 
     Returns:
         uint8 (N, 3, S, S) on the CPU.
+
+    Raises:
+        ConfigError: a label is not a class, or the sampler is unknown.
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
-    done = []
+    sampler, times, done = find_sampler(config.sampler), time_grid(config.steps, config.shift), []
     with one_torch_thread() if getattr(velocity, "own_threads", False) else nullcontext():
         for indices in torch.arange(len(labels)).split(config.batch_size):
             batch = labels[indices].to(device)
-            noise = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
+            start = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
             field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
-            done.append(to_uint8(integrate(field, noise, config.steps, config.sampler, config.shift)))
+            with torch.inference_mode():
+                end = sampler(field, start, times)
+            done.append(to_uint8(end))
     return torch.cat(done) if done else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
 
 
@@ -132,7 +114,7 @@ def generate(
     settings: dict[str, Any],
     device: str | torch.device = "cpu",
 ) -> SampleSet:
-    """Draw one image for each label and keep them in a file, with the settings that made them."""
+    """Draw one image for each label and write them to a file, with the settings that made them."""
     with fast_arithmetic(torch.device(device)):
         images = sample(velocity, labels, image_size, num_classes, config, device)
     settings = {**config.model_dump(mode="json", exclude={"batch_size"}), **settings}

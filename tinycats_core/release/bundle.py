@@ -12,10 +12,12 @@ import torch
 
 from tinycats_core import __version__
 from tinycats_core.config import ReleaseConfig
+from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
+from tinycats_core.generator import samplers
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import (
@@ -35,7 +37,7 @@ from tinycats_core.release.registry import open_registry
 
 GRID_PER_CLASS = 8
 BREED_SHEET = 40  # images on the sheet of one breed
-TRAINING = {  # what lies beside the checkpoint, and its name in a release
+TRAINING = {  # files beside the weights, and their names in a release
     "log.jsonl": "training_log.jsonl",
     "diary.jsonl": "training_diary.jsonl",
     "cost.json": "training_cost.json",
@@ -44,7 +46,7 @@ ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the fo
 
 
 def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
-    """Return a digest of everything that decides what a release is: not where it is made or published, nor where its data lie."""
+    """Return a digest of everything that decides what a release is. Where it is made, published or has its data is left out."""
     parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {"folder"}})
     return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content, "version": __version__})
 
@@ -52,18 +54,45 @@ def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
 def build(registry: Path, parts: ReleaseParts) -> Release:
     """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
 
-    The version follows from the parents: the same parents give the same version, and one that stands there intact is
-    returned untouched. One that is damaged is moved aside, to `<version>.damaged-…`, and made again.
+    The version follows from the parents: the same parents give the same version, and an intact one is
+    returned untouched. A damaged one is moved aside, to `<version>.damaged-…`, and made again.
 
     Raises:
-        TinycatsError: a parent is gone or has changed.
         RegistryError: the registry cannot be used or written.
     """
-    config, dataset, checkpoint, name = parts.config, parts.dataset, parts.choice.weights, parts.config.publish.name
+    config, dataset, name = parts.config, parts.dataset, parts.config.publish.name
     open_registry(registry)
+    parents = _parents(parts)
+    key = release_key(config, dataset)
+    version = digest_of({"key": key, "parents": parents})[:12]
+    target = registry / name / version
+    _, wrong = inspect(target)
+    if not wrong:
+        return read_release(target)
+    try:
+        if target.exists():
+            _set_aside(target, wrong)
+        with atomic_path(target, replace=False) as folder:
+            (folder / "samples").mkdir(parents=True)
+            _copy_files(folder, parts)
+            _write_facts(folder, parts)
+            _write_samples(folder / "samples", parts.samples, dataset)
+            write_text(folder / "README.md", card.model_card(folder, name, version))
+            seal(folder, name, version, key, parents)
+    except OSError as error:
+        if not inspect(target)[1]:  # another process made the same release meanwhile
+            return read_release(target)
+        raise RegistryError(
+            f"cannot write the release to {target}: {error.strerror or error}. Make room or give another publish.folder."
+        ) from error
+    return read_release(target)
+
+
+def _parents(parts: ReleaseParts) -> dict[str, dict[str, str] | None]:
+    """Return what each record is that a release is made of."""
     made_of: dict[str, FileRecord | None] = {
-        "dataset": dataset,
-        "checkpoint": checkpoint,
+        "dataset": parts.dataset,
+        "checkpoint": parts.choice.weights,
         "choice": parts.choice,
         "samples": parts.samples,
         "report": parts.report,
@@ -75,61 +104,55 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
         **{f"denoiser-{model.precision}": model for model in parts.models},
         **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
-    parents = {name: part and {"sha256": part.verify().sha256, "content": part.content} for name, part in made_of.items()}
-    key = release_key(config, dataset)
-    version = digest_of({"key": key, "parents": parents})[:12]
-    target = registry / name / version
-    _, wrong = inspect(target)
-    if not wrong:
-        return read_release(target)
-    try:
-        if target.exists():
-            aside = target.with_name(f"{version}.damaged-{digest_of([target.stat().st_mtime_ns, wrong])[:8]}")
-            target.rename(aside)
-            logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
-        with atomic_path(target, replace=False) as folder:
-            (folder / "samples").mkdir(parents=True)
-            files: dict[str, FileRecord | None] = {
-                "model.safetensors": checkpoint,
-                "sweep.json": parts.choice,
-                **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
-                "classifier.safetensors": parts.classifier,
-                "classifier.onnx": parts.classifier_onnx,
-                "samples/ema_and_raw.png": parts.ema_and_raw,
-            }
-            for file, part in files.items():
-                if part is not None:
-                    shutil.copyfile(part.path, folder / file)
-            facts = {
-                "config.json": _settings(config),
-                "data.json": _data(dataset),
-                "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
-                "benchmark.json": {
-                    "onnx": {model.precision: model.facts for model in parts.models},
-                    "inference": parts.inference.facts,
-                    "training": {"step": checkpoint.step, **checkpoint.facts},
-                    "classifier": parts.classifier and parts.classifier.facts,
-                },
-                "decision.json": parts.decision.model_dump(mode="json", exclude={"path", "sha256"}),
-            }
-            if parts.classifier is not None:
-                facts["classifier.json"] = _classifier(parts.classifier, parts.classifier_onnx)
-            for file, value in facts.items():
-                write_json(folder / file, portable(value))
-            _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
-            for beside, kept in TRAINING.items():
-                if checkpoint.path.with_name(beside).is_file():
-                    write_text(folder / kept, portable(checkpoint.path.with_name(beside).read_text(encoding="utf-8")))
-            _write_samples(folder / "samples", parts.samples, dataset)
-            write_text(folder / "README.md", card.model_card(folder, name, version))
-            seal(folder, name, version, key, parents)
-    except OSError as error:
-        if not inspect(target)[1]:  # another process has just made the same release
-            return read_release(target)
-        raise RegistryError(
-            f"cannot write the release to {target}: {error.strerror or error}. Make room or give another publish.folder."
-        ) from error
-    return read_release(target)
+    return {name: part and {"sha256": part.sha256, "content": part.content} for name, part in made_of.items()}
+
+
+def _set_aside(target: Path, wrong: Sequence[str]) -> None:
+    aside = target.with_name(f"{target.name}.damaged-{digest_of([target.stat().st_mtime_ns, wrong])[:8]}")
+    target.rename(aside)
+    logging.getLogger(__name__).warning("%s was damaged (%s); it is now %s", target, "; ".join(wrong), aside.name)
+
+
+def _copy_files(folder: Path, parts: ReleaseParts) -> None:
+    """Copy what is shipped as it is."""
+    weights = parts.choice.weights
+    files: dict[str, FileRecord | None] = {
+        "model.safetensors": weights,
+        "sweep.json": parts.choice,
+        **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
+        "classifier.safetensors": parts.classifier,
+        "classifier.onnx": parts.classifier_onnx,
+        "samples/ema_and_raw.png": parts.ema_and_raw,
+    }
+    for file, part in files.items():
+        if part is not None:
+            shutil.copyfile(part.path, folder / file)
+    shutil.copyfile(samplers.__file__, folder / "sample.py")
+    for name, shipped_as in TRAINING.items():
+        if (beside := weights.path.with_name(name)).is_file():
+            write_text(folder / shipped_as, portable(beside.read_text(encoding="utf-8")))
+
+
+def _write_facts(folder: Path, parts: ReleaseParts) -> None:
+    """Write what was measured and decided, as JSON files and one table."""
+    weights = parts.choice.weights
+    facts = {
+        "config.json": _settings(parts.config),
+        "data.json": _data(parts.dataset),
+        "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
+        "benchmark.json": {
+            "onnx": {model.precision: model.facts for model in parts.models},
+            "inference": parts.inference.facts,
+            "training": {"step": weights.step, **weights.facts},
+            "classifier": parts.classifier and parts.classifier.facts,
+        },
+        "decision.json": parts.decision.model_dump(mode="json", exclude={"path", "sha256"}),
+    }
+    if parts.classifier is not None:
+        facts["classifier.json"] = _classifier(parts.classifier, parts.classifier_onnx)
+    for file, value in facts.items():
+        write_json(folder / file, portable(value))
+    _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
 
 
 def _settings(config: ReleaseConfig) -> dict[str, Any]:
@@ -202,7 +225,7 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
             contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
             sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
     contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
-    if dataset.source != "folder":  # nobody's own photos leave the machine
+    if not sources.find(dataset.source).private:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinycats_core.data import sources
 from tinycats_core.files import read_json
-from tinycats_core.release.card_words import DATA_NOTES, DATASETS, ENDINGS, FILES, LICENCES, METRICS
-from tinycats_core.release.snippet import SAMPLERS, SNIPPET
+from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
 
 
 def model_card(folder: Path, name: str, version: str) -> str:
@@ -17,10 +17,10 @@ def model_card(folder: Path, name: str, version: str) -> str:
         read_json(folder / f"{part}.json") for part in ("sweep", "data", "metrics", "benchmark", "decision")
     )
     candidate = metrics["candidate"]
-    kind, pretty = DATASETS[data["source"]]
+    source = sources.find(data["source"])
     header = ModelCardData(
-        license=LICENCES[data["source"]],
-        license_name="as-the-photos-allow" if data["source"] == "folder" else None,
+        license=source.licence,
+        license_name=source.licence_name,
         library_name="tinycats",
         pipeline_tag="unconditional-image-generation",
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
@@ -29,8 +29,8 @@ def model_card(folder: Path, name: str, version: str) -> str:
             EvalResult(
                 task_type="unconditional-image-generation",
                 task_name="Class-conditional image generation",
-                dataset_type=kind,
-                dataset_name=pretty,
+                dataset_type=source.dataset_id,
+                dataset_name=source.dataset_name,
                 dataset_split="test",
                 metric_type=metric,
                 metric_name=metric,
@@ -63,60 +63,21 @@ def _body(
     decision: Mapping[str, Any],
 ) -> str:
     candidate = metrics["candidate"]
-    parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
-    size, sample = data["image_size"], sweep["sample"]
-    snippet = SNIPPET.format(
-        steps=sample["steps"],
-        shift=sample["shift"],
-        guidance=sample["guidance"],
-        interval=tuple(sample["guidance_interval"]),
-        seed=sample["seed"],
-        slope=SAMPLERS[sample["sampler"]],
-    )
-    verdict = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
     sections = [
-        f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
-        f"{len(data['classes'])} classes, trained by flow matching: {', '.join(data['classes'])}."
-        + (f" It has {number(parameters)} parameters." if parameters else ""),
+        _opening(name, version, data, benchmark),
         "![Samples, a row a class](samples/grid.png)",
-        "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
-        "generated ones. A perfect generator would be near the floor, not at zero.",
-        _table(["metric", "this model", *_others(metrics), "floor", "what it is"], _metric_rows(metrics)),
-        *(f"- {note}" for note in candidate["notes"]),
-        "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
-        + _table(
-            ["condition", "value"],
-            [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
-        ),
-        f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {verdict}.\n\n"
-        + _table(
-            ["term", "value", "bar", "passed"],
-            [
-                [term["name"], number(term["value"]), number(term["bar"]), "yes" if term["passed"] else "no"]
-                for term in decision["terms"]
-            ],
-        ),
+        *_measurements(metrics, benchmark),
+        *_verdict(decision),
         *_classes(candidate["classes"]),
         *_neighbours(folder / "samples" / "neighbours.png"),
         *_choice(sweep),
         *_raw(folder / "samples" / "ema_and_raw.png"),
-        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
-        "all classes.",
-        _table(
-            ["file", "bytes", "relative error", "allowed"],
-            [
-                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
-                for precision, facts in benchmark["onnx"].items()
-            ],
-        ),
+        *_onnx(benchmark),
         *_speed(benchmark["inference"]),
-        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws one image of each class, by the sampler and the "
-        f"settings that were measured:\n\n```python\n{snippet}\n```",
-        "`model.safetensors` holds the same network for PyTorch: `tinycats_core.generator.weights.load_generator` reads it, and "
-        "its own metadata says how the network is built.",
+        *_use(data["classes"][0]),
         *_classifier(folder / "classifier.json"),
         *_training(folder / "training_cost.json"),
-        f"## Training data\n\n{DATA_NOTES[data['source']]} {number(data['train_count'])} images to train on, "
+        f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
         "## Where the numbers are\n\n"
@@ -129,8 +90,71 @@ def _body(
     return "\n\n".join(sections)
 
 
+def _opening(name: str, version: str, data: Mapping[str, Any], benchmark: Mapping[str, Any]) -> str:
+    parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
+    size, classes = data["image_size"], data["classes"]
+    return (
+        f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
+        f"{len(classes)} classes, trained by flow matching: {', '.join(classes)}."
+        + (f" It has {number(parameters)} parameters." if parameters else "")
+    )
+
+
+def _measurements(metrics: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+    candidate = metrics["candidate"]
+    return [
+        "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
+        "generated ones. A perfect generator would be near the floor, not at zero.",
+        _table(["metric", "this model", *_others(metrics), "floor", "what it is"], _metric_rows(metrics)),
+        *(f"- {note}" for note in candidate["notes"]),
+        "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
+        + _table(
+            ["condition", "value"],
+            [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
+        ),
+    ]
+
+
+def _verdict(decision: Mapping[str, Any]) -> list[str]:
+    compared = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
+    return [
+        f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {compared}.",
+        _table(
+            ["term", "value", "bar", "passed"],
+            [
+                [term["name"], number(term["value"]), number(term["bar"]), "yes" if term["passed"] else "no"]
+                for term in decision["terms"]
+            ],
+        ),
+    ]
+
+
+def _onnx(benchmark: Mapping[str, Any]) -> list[str]:
+    return [
+        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
+        "all classes.",
+        _table(
+            ["file", "bytes", "relative error", "allowed"],
+            [
+                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
+                for precision, facts in benchmark["onnx"].items()
+            ],
+        ),
+    ]
+
+
+def _use(example: str) -> list[str]:
+    return [
+        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws four images of a class, by the sampler and the settings "
+        f"that were measured:\n\n```sh\npython sample.py --class {example} -n 4 --out ~/cats\n```\n\n"
+        "Without `--class` it draws every class; `python sample.py --help` lists the other options.",
+        "`model.safetensors` holds the same network for PyTorch: `tinycats_core.generator.weights.load_generator` reads it, and "
+        "its own metadata says how the network is built.",
+    ]
+
+
 def _neighbours(path: Path) -> list[str]:
-    """Return the section on what the images are nearest to; none where its picture is not in the release."""
+    """Return the section on what the images are nearest to; none if its picture is not in the release."""
     if not path.is_file():
         return []
     return [
@@ -159,7 +183,7 @@ def _choice(sweep: Mapping[str, Any]) -> list[str]:
 
 
 def _raw(path: Path) -> list[str]:
-    """Return the section on what averaging does; none where its picture is not in the release."""
+    """Return the section on what averaging does; none if its picture is not in the release."""
     if not path.is_file():
         return []
     return [
@@ -201,7 +225,7 @@ def _cell(value: Any) -> str:
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the section on the classes one by one; none where no classifier has looked."""
+    """Return the section on the classes one by one; none if there was no classifier."""
     if not rows:
         return []
     cells = [[row["class"], number(row["breed_accuracy"]), number(row["floor"])] for row in rows]
@@ -213,7 +237,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _classifier(path: Path) -> list[str]:
-    """Return the section on the breed classifier; none where none is in the release."""
+    """Return the section on the breed classifier; none if the release has none."""
     if not path.is_file():
         return []
     report = read_json(path)
@@ -237,7 +261,7 @@ def _classifier(path: Path) -> list[str]:
 
 
 def _training(path: Path) -> list[str]:
-    """Return the section on what the training took; none where it was not recorded."""
+    """Return the section on what the training took; none if it was not recorded."""
     if not path.is_file():
         return []
     cost = read_json(path)
@@ -296,9 +320,7 @@ def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Ma
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
             "compare versions of this model with each other and with nothing else."
         )
-    if data["source"] == "toycats":
-        limits.append("Its cats are drawings. It has never seen a real one.")
-    return limits
+    return [*limits, *sources.find(data["source"]).limits]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:

@@ -1,23 +1,5 @@
 """The words of the model card."""
 
-LICENCES = {"toycats": "mit", "oxford_pets": "cc-by-sa-4.0", "folder": "other"}
-DATASETS = {
-    "toycats": ("toycats", "Toy cats (generated drawings)"),
-    "oxford_pets": ("oxford-iiit-pet", "Oxford-IIIT Pet"),
-    "folder": ("imagefolder", "Your own photos"),
-}
-DATA_NOTES = {
-    "toycats": "It was trained on drawings of cats that the project itself generates (MIT licence). No photo was used.",
-    "oxford_pets": (
-        "It was trained on the cats of the [Oxford-IIIT Pet dataset](https://www.robots.ox.ac.uk/~vgg/data/pets/), with its "
-        "dogs as the class `other`. The photos are under CC BY-SA 4.0 and belong to their owners; the weights are given under the "
-        "same licence. Please cite: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, *Cats and Dogs*, CVPR 2012."
-    ),
-    "folder": (
-        "It was trained on a folder of your own photos. They bring their own licences: whoever shares this model must make "
-        "sure that those allow it."
-    ),
-}
 METRICS = {
     "fid": "Fréchet Inception distance, lower is better",
     "fd": "Fréchet distance of the breed classifier's features, lower is better",
@@ -42,6 +24,7 @@ ENDINGS = {  # of metrics that say more about another one
     "_infinite": "the same distance, extrapolated to infinitely many generated images",
 }
 FILES = {
+    "sample.py": "draws images with one of the ONNX files, without tinycats",
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",
     "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",

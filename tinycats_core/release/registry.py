@@ -1,11 +1,11 @@
 """The folder registry: `<folder>/<name>/<version>` holds a release, `<folder>/<name>/latest` names the published one."""
 
-import fcntl
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError, TinycatsError
@@ -19,7 +19,7 @@ LATEST = "latest"
 
 
 def open_registry(folder: Path) -> Path:
-    """Return the registry's folder, made ready if it was missing or empty.
+    """Return the registry's folder, and create it if it is missing or empty.
 
     Raises:
         RegistryError: it is a file, a folder that holds something else, or it cannot be written to.
@@ -36,7 +36,7 @@ def open_registry(folder: Path) -> Path:
 
 
 def find_published(config: PublishConfig) -> Release | None:
-    """Return the release that is published in the folder registry, or None where nothing is.
+    """Return the release that is published in the folder registry, or None.
 
     Raises:
         RegistryError: the folder is no registry, `latest` leads nowhere, or the release that it names is damaged.
@@ -56,7 +56,7 @@ def find_published(config: PublishConfig) -> Release | None:
 
 
 def publish_to_folder(release: Release, instead_of: str | None) -> Release:
-    """Make a release of the registry the published one, in one step. The one before stays where it is.
+    """Publish a release of the registry, in one step. The one before stays where it is.
 
     Args:
         instead_of: the version that it was compared with; None = nothing was published.
@@ -74,7 +74,7 @@ def publish_to_folder(release: Release, instead_of: str | None) -> Release:
             temporary.replace(latest)
     except OSError as error:
         raise RegistryError(
-            f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what stands there, "
+            f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what is there, "
             "or give a folder that you may write to, and run it again."
         ) from error
     finally:
@@ -83,7 +83,7 @@ def publish_to_folder(release: Release, instead_of: str | None) -> Release:
 
 
 def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:
-    """Raise RegistryError where what is published is neither what a release was compared with nor the release itself."""
+    """Raise RegistryError unless what is published is what a release was compared with, or the release itself."""
     if published not in (instead_of, release.version):
         raise RegistryError(
             f"{release.name} {release.version} was compared with {instead_of or 'nothing'}, and meanwhile {published or 'that'} "
@@ -92,7 +92,7 @@ def require_unchanged(release: Release, published: str | None, instead_of: str |
 
 
 def _named_by(latest: Path) -> str | None:
-    """Return the version that `latest` names, None where nothing stands there. Raises RegistryError for anything but a link."""
+    """Return the version that `latest` names, None if there is none. Raises RegistryError for anything but a link."""
     if not (latest.is_symlink() or latest.exists()):
         return None
     version = str(latest.readlink()) if latest.is_symlink() else ""
@@ -107,24 +107,24 @@ def _advice(latest: Path) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here with the same folder; where the file system has no locks, do not."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Hold the folder's lock; on a file system without locks, continue without."""
+    lock = FileLock(folder / ".lock")
+    with suppress(OSError):
+        lock.acquire()
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _is_registry(folder: Path) -> bool:
-    """Return whether the folder is a registry; False where it is missing or empty. Raises RegistryError for anything else."""
+    """Return whether the folder is a registry; False if it is missing or empty. Raises RegistryError for anything else."""
     if not folder.exists():
         return False
     if not folder.is_dir():
         raise RegistryError(f"publish.folder={folder} is a file. Give a folder.")
     try:
-        # Files that another publisher is just writing (.*.tmp, .*.probe) do not make an empty folder a foreign one.
+        # Files that another publisher is writing (.*.tmp, .*.probe) do not make an empty folder a foreign one.
         names = {path.name for path in folder.iterdir() if not path.name.endswith((".tmp", ".probe"))}
     except OSError as error:
         raise RegistryError(f"publish.folder={folder} cannot be read: {error.strerror}. Give another folder.") from None

@@ -214,7 +214,11 @@ def test_lists_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monke
         preparation.prepare(CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar", tar({"a": b"x"})[:-20], tar({"a": b"x"})])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a tar", tar({"a": b"x"})[:-20], tar({"a": b"x"})],
+    ids=["empty", "text", "truncated", "of something else"],
+)
 def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
     mirror.files["annotations.tar.gz"] = content
     mirror.trust(monkeypatch)

@@ -37,18 +37,18 @@ def cats(drawn: tuple[Tensor, Tensor], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+def classifier(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     config = ClassifierConfig(backbone="resnet18", epochs=4, batch_size=24)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="module")
-def measure(cats: Dataset, eyes: Weights, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tensor], FidelityReport]:
+def measure(cats: Dataset, classifier: Weights, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tensor], FidelityReport]:
     folder = tmp_path_factory.mktemp("evaluations")
 
     def measure(images: Tensor) -> FidelityReport:
         samples = make_samples(folder / f"{images.sum()}.safetensors", images, LABELS, patch_size=PATCH)
-        return fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu")
+        return fidelity.evaluate(samples, cats, CONFIG, classifier, folder, "cpu")
 
     return measure
 
@@ -61,12 +61,12 @@ def honest(measure: Callable[[Tensor], FidelityReport], drawn: tuple[Tensor, Ten
 @pytest.fixture(scope="module")
 def draw(cats: Dataset) -> Callable[[Draw], Tensor]:
     train, labels = load_split(cats, "train")
-    known = torch.cat([train[labels == label][:EACH] for label in range(len(CLASSES))])
-    return lambda canary: canary(known, UNSEEN, LABELS)
+    copied = torch.cat([train[labels == label][:EACH] for label in range(len(CLASSES))])
+    return lambda canary: canary(copied, UNSEEN, LABELS)
 
 
 def failed(decision: Decision) -> list[str]:
-    return [term["name"] for term in decision.terms if not term["passed"]]
+    return [term.name for term in decision.terms if not term.passed]
 
 
 def name_of(value: object) -> str | None:

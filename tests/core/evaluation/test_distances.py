@@ -72,7 +72,7 @@ def test_kernel_distance_is_that_of_torch_fidelity() -> None:
 def test_kernel_distance_without_blocks_and_with(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, theirs = normal(300, 64, 0, 0.1), normal(200, 64, 1)
     whole, near = kernel_distance(mine, theirs, 30, 90, 5), neighbourhoods(mine, theirs, radii(theirs, (3, 5)))
-    monkeypatch.setattr("tinycats_core.distances.BLOCK", 70)
+    monkeypatch.setattr("tinycats_core.evaluation.distances.BLOCK", 70)
     assert kernel_distance(mine, theirs, 30, 90, 5) == pytest.approx(whole, rel=1e-4)
     assert neighbourhoods(mine, theirs, radii(theirs, (3, 5))) == near
 

@@ -31,7 +31,7 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def eyes(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+def classifier(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     config = ClassifierConfig(backbone="resnet18", epochs=2, batch_size=16)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
@@ -48,8 +48,8 @@ def drawn(folder: Path) -> SampleSet:
 
 
 @pytest.fixture(scope="module")
-def report(drawn: SampleSet, cats: Dataset, eyes: Weights, folder: Path) -> FidelityReport:
-    return fidelity.evaluate(drawn, cats, CONFIG, eyes, folder, "cpu")
+def report(drawn: SampleSet, cats: Dataset, classifier: Weights, folder: Path) -> FidelityReport:
+    return fidelity.evaluate(drawn, cats, CONFIG, classifier, folder, "cpu")
 
 
 def with_header(path: Path, source: Weights, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Weights:
@@ -70,15 +70,15 @@ class Images(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights) -> None:
+def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: SampleSet, cats: Dataset, classifier: Weights) -> None:
     from torch_fidelity import calculate_metrics
 
     made, _ = fidelity.load_samples(drawn)
     theirs = calculate_metrics(
         input1=Images(made),
         input2=Images(load_split(cats, "test")[0]),
-        feature_extractor=extractors.breed_extractor(),
-        feature_extractor_weights_path=str(eyes.path),
+        feature_extractor=extractors.register_breed_extractor(),
+        feature_extractor_weights_path=str(classifier.path),
         fid=True,
         kid=True,
         isc=True,
@@ -98,13 +98,13 @@ def test_numbers_are_those_of_torch_fidelity(report: FidelityReport, drawn: Samp
     assert (mine["precision"], mine["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
 
 
-def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights) -> None:
+def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: SampleSet, cats: Dataset, classifier: Weights) -> None:
     written = read_json(report.verify().path)
     assert written == report.model_dump(mode="json", exclude={"path", "sha256"})
     assert report.metrics.keys() == report.floor.keys()
     conditions = report.conditions
     assert (conditions["generated"], conditions["reference"], conditions["floor"]) == (30, 36, 30)
-    assert (conditions["split"], conditions["extractor"], conditions["extractor_sha256"]) == ("test", "breed", eyes.sha256)
+    assert (conditions["split"], conditions["extractor"], conditions["extractor_sha256"]) == ("test", "breed", classifier.sha256)
     assert (conditions["kid_subset_size"], conditions["neighbours"], conditions["runtime"]) == (15, 3, "pytorch")
     assert conditions["sampler"] == {"sampler": "heun", "steps": 20, "seed": 1}
     assert conditions["drawn_by"] == {"model": "0" * 64}
@@ -113,26 +113,26 @@ def test_report_is_a_file_with_its_conditions(report: FidelityReport, drawn: Sam
     assert conditions["torch_fidelity"].startswith("0.4")
     assert any("2,048" in note for note in report.notes)
     assert any("rank" in note for note in report.notes)
-    classifier = load_classifier(eyes.path)
+    network = load_classifier(classifier.path)
 
     def right(images: Tensor, labels: Tensor) -> Tensor:
-        return (predict(classifier, images).argmax(1) == labels).double()
+        return (predict(network, images).argmax(1) == labels).double()
 
     images, labels = fidelity.load_samples(drawn)
     made = right(images, labels)
     assert report.metrics["breed_accuracy"] == made.mean()
     assert report.floor["breed_accuracy"] == right(*load_split(cats, "test")).mean()
-    assert [row["class"] for row in report.classes] == list(CLASSES)
+    assert [row.name for row in report.classes] == list(CLASSES)
     for label, row in enumerate(report.classes):
-        assert row["breed_accuracy"] == made[labels == label].mean()
-    assert sum(row["floor"] for row in report.classes) / len(CLASSES) == pytest.approx(report.floor["breed_accuracy"])
-    assert read_json(report.path)["classes"] == list(report.classes)
+        assert row.breed_accuracy == made[labels == label].mean()
+    assert sum(row.floor or 0 for row in report.classes) / len(CLASSES) == pytest.approx(report.floor["breed_accuracy"])
+    assert [list(row) for row in read_json(report.path)["classes"]] == [["class", "breed_accuracy", "floor"]] * len(CLASSES)
 
 
-def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Weights, folder: Path) -> None:
+def test_real_training_images_measure_as_the_floor(cats: Dataset, classifier: Weights, folder: Path) -> None:
     images, labels = load_split(cats, "train")
     samples = make_samples(folder / "train.safetensors", images, labels)
-    report = fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu")
+    report = fidelity.evaluate(samples, cats, CONFIG, classifier, folder, "cpu")
     report.metrics.pop("breed_accuracy")
     assert report.metrics.pop("copy_rate") == 1
     assert report.metrics.pop("authenticity") == 0
@@ -142,10 +142,10 @@ def test_real_training_images_measure_as_the_floor(cats: Dataset, eyes: Weights,
         assert value == pytest.approx(report.floor[name], abs=tolerance), name
 
 
-def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dataset, eyes: Weights, folder: Path) -> None:
+def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dataset, classifier: Weights, folder: Path) -> None:
     image = load_split(cats, "test")[0][:1]
     samples = make_samples(folder / "one.safetensors", image.repeat(30, 1, 1, 1), torch.zeros(30, dtype=torch.int64))
-    metrics = fidelity.evaluate(samples, cats, CONFIG, eyes, folder, "cpu").metrics
+    metrics = fidelity.evaluate(samples, cats, CONFIG, classifier, folder, "cpu").metrics
     assert metrics["precision"] == 1
     assert metrics["recall"] is not None
     assert metrics["recall"] < 2 / 36  # the image itself; with the arguments swapped it would be 1
@@ -154,30 +154,30 @@ def test_one_real_image_again_and_again_is_precise_and_recalls_nothing(cats: Dat
     assert metrics["is_breed"] == pytest.approx(1)
 
 
-def test_a_second_evaluation_has_only_the_generated_images_to_look_at(
-    report: FidelityReport, drawn: SampleSet, cats: Dataset, eyes: Weights, tmp_path: Path
+def test_a_second_evaluation_reads_the_real_images_from_the_cache(
+    report: FidelityReport, drawn: SampleSet, cats: Dataset, classifier: Weights, tmp_path: Path
 ) -> None:
-    first = fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "known").iterdir()}
+    first = fidelity.evaluate(drawn, cats, CONFIG, classifier, tmp_path, "cpu")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert len(times) == 5  # features of test and train; moments and radii of test; spacing of train; floor
-    again = fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
+    again = fidelity.evaluate(drawn, cats, CONFIG, classifier, tmp_path, "cpu")
     assert report.metrics == first.metrics == again.metrics
     assert report.floor == first.floor == again.floor
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "known").iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == times
     for path in times:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
-        fidelity.evaluate(drawn, cats, CONFIG, eyes, tmp_path, "cpu")
+        fidelity.evaluate(drawn, cats, CONFIG, classifier, tmp_path, "cpu")
 
 
-def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Dataset, eyes: Weights, folder: Path) -> None:
+def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Dataset, classifier: Weights, folder: Path) -> None:
     images, labels = draw_cats(CLASSES, 10, 33, seed=3)
 
     def conditions_hash(count: int = 30, config: EvaluateConfig = CONFIG, **settings: Any) -> str:
         samples = make_samples(folder / "other.safetensors", images[:count], labels[:count], **settings)
-        return fidelity.evaluate(samples, cats, config, eyes, folder, "cpu").conditions["conditions_hash"]
+        return fidelity.evaluate(samples, cats, config, classifier, folder, "cpu").conditions["conditions_hash"]
 
     same = report.conditions["conditions_hash"]
     assert conditions_hash(model="1" * 64) == same
@@ -188,10 +188,10 @@ def test_conditions_say_what_may_be_compared(report: FidelityReport, cats: Datas
     assert conditions_hash(config=CONFIG.model_copy(update={"neighbours": 4})) != same
 
 
-def test_sets_that_cannot_be_compared(cats: Dataset, eyes: Weights, drawn: SampleSet, tmp_path: Path) -> None:
+def test_sets_that_cannot_be_compared(cats: Dataset, classifier: Weights, drawn: SampleSet, tmp_path: Path) -> None:
     images, labels = fidelity.load_samples(drawn)
 
-    def evaluate(samples: SampleSet = drawn, data: Dataset = cats, classifier: Weights | None = eyes) -> None:
+    def evaluate(samples: SampleSet = drawn, data: Dataset = cats, classifier: Weights | None = classifier) -> None:
         fidelity.evaluate(samples, data, CONFIG, classifier, tmp_path / "evaluations", "cpu")
 
     few = make_samples(tmp_path / "few.safetensors", images[:15], labels[:15])
@@ -207,15 +207,15 @@ def test_sets_that_cannot_be_compared(cats: Dataset, eyes: Weights, drawn: Sampl
     with pytest.raises(EvaluationError, match="'breed' but there is no classifier"):
         evaluate(classifier=None)
     with pytest.raises(EvaluationError, match="differ in Sphynx, other"):
-        evaluate(classifier=with_header(tmp_path / "a.safetensors", eyes, classes=["Bombay", "Persian", "Sphynx"]))
+        evaluate(classifier=with_header(tmp_path / "a.safetensors", classifier, classes=["Bombay", "Persian", "Sphynx"]))
     with pytest.raises(EvaluationError, match="differ in their order"):
-        evaluate(classifier=with_header(tmp_path / "b.safetensors", eyes, classes=["Persian", "Bombay", "other"]))
+        evaluate(classifier=with_header(tmp_path / "b.safetensors", classifier, classes=["Persian", "Bombay", "other"]))
     with pytest.raises(EvaluationError, match="trained at 64 px but the images have 33 px"):
-        evaluate(classifier=with_header(tmp_path / "c.safetensors", eyes, image_size=64))
-    tensors = {name: tensor * math.nan for name, tensor in read_safetensors(eyes.path, "classifier")[0].items()}
-    tensors |= {name: tensor for name, tensor in read_safetensors(eyes.path, "classifier")[0].items() if "num" in name}
+        evaluate(classifier=with_header(tmp_path / "c.safetensors", classifier, image_size=64))
+    tensors = {name: tensor * math.nan for name, tensor in read_safetensors(classifier.path, "classifier")[0].items()}
+    tensors |= {name: tensor for name, tensor in read_safetensors(classifier.path, "classifier")[0].items() if "num" in name}
     with pytest.raises(EvaluationError, match="nan"):
-        evaluate(classifier=with_header(tmp_path / "d.safetensors", eyes, tensors=tensors))
+        evaluate(classifier=with_header(tmp_path / "d.safetensors", classifier, tensors=tensors))
     with pytest.raises(TinycatsError, match="is gone"):
         evaluate(drawn.model_copy(update={"path": tmp_path / "nothing"}))
     assert not list(tmp_path.rglob("fidelity-*.json"))
@@ -231,7 +231,7 @@ class Opens:
         return os.mkdir, (str(self.path),)
 
 
-def test_inception_that_is_not_to_be_had(cats: Dataset, drawn: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_that_is_unavailable(cats: Dataset, drawn: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate() -> None:
         config = CONFIG.model_copy(update={"extractor": "inception"})
         fidelity.evaluate(drawn, cats, config, None, tmp_path / "evaluations", "cpu")
@@ -282,7 +282,7 @@ def test_fast_extraction_changes_no_figure(weights: str, cats: Dataset, tmp_path
         torch.save(blank.state_dict(), path)
     monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(path))
     images = load_split(cats, "test")[0][::3]
-    found = extractors.extract(extractors.inception(), images, 8)["2048"]
+    found = extractors.extract(extractors.load_inception(), images, 8)["2048"]
     (wanted,) = Theirs("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))(images)
     assert wanted.std(0).mean() > 1e-3  # the images differ in what is seen
     assert ((found - wanted).norm() / wanted.norm()).item() < 1e-5

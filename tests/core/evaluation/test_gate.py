@@ -27,7 +27,7 @@ def make_report(path: Path, conditions: dict[str, Any] | None = None, **metrics:
 
 
 def failed(decision: Decision) -> list[str]:
-    return [term["name"] for term in decision.terms if not term["passed"]]
+    return [term.name for term in decision.terms if not term.passed]
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_decision_is_a_file_and_says_what_was_held_against_what(tmp_path: Path, 
     decision = decide(make_report(tmp_path / "a.json"), make_report(tmp_path / "b.json"))
     written = read_json(decision.verify().path)
     assert (written["promoted"], written["baseline"]) == (True, "0123456789ab")
-    assert written["terms"] == list(decision.terms)
-    assert all(term.keys() == {"name", "value", "bar", "passed", "why"} for term in decision.terms)
+    assert written["terms"] == [term.model_dump(mode="json") for term in decision.terms]
+    assert all(list(term) == ["name", "value", "bar", "passed", "why"] for term in written["terms"])
 
 
 def test_kid_may_be_worse_by_the_tolerance_and_no_more(tmp_path: Path, decide: Callable[..., Decision]) -> None:
@@ -95,8 +95,8 @@ def test_numbers_under_other_conditions_are_not_compared(tmp_path: Path, decide:
     published = make_report(tmp_path / "published.json", {"generated": 5000, "split": "train"}, kid_breed=0.01)
     decision = decide(make_report(tmp_path / "a.json"), published)
     assert failed(decision) == ["comparable"]
-    assert "(generated, split)" in decision.terms[-1]["why"]
-    assert "not_worse" not in [term["name"] for term in decision.terms]
+    assert "(generated, split)" in decision.terms[-1].why
+    assert "not_worse" not in [term.name for term in decision.terms]
 
 
 def test_releases_of_another_guidance_are_compared(tmp_path: Path, decide: Callable[..., Decision]) -> None:
@@ -116,10 +116,10 @@ def test_configured_bars(tmp_path: Path, decide: Callable[..., Decision]) -> Non
     assert failed(decide(report, min_breed_accuracy=0.51)) == ["min_breed_accuracy"]
     unmeasured = decide(make_report(tmp_path / "b.json"), min_breed_accuracy=0.1)
     assert failed(unmeasured) == ["min_breed_accuracy"]
-    assert "was not measured" in unmeasured.terms[-1]["why"]
+    assert "was not measured" in unmeasured.terms[-1].why
 
 
-def test_eyes_that_see_nothing_promote_nothing(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+def test_an_extractor_that_separates_nothing_promotes_nothing(tmp_path: Path, decide: Callable[..., Decision]) -> None:
     def report(trivial: float, floor: float, error: float) -> FidelityReport:
         made = make_report(tmp_path / "a.json", kid_breed=0.0)
         conditions = {**made.conditions, "trivial_kid": {"noise": trivial, "mean_image": 9.0}}

@@ -67,7 +67,7 @@ def test_the_better_average_is_chosen_wherever_it_stands(
     for both in (trained(spoilt, good), trained(good, spoilt)):
         choice = sweep.choose(both, cats, ONE, CONFIG, classifier, folder, "cpu")
         assert choice.weights == good
-        assert {row["ema_decay"]: row["chosen"] for row in choice.rows} == {0.9: True, 0.1: False}
+        assert {row.ema_decay: row.chosen for row in choice.rows} == {0.9: True, 0.1: False}
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +77,19 @@ def choice(good: Weights, cats: Dataset, classifier: Weights, folder: Path) -> C
 
 def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> None:
     written = read_json(choice.verify().path)
-    assert written["rows"] == list(choice.rows)
+    assert written["rows"] == [row.model_dump(mode="json") for row in choice.rows]
+    assert list(written["rows"][0])[:5] == ["chosen", "ema_decay", "guidance", "guidance_interval", "fd_breed"]
+    assert list(written["rows"][0])[-1] == "copy_rate"
     assert written["sample"] == choice.sample.model_dump(mode="json")
     assert (written["split"], written["images"], written["validation_images"], written["ema_decay"]) == ("val", 24, 24, 0.9)
-    assert [(row["guidance"], row["guidance_interval"]) for row in choice.rows] == [(1, [0, 1]), (1.5, [0, 1]), (1.5, [0.2, 0.8])]
+    assert [(row.guidance, row.guidance_interval) for row in choice.rows] == [(1, (0, 1)), (1.5, (0, 1)), (1.5, (0.2, 0.8))]
     measured = {"kid_breed", "kid_breed_std", "fd_breed", "precision", "recall", "copy_rate"}
-    assert all(measured <= row.keys() for row in choice.rows)
-    best = min(choice.rows, key=lambda row: row["kid_breed"])
-    assert [row for row in choice.rows if row["chosen"]] == [best]
-    assert (choice.sample.guidance, list(choice.sample.guidance_interval)) == (best["guidance"], best["guidance_interval"])
+    assert all(measured <= row.metrics.keys() for row in choice.rows)
+    best = min(choice.rows, key=lambda row: row.metrics["kid_breed"])
+    assert [row for row in choice.rows if row.chosen] == [best]
+    assert (choice.sample.guidance, choice.sample.guidance_interval) == (best.guidance, best.guidance_interval)
     assert choice.sample in THREE.candidates()  # with the seed of the final figures, not that of the sweep
-    assert len(list((folder / "known").iterdir())) == 2  # of the validation images: no floor, no noise
+    assert len(list((folder / "cache").iterdir())) == 2  # of the validation images: no floor, no noise
 
 
 def test_the_test_split_has_no_say(choice: Choice, good: Weights, cats: Dataset, classifier: Weights, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_file_is_loaded_without_pytorchs_compiler(tmp_path: Path):
     code = """
 import sys
 from pathlib import Path
-from tinycats_core.checkpoint import load_generator
+from tinycats_core.generator.weights import load_generator
 load_generator(Path(sys.argv[1]))
 sys.exit("torch._dynamo" in sys.modules)
 """

@@ -3,14 +3,14 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
 from tinycats_core.config import SampleConfig
 from tinycats_core.errors import ConfigError
-from tinycats_core.generator.sampling import generate, guide, initial_noise, integrate, labels_like, load_samples, sample, time_grid
+from tinycats_core.generator.samplers import SAMPLERS, euler, time_grid
+from tinycats_core.generator.sampling import generate, guide, initial_noise, labels_like, load_samples, sample
 
 
 def towards_grey(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -19,9 +19,9 @@ def towards_grey(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torc
     return (target - x) / (1 - t).clamp_min(0.05).view(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "ab2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shift", [1.0, 0.5])
-def test_samples_land_on_the_data(sampler: Literal["euler", "heun", "ab2"], shift: float):
+def test_samples_land_on_the_data(sampler: str, shift: float):
     labels = torch.tensor([0, 3, 5])
     images = sample(towards_grey, labels, 8, 6, SampleConfig(sampler=sampler, steps=10, shift=shift, guidance=1))
     expected = ((labels / 10 + 1) * 127.5).round().to(torch.uint8)
@@ -33,7 +33,8 @@ def test_samples_land_on_the_data(sampler: Literal["euler", "heun", "ab2"], shif
 @pytest.mark.parametrize("shift", [1.0, 0.5])
 def test_samplers_converge_at_their_order(sampler: str, order: int, shift: float):
     def error(steps: int) -> float:
-        end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), steps, sampler, shift)
+        times = time_grid(steps, shift)
+        end = SAMPLERS[sampler](lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), times)
         return abs(float(end) - math.exp(math.sin(1)))
 
     assert error(80) / error(160) == pytest.approx(2**order, rel=0.15)
@@ -47,9 +48,25 @@ def test_what_a_sampler_costs(sampler: str, evaluations: int):
         times.append(t)
         return -x
 
-    integrate(field, torch.ones(1), 8, sampler, 0.5)
+    SAMPLERS[sampler](field, torch.ones(1), time_grid(8, 0.5))
     assert len(times) == evaluations
     assert max(times) < 1  # where nothing is left to divide by
+
+
+def test_one_step_is_eulers_for_every_sampler():
+    ends = {name: float(sampler(lambda x, t: x + 1 + t, torch.ones(1), [0.0, 1.0])) for name, sampler in SAMPLERS.items()}
+    assert set(ends.values()) == {3.0}
+
+
+def test_a_sampler_is_added_by_one_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SAMPLERS, "twice", lambda field, x, times: euler(field, x, sorted({*times, 0.95})))
+    images = sample(towards_grey, torch.tensor([3]), 8, 6, SampleConfig(sampler="twice", steps=2, guidance=1))
+    assert (images.int() - 166).abs().max() <= 1
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ConfigError, match="sample.sampler is 'dpm'; allowed: euler, heun, ab2"):
+        sample(towards_grey, torch.tensor([3]), 8, 6, SampleConfig(sampler="dpm"))
 
 
 def test_the_time_grid_ends_at_the_image_and_may_crowd_there():

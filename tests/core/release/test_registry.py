@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError
@@ -40,7 +41,7 @@ def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config
     assert (found.version, found.published, found.folder) == ("222", True, config.folder / "cats/222")
     assert found.location == str(config.folder / "cats/222")
     manifest.verify(first.folder)
-    assert sorted(path.name for path in (config.folder / "cats").iterdir()) == ["111", "222", "latest"]
+    assert sorted(path.name for path in (config.folder / "cats").glob("[!.]*")) == ["111", "222", "latest"]
 
 
 def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfig):
@@ -114,7 +115,7 @@ def test_a_latest_that_is_no_link_beside_is_an_error(config: PublishConfig, tmp_
         registry.find_published(config)
     with pytest.raises(RegistryError, match="is not a link to a version beside it"):
         registry.publish_to_folder(release, None)
-    assert sorted(path.name for path in release.folder.parent.iterdir()) == ["111", "latest"]
+    assert sorted(path.name for path in release.folder.parent.glob("[!.]*")) == ["111", "latest"]
 
 
 def test_a_damaged_release_is_neither_compared_with_nor_published(config: PublishConfig):
@@ -146,9 +147,9 @@ def test_a_release_that_was_compared_with_another_is_not_published(config: Publi
 PUBLISHER = """
 import sys
 from pathlib import Path
-from tinycats_core import manifest, registry
 from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError
+from tinycats_core.release import manifest, registry
 folder = registry.open_registry(Path(sys.argv[1]))
 for number in range(20):
     place = folder / "cats" / f"{sys.argv[2]}{number}"
@@ -183,4 +184,28 @@ def test_of_two_publishers_each_replaces_what_it_has_seen(config: PublishConfig)
     assert len(seen) == len(set(seen)) == 40
     assert (config.folder / "cats/latest").readlink() == Path(version)
     manifest.verify(config.folder / "cats/latest")
-    assert len(list((config.folder / "cats").iterdir())) == 41
+    assert len(list((config.folder / "cats").glob("[!.]*"))) == 41
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tinycats_core.release import registry
+with registry._alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_publisher_leaves_no_lock(config: PublishConfig):
+    release = make_release(config.folder, "111")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(release.folder.parent)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Timeout):
+            FileLock(release.folder.parent / ".lock").acquire(timeout=0)
+        holder.kill()
+    assert registry.publish_to_folder(release, None).published

@@ -4,7 +4,7 @@ import pytest
 from tinycats_core.config import BREEDS, CLASSES
 from tinycats_core.data.animals import BREEDS as TABLE
 from tinycats_core.data.animals import GLOWS, OTHERS, SPOTS, STROKES
-from tinycats_core.data.toycats import MIN_SIZE, draw, generate
+from tinycats_core.data.toy_drawing import MIN_SIZE, draw, generate
 from tinycats_core.errors import DataError
 
 Drawn = tuple[np.ndarray, np.ndarray]

@@ -1,0 +1,97 @@
+"""What a source of images is: it lists, reads and splits them, and holds the words about them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from tinycats_core.config import DataConfig
+from tinycats_core.data.copies import drop_copies, find_near_duplicates
+from tinycats_core.data.decode import Decoded, Photo, Progress, decode_all
+from tinycats_core.data.splits import Split
+from tinycats_core.errors import ConfigError
+
+Splits = dict[Split, list[Decoded]]
+
+
+class Collected(NamedTuple):
+    """The images of a source at one size, and what was found wrong with its files."""
+
+    classes: Sequence[str]  # in the order of their labels
+    splits: Splits
+    findings: list[dict[str, str]]
+    ignored: int  # files that do not claim to be images
+
+
+class Source(ABC):
+    """A source of labelled images. To add one: derive a class and pass an instance to `sources.register`."""
+
+    name: str  # the value of data.source
+    settings: tuple[str, ...]  # the fields of DataConfig that it reads, besides source and image_size
+    split_rule: str  # in words, for the manifest
+    classes: Sequence[str] | None = None  # None: known once the images are listed
+    fixed = False  # nobody can repair its files: small images and contradictory labels are left out with a warning
+    known_odd: frozenset[str] = frozenset()  # names without suffix of files that may be undecodable, with a warning
+    private = False  # its images are shown in no release
+
+    licence: str  # of the weights, as the Hub spells it
+    licence_name: str | None = None  # if `licence` is "other"
+    dataset_id: str
+    dataset_name: str
+    note: str  # the model card's paragraph on the training data
+    limits: tuple[str, ...] = ()  # further limits of a model trained on it, for the card
+
+    @abstractmethod
+    def fingerprint(self, config: DataConfig) -> dict[str, Any]:
+        """Return what identifies the images without reading them, as a JSON value. Raises DataError."""
+
+    @abstractmethod
+    def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
+        """Read and split the images. Downloads go below `folder`. Raises DataError."""
+
+    def check(self, config: DataConfig) -> None:
+        """Raise ConfigError if data.folder is missing, or given to a source that reads none."""
+        if "folder" in self.settings and config.folder is None:
+            raise ConfigError(f"data.folder is missing: source={self.name} needs the folder that holds the images")
+        if "folder" not in self.settings and config.folder is not None:
+            raise ConfigError(f"data.folder is given but data.source is {self.name!r}: set data.source to 'folder'")
+
+
+def collect_photos(
+    classes: Sequence[str],
+    photos: Iterable[Photo],
+    total: int,
+    size: int,
+    split: Callable[[Sequence[Decoded]], Splits],
+    report: Progress,
+) -> Collected:
+    """Decode photos, drop exact copies, split the rest, and look for near copies across the splits."""
+    decoded, findings, ignored = decode_all(photos, total, size, report)
+    images, repeated = drop_copies(decoded)
+    splits = split(images)
+    near = find_near_duplicates(splits["train"], splits["val"] + splits["test"])
+    return Collected(classes, splits, findings + repeated + near, ignored)
+
+
+def in_order(images: Iterable[Decoded]) -> list[Decoded]:
+    """Sort images by class and sha256: file names have no influence."""
+    return sorted(images, key=lambda image: (image.label, image.sha256))
+
+
+def split_as_given(images: Iterable[Decoded]) -> Splits:
+    """Split images as the source itself does, each split in order."""
+    ordered = in_order(images)
+    return {split: [image for image in ordered if image.split == split] for split in get_args(Split)}
+
+
+def hold_out(ordered: Sequence[Decoded], fraction: float) -> tuple[list[Decoded], list[Decoded]]:
+    """Take the first images of each class, at least one of two and never all. Return them and the rest."""
+    taken: list[Decoded] = []
+    left: list[Decoded] = []
+    for _, members in groupby(ordered, key=lambda image: image.label):
+        of_class = list(members)
+        count = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        taken += of_class[:count]
+        left += of_class[count:]
+    return taken, left
