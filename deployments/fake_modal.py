@@ -101,7 +101,7 @@ class FakeModal(modal_client.ModalClient):
             self._reach()
         match read_json(outcome):
             case {"result": result}:
-                return result
+                return jobs.parse_result(result)
             case {"raised": text}:
                 raise RuntimeError(text)
             case {"killed": text}:

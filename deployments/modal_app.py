@@ -74,15 +74,15 @@ def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
 
 
 @app.function(**training)
-def train_generator(request: jobs.Request) -> jobs.Result:
-    """Train the generator, or go on from the last checkpoint on the volume."""
-    return jobs.perform(request, site(), jobs.train_generator)
+def train_generator(request: jobs.Request) -> dict[str, Any]:
+    """Train the generator, or resume from the last checkpoint on the volume."""
+    return jobs.perform(request, site(), jobs.train_generator).model_dump(mode="json")
 
 
 @app.function(**training)
-def train_classifier(request: jobs.Request) -> jobs.Result:
+def train_classifier(request: jobs.Request) -> dict[str, Any]:
     """Train the breed classifier."""
-    return jobs.perform(request, site(), jobs.train_classifier)
+    return jobs.perform(request, site(), jobs.train_classifier).model_dump(mode="json")
 
 
 @app.function(image=image, volumes={str(OUTPUTS): outputs_volume}, timeout=3600, retries=2)

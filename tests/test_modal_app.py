@@ -138,7 +138,7 @@ class Here(FakeModal):
     result: jobs.Result
 
     def spawn(self, function: str, request: jobs.Request, compute: ComputeConfig) -> str:
-        self.result = self.functions[function].local(request)
+        self.result = jobs.parse_result(self.functions[function].local(request))
         return "fc-0"
 
     def poll(self, call_id: str, seconds: float) -> jobs.Result:

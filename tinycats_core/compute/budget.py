@@ -1,4 +1,4 @@
-"""The meter of a training on Modal: what it has cost, and when the money is spent."""
+"""The budget of a training on Modal, and the meter that says what it has cost."""
 
 import threading
 import time
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import read_json, write_json
 from tinycats_core.signals import Stop
@@ -14,26 +16,43 @@ from tinycats_core.signals import Stop
 USED_UP = "budget"  # why a training is asked to stop
 
 
+class Budget(BaseModel):
+    """What a training may cost, and what a second of this call costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usd: float | None  # None: no limit
+    usd_per_second: float | None  # of all its GPUs; None: no price is known
+
+
+class Spent(BaseModel):
+    """What a run has taken in all its attempts, as `meter.json` holds it, and how the last call was started."""
+
+    model_config = ConfigDict(frozen=True)
+
+    call_id: str = ""
+    gpu: str
+    max_cost_usd: float | None = None
+    attempts: tuple[float, ...]  # seconds of each
+    usd: float | None = None  # of all attempts; None: no price of one is known
+
+
 @dataclass
 class Meter:
-    """The seconds and dollars that a run has taken in all its attempts, and a deadline where a budget ends them.
-
-    Args:
-        budget: `usd`, None where there is no limit, and `usd_per_second` of this call's GPU, None where no price is known.
-    """
+    """Counts the seconds and dollars of a run over all its attempts, and requests a stop when the budget is used up."""
 
     path: Path
     call_id: str
     gpu: str
-    budget: dict[str, float | None]
-    before: list[float] = field(default_factory=list)  # seconds of each earlier attempt
-    usd_before: float | None = 0.0  # of all of them; None where no price of one is known
+    budget: Budget
+    before: tuple[float, ...] = ()  # seconds of each earlier attempt
+    usd_before: float | None = 0.0  # of all earlier attempts
     since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if self.path.is_file():
-            kept = read_json(self.path)
-            self.before, self.usd_before = kept["attempts"], kept.get("usd")
+            spent = Spent.model_validate(read_json(self.path))
+            self.before, self.usd_before = spent.attempts, spent.usd
 
     @contextmanager
     def running(self, stop: Stop) -> Iterator[None]:
@@ -54,31 +73,31 @@ class Meter:
             self.write()
 
     def write(self) -> None:
-        """Keep what was taken so far, and what this call was started with."""
+        """Write `meter.json`."""
         seconds, usd = self._taken()
-        started = {"call_id": self.call_id, "gpu": self.gpu, "max_cost_usd": self.budget["usd"]}
-        write_json(self.path, {**started, "attempts": [*self.before, seconds], "usd": usd})
+        attempts = (*self.before, seconds)
+        spent = Spent(call_id=self.call_id, gpu=self.gpu, max_cost_usd=self.budget.usd, attempts=attempts, usd=usd)
+        write_json(self.path, spent.model_dump(mode="json"))
 
     def explain(self, last_good: str) -> str:
-        """Say that the budget is used up, and where the run can go on."""
+        """Return the message that the budget is used up, and from which checkpoint the run can resume."""
         return (
-            f"${self._taken()[1]:.2f} is spent and compute.max_cost_usd is {self.budget['usd']:g}; give a higher one and run the "
-            f"same command to go on from {last_good}"
+            f"${self._taken()[1]:.2f} is spent and compute.max_cost_usd is {self.budget.usd:g}; give a higher one and run the "
+            f"same command to resume from {last_good}"
         )
 
     def _taken(self) -> tuple[float, float | None]:
         """Return the seconds of this attempt, and the dollars of all."""
-        seconds, rate = round(time.monotonic() - self.since, 3), self.budget["usd_per_second"]
+        seconds, rate = round(time.monotonic() - self.since, 3), self.budget.usd_per_second
         return seconds, None if rate is None or self.usd_before is None else self.usd_before + seconds * rate
 
     def _seconds_left(self) -> float | None:
-        """Return how long the budget lasts, None where there is no limit. Raises ComputeError for one that cannot be kept."""
-        limit, rate = self.budget["usd"], self.budget["usd_per_second"]
+        """Return how long the budget lasts, None without a limit. Raises ComputeError if a limit cannot be kept."""
+        limit, rate = self.budget.usd, self.budget.usd_per_second
         if limit is None or rate is None:
             return None
         if self.usd_before is None:
             raise ComputeError(
-                f"compute.max_cost_usd is {limit:g} but an earlier attempt was on a GPU of which no price is known; "
-                "leave the limit out"
+                f"compute.max_cost_usd is {limit:g} but an earlier attempt was on a GPU without a known price; leave the limit out"
             )
         return (limit - self.usd_before) / rate

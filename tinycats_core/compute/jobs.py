@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tinycats_core.compute.budget import USED_UP, Meter
+from tinycats_core.compute.budget import USED_UP, Budget, Meter
 from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.device import fast_arithmetic, is_out_of_memory
 from tinycats_core.errors import ComputeError, TinycatsError
@@ -29,9 +29,44 @@ KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the m
 DEPLOY = "run `modal deploy deployments/modal_app.py`"
 PRUNE = "`tinycats prune --keep 3`"
 Request = dict[str, Any]
-Result = dict[str, Any]
 OnLog = Callable[[dict[str, Any]], None]
 Work = Callable[[Request, Dataset, Path, OnLog, Stop], Weights | Trained]
+
+
+class Failed(BaseModel):
+    """The training ended in an error that no further attempt can mend."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["failed"] = "failed"
+    error: str
+
+
+class DoneElsewhere(BaseModel):
+    """Another call does this training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["elsewhere"] = "elsewhere"
+    call_id: str
+
+
+class Finished(BaseModel):
+    """The training is finished, as `result.json` holds it: the record of its weights, and the sha256 of each file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["finished"] = "finished"
+    made: dict[str, Any]
+    files: dict[str, str]
+
+
+Result = Failed | DoneElsewhere | Finished
+
+
+def parse_result(value: Any) -> Result:
+    """Return a result from the JSON value that a call has returned. Raises ValidationError."""
+    return TypeAdapter(Annotated[Result, Field(discriminator="kind")]).validate_python(value)
 
 
 class Claims(Protocol):
@@ -56,23 +91,23 @@ class Site:
 
 
 def perform(request: Request, site: Site, work: Work) -> Result:
-    """Do the work of a request, or go on where the call before was stopped; return the record and each file's sha256.
+    """Do the work of a request, or resume where the call before was stopped.
 
-    What no further attempt can mend comes back as {"error": message}: raising it would start the next one. When
-    another call does the same work, this one does nothing and returns {"call_id": its id}. After a signal everything is kept
-    on the volume before the signal takes its usual effect.
+    What no further attempt can mend is returned as `Failed`: raising it would start the next attempt. If another call does
+    the same work, this one does nothing and returns `DoneElsewhere`. After a signal everything is committed to the volume
+    before the signal takes its usual effect.
     """
     if request["revision"] != revision():
-        return {"error": f"the deployed code is {revision()}, not {request['revision']} as here; {DEPLOY}"}
+        return Failed(error=f"the deployed code is {revision()}, not {request['revision']} as here; {DEPLOY}")
     try:
         owner = claim(site.claims, request["run"], site.call_id, site.is_over)
         if owner != site.call_id:
-            return {"call_id": owner}
+            return DoneElsewhere(call_id=owner)
         site.reload()
         folder = make_folder(site.outputs / run_folder(request["run"]))
         if (finished := _finished(folder)) is not None:
             return finished
-        meter = Meter(folder / "meter.json", site.call_id, request["gpu"], request["budget"])
+        meter = Meter(folder / "meter.json", site.call_id, request["gpu"], Budget(**request["budget"]))
         with stop_on_signals() as stop:
             try:
                 result = _work(request, site, work, folder, meter, stop)
@@ -80,10 +115,10 @@ def perform(request: Request, site: Site, work: Work) -> Result:
                 if not (stop.requested and isinstance(error, Exception)):
                     site.keep(False)
                     raise
-                result = {"error": f"{type(error).__name__} while it was stopped: {error}"}
-            if "error" in result and stop.reason == USED_UP:
-                result = {"error": meter.explain(RunFolder(folder).last_good())}
-            site.keep("error" not in result and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
+                result = Failed(error=f"{type(error).__name__} while it was stopped: {error}")
+            if isinstance(result, Failed) and stop.reason == USED_UP:
+                result = Failed(error=meter.explain(RunFolder(folder).last_good()))
+            site.keep(isinstance(result, Finished) and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
     except Exception as error:  # so that nothing raised here is taken for trouble on the way here
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return result
@@ -109,26 +144,24 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
         with meter.running(stop):
             site.keep(False)  # the attempt is metered from here on, whatever becomes of it
             if stop.requested:
-                return {"error": "stopped before it began; run the same command again"}
+                return Failed(error="stopped before it began; run the same command again")
             made = work(request, dataset, folder, on_log, stop)
     except ValidationError:
-        return {"error": f"the deployed code does not know these settings; {DEPLOY}"}
+        return Failed(error=f"the deployed code does not know these settings; {DEPLOY}")
     except (TinycatsError, OSError, RuntimeError) as error:
         if _is_full(error):
-            return {"error": f"the outputs volume is full: {error} {PRUNE} removes old runs."}
+            return Failed(error=f"the outputs volume is full: {error} {PRUNE} removes old runs.")
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return {"error": f"out of memory: {error}; ask for a larger compute.gpu, or for a smaller batch or model"}
+            return Failed(error=f"out of memory: {error}; ask for a larger compute.gpu, or for a smaller batch or model")
         if not isinstance(error, TinycatsError):
             raise
-        return {"error": str(error)}
+        return Failed(error=str(error))
     weights = [file.path for file in made.files]
     beside = [folder / name for name in ("log.jsonl", "diary.jsonl", "report.json", "meter.json")]
     files = [*weights, *filter(Path.is_file, beside), *sorted((folder / "samples").glob("*.png"))]
-    result = {
-        "made": made.model_dump(mode="json"),
-        "files": {str(file.relative_to(folder)): sha256_of(file) for file in files},
-    }
-    write_json(folder / "result.json", result)
+    digests = {str(file.relative_to(folder)): sha256_of(file) for file in files}
+    result = Finished(made=made.model_dump(mode="json"), files=digests)
+    write_json(folder / "result.json", result.model_dump(mode="json"))
     return result
 
 
@@ -265,12 +298,12 @@ def _dataset(request: Request, data: Path) -> Dataset:
     return Dataset(path=data / data_folder(request["dataset"]["sha256"]) / "images.safetensors", **request["dataset"])
 
 
-def _finished(folder: Path) -> Result | None:
-    """Return the result of a finished run, None where it is not finished or a file has been damaged."""
+def _finished(folder: Path) -> Finished | None:
+    """Return the result of a finished run, None if it is not finished or a file has been damaged."""
     if not (folder / "result.json").is_file():
         return None
-    result = read_json(folder / "result.json")
-    files = {folder / name: sha256 for name, sha256 in result["files"].items()}
+    result = Finished.model_validate(read_json(folder / "result.json"))
+    files = {folder / name: sha256 for name, sha256 in result.files.items()}
     return result if all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in files.items()) else None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from tinycats_core.compute import modal_auth
-from tinycats_core.compute.jobs import DEPLOY, Claims, Request, Result
+from tinycats_core.compute.jobs import DEPLOY, Claims, Request, Result, parse_result
 from tinycats_core.compute.modal_auth import SET_BOTH, one_line
 from tinycats_core.config import ComputeConfig
 from tinycats_core.errors import ComputeError, ModalUnreachable, TinycatsError
@@ -64,7 +64,7 @@ class ModalClient:
         """Return the result of a call, or raise what it raised. Raises an empty TimeoutError while it runs."""
         import modal
 
-        return modal.FunctionCall.from_id(call_id).get(timeout=seconds)
+        return parse_result(modal.FunctionCall.from_id(call_id).get(timeout=seconds))
 
     def cancel(self, call_id: str) -> None:
         import modal

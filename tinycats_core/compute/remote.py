@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tinycats_core.compute import jobs
+from tinycats_core.compute.budget import Budget
 from tinycats_core.compute.gpus import parse_gpu, usd_per_second
 from tinycats_core.compute.jobs import OnLog, run_folder
 from tinycats_core.compute.modal_client import ModalClient, explained, is_over
@@ -56,7 +57,7 @@ class Job(Generic[Made]):
             "device": compute.device_on_modal,
             "processes": compute.processes,
             "gpu": compute.gpu,
-            "budget": _budget(compute),
+            "budget": _budget(compute).model_dump(mode="json"),
             **self.settings,
         }
 
@@ -138,9 +139,9 @@ def train_on_modal(
         call = {"run": job.run, "call_id": _find_call(client, job) or _start_call(client, job, compute)}
         write_json(state, call)
         result = watch.wait(call["call_id"])
-    for name, sha256 in result["files"].items():
+    for name, sha256 in result.files.items():
         download(client, f"{run_folder(job.run)}/{name}", folder / name, sha256)
-    made = job.made.model_validate(result["made"]).in_folder(folder)
+    made = job.made.model_validate(result.made).in_folder(folder)
     write_json(state, {"run": job.run, "call_id": call.get("call_id"), "made": made.model_dump(mode="json")})
     return made
 
@@ -154,15 +155,15 @@ def _check_gpu(compute: ComputeConfig) -> None:
         )
 
 
-def _budget(compute: ComputeConfig) -> dict[str, float | None]:
-    """Return what a training may cost and what a second of it costs. Raises ComputeError for a limit without a known price."""
+def _budget(compute: ComputeConfig) -> Budget:
+    """Return the budget of a training. Raises ComputeError for a limit without a known price."""
     rate = usd_per_second(compute)
     if rate is None and compute.max_cost_usd is not None:
         raise ComputeError(
             f"compute.max_cost_usd is {compute.max_cost_usd:g} but no price of {compute.gpu} is known; ask for another "
             "compute.gpu, or leave the limit out"
         )
-    return {"usd": compute.max_cost_usd, "usd_per_second": rate}
+    return Budget(usd=compute.max_cost_usd, usd_per_second=rate)
 
 
 def _find_call(client: ModalClient, job: Job) -> str | None:

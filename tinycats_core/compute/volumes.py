@@ -1,6 +1,5 @@
 """The files of trainings on Modal's volumes: sent, fetched, verified, and removed when they are old."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -74,10 +73,10 @@ def _data_there(client: ModalClient, dataset: Dataset) -> str | None:
         return client.check(dataset.sha256)["data"]
 
 
-def read_result(client: ModalClient, run: str) -> jobs.Result | None:
-    """Return the result that a finished run has left on the volume, None where there is none."""
+def read_result(client: ModalClient, run: str) -> jobs.Finished | None:
+    """Return the result that a finished run has left on the volume, None if there is none."""
     text = read_text(client, f"{run_folder(run)}/result.json")
-    return json.loads(text) if text else None
+    return jobs.Finished.model_validate_json(text) if text else None
 
 
 def read_text(client: ModalClient, path: str) -> str:

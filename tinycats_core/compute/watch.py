@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core.compute import jobs
+from tinycats_core.compute.budget import Spent
 from tinycats_core.compute.jobs import OnLog, run_folder
 from tinycats_core.compute.modal_auth import one_line
 from tinycats_core.compute.modal_client import APP, ModalClient, meaning_of
@@ -38,21 +39,19 @@ class Watch:
         self.waited = False  # whether a call was seen at work
         self.compared = ""  # the call whose settings were last held against those given
 
-    def wait(self, call_id: str) -> jobs.Result:
+    def wait(self, call_id: str) -> jobs.Finished:
         """Return the result of a call, or of the one that does its work."""
         self.heard = time.monotonic()
         try:
             while True:
-                result = self._ask(call_id)
-                if result is None:
-                    continue
-                if "error" in result:
-                    raise CallEnded(f"training on Modal ended: {result['error']}")
-                if "call_id" not in result:
-                    return result
-                call_id = result["call_id"]
-                write_json(self.state, {"run": self.run, "call_id": call_id})
-                logger.info("call %s does this training already: attached to it", call_id)
+                match self._ask(call_id):
+                    case jobs.Finished() as result:
+                        return result
+                    case jobs.Failed(error=message):
+                        raise CallEnded(f"training on Modal ended: {message}")
+                    case jobs.DoneElsewhere(call_id=call_id):
+                        write_json(self.state, {"run": self.run, "call_id": call_id})
+                        logger.info("call %s does this training already: attached to it", call_id)
         except CallEnded:
             self.state.unlink(missing_ok=True)  # another flow may have waited as well
             raise
@@ -116,28 +115,30 @@ class Watch:
         rows = [row for row in rows if _number(row) > self.seen]
         if not rows:
             return
-        meter = json.loads(read_text(self.client, f"{folder}/meter.json") or "{}")
-        self._compare(call_id, meter)
-        dollars = {} if meter.get("usd") is None else {"dollars": round(meter["usd"], 4)}
+        text = read_text(self.client, f"{folder}/meter.json")
+        spent = Spent.model_validate_json(text) if text else None
+        if spent:
+            self._compare(call_id, spent)
+        usd = None if spent is None or spent.usd is None else round(spent.usd, 4)
         self.seen = _number(rows[-1])
-        spent = f", ${dollars['dollars']:.2f} so far" if dollars else ""
-        logger.info("%d of %d on Modal%s", self.seen, rows[-1].get("steps", rows[-1].get("epochs")), spent)
+        so_far = "" if usd is None else f", ${usd:.2f} so far"
+        logger.info("%d of %d on Modal%s", self.seen, rows[-1].get("steps", rows[-1].get("epochs")), so_far)
         if self.on_log is None:
             return
         try:
             for row in rows:
-                self.on_log(row | dollars)
+                self.on_log(row if usd is None else row | {"dollars": usd})
         except Exception as error:
             logger.warning("the progress could not be shown: %s", one_line(error))
 
-    def _compare(self, call_id: str, meter: dict[str, Any]) -> None:
-        """Say once where a call was started with another GPU or limit than is given now."""
-        if call_id == self.compared or call_id != meter.get("call_id"):
+    def _compare(self, call_id: str, spent: Spent) -> None:
+        """Warn once if a call was started with another GPU or limit than is given now."""
+        if call_id == self.compared or call_id != spent.call_id:
             return
         self.compared = call_id
-        given = {"gpu": self.compute.gpu, "max_cost_usd": self.compute.max_cost_usd}
-        if other := [f"compute.{name} {meter[name]}, not {value}" for name, value in given.items() if meter[name] != value]:
-            logger.warning("call %s was started with %s; it goes on with this", call_id, " and ".join(other))
+        names = [name for name in ("gpu", "max_cost_usd") if getattr(spent, name) != getattr(self.compute, name)]
+        if other := [f"compute.{name} {getattr(spent, name)}, not {getattr(self.compute, name)}" for name in names]:
+            logger.warning("call %s was started with %s; it continues with this", call_id, " and ".join(other))
 
 
 def _number(row: dict[str, Any]) -> int:

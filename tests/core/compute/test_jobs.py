@@ -13,7 +13,7 @@ import torch
 
 from deployments.fake_modal import Claims
 from tinycats_core.compute import jobs
-from tinycats_core.compute.budget import Meter
+from tinycats_core.compute.budget import Budget, Meter
 from tinycats_core.compute.remote import generator_job
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data.preparation import prepare
@@ -73,6 +73,17 @@ def request_(dataset: Dataset) -> jobs.Request:
     return generator_job(dataset, MODEL, TRAIN).request(ComputeConfig(device="cpu"))
 
 
+def error_of(result: jobs.Result) -> str:
+    assert isinstance(result, jobs.Failed)
+    return result.error
+
+
+def done(request: jobs.Request, volumes: Volumes, work: jobs.Work = jobs.train_generator) -> jobs.Finished:
+    result = jobs.perform(request, volumes.site(), work)
+    assert isinstance(result, jobs.Finished)
+    return result
+
+
 # ---- the way through
 
 
@@ -102,13 +113,13 @@ def test_preempted_work_is_kept_then_goes_on_and_ends_as_if_it_had_not_been(
     assert [row["step"] for row in read_log(run)] == [1, 2]
     assert not (run / "result.json").exists()
 
-    result = jobs.perform(request_, volumes.site(), jobs.train_generator)
+    result = done(request_, volumes)
     here = train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu")
-    assert Trained.model_validate(result["made"]).in_folder(tmp_path / "here") == here
+    assert Trained.model_validate(result.made).in_folder(tmp_path / "here") == here
     weights = {"ema.safetensors", "ema-0.5.safetensors", "raw.safetensors"}
-    assert set(result["files"]) == weights | {"log.jsonl", "diary.jsonl", "meter.json", "samples/step-00000004.png"}
-    assert all(sha256_of(run / name) == sha256 for name, sha256 in result["files"].items())
-    assert read_json(run / "result.json") == result
+    assert set(result.files) == weights | {"log.jsonl", "diary.jsonl", "meter.json", "samples/step-00000004.png"}
+    assert all(sha256_of(run / name) == sha256 for name, sha256 in result.files.items())
+    assert read_json(run / "result.json") == result.model_dump(mode="json")
     assert [row["step"] for row in read_log(run)] == [1, 2, 3, 4]
     assert [row.get("cause") for row in RunFolder(run).diary()] == [None, signal.Signals(number).name, None, None]
     assert len(read_json(run / "meter.json")["attempts"]) == 2
@@ -120,8 +131,7 @@ def test_finished_work_is_not_done_again(volumes: Volumes, request_: jobs.Reques
     result = jobs.perform(request_, volumes.site(), jobs.train_generator)
     assert jobs.perform(request_, volumes.site(), lambda *given: pytest.fail("done again")) == result
     (volumes.outputs / "runs" / request_["run"] / "ema.safetensors").write_bytes(b"")
-    damaged = jobs.perform(request_, volumes.site(), jobs.train_generator)
-    assert "ema.safetensors" in damaged["error"]
+    assert "ema.safetensors" in error_of(jobs.perform(request_, volumes.site(), jobs.train_generator))
 
 
 def test_classifier_is_the_one_that_is_trained_here(
@@ -129,10 +139,10 @@ def test_classifier_is_the_one_that_is_trained_here(
 ) -> None:
     config = ClassifierConfig(backbone="mobilenet_v3_small", epochs=2, batch_size=8)
     request = request_ | {"classifier": config.model_dump(mode="json")}
-    result = jobs.perform(request, volumes.site(), jobs.train_classifier)
+    result = done(request, volumes, jobs.train_classifier)
     here = train_classifier(dataset, config, tmp_path / "here", "cpu")
-    assert Weights.model_validate(result["made"]).sha256 == here.sha256
-    assert set(result["files"]) == {"classifier.safetensors", "report.json", "log.jsonl", "meter.json"}
+    assert Weights.model_validate(result.made).sha256 == here.sha256
+    assert set(result.files) == {"classifier.safetensors", "report.json", "log.jsonl", "meter.json"}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
     assert [row["epoch"] for row in run.log()] == [1, 2]
 
@@ -201,7 +211,7 @@ def test_of_many_calls_at_once_one_gets_the_run(before: str | None, tmp_path: Pa
 
 def test_second_call_names_the_first_and_does_nothing(volumes: Volumes, request_: jobs.Request) -> None:
     jobs.claim(volumes.claims, request_["run"], "fc-0", lambda other: False)
-    assert jobs.perform(request_, volumes.site("fc-1"), lambda *given: pytest.fail("worked")) == {"call_id": "fc-0"}
+    assert jobs.perform(request_, volumes.site("fc-1"), lambda *given: pytest.fail("worked")) == jobs.DoneElsewhere(call_id="fc-0")
     assert not list(volumes.outputs.iterdir())
 
 
@@ -225,26 +235,26 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
     request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
-    stopped = jobs.perform(request, volumes.site(), work)
+    stopped = error_of(jobs.perform(request, volumes.site(), work))
     last = run.checkpoints()[0]
     assert (run.diary()[-1]["step"], run.diary()[-1]["cause"]) == (2, "budget")
-    assert stopped["error"].startswith("$")
-    assert stopped["error"].endswith(
-        f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to go on from {last.name}"
+    assert stopped.startswith("$")
+    assert stopped.endswith(
+        f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to resume from {last.name}"
     )
     assert sum(read_json(run.path / "meter.json")["attempts"]) >= 0.001
 
     again = jobs.perform(request, volumes.site(), lambda *given: pytest.fail("worked"))
-    assert "compute.max_cost_usd is 0.01" in again["error"]
+    assert "compute.max_cost_usd is 0.01" in error_of(again)
 
-    result = jobs.perform(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes.site(), jobs.train_generator)
-    assert result["made"]["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
+    result = done(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes)
+    assert result.made["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
 
 
 def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
     def attempt(usd: float | None, rate: float | None) -> Meter:
-        budget = {"usd": usd, "usd_per_second": rate}
+        budget = Budget(usd=usd, usd_per_second=rate)
         meter = Meter(tmp_path / "meter.json", "fc-0", "T4", budget)
         meter.since -= 100.0
         return meter
@@ -261,7 +271,7 @@ def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:
     assert stop.reason == "budget"
     attempt(None, None).write()
     with (
-        pytest.raises(ComputeError, match="an earlier attempt was on a GPU of which no price is known"),
+        pytest.raises(ComputeError, match="an earlier attempt was on a GPU without a known price"),
         attempt(9, 0.1).running(Stop()),
     ):
         pass
@@ -286,7 +296,7 @@ def test_what_no_retry_can_mend_is_returned(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     result = jobs.perform(request_ | change, volumes.site(), jobs.train_generator)
     with pytest.raises(TrainingError, match=message):
-        raise TrainingError(result["error"])
+        raise TrainingError(error_of(result))
 
 
 def test_stale_code_claims_nothing(volumes: Volumes, request_: jobs.Request) -> None:
@@ -306,7 +316,7 @@ def test_data_that_is_not_what_was_asked_for(
     damage: Callable[[Path], object], message: str, volumes: Volumes, request_: jobs.Request
 ) -> None:
     damage(next(volumes.data.rglob("images.safetensors")))
-    assert message in jobs.perform(request_, volumes.site(), jobs.train_generator)["error"]
+    assert message in error_of(jobs.perform(request_, volumes.site(), jobs.train_generator))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +332,7 @@ def test_errors_that_come_back_with_a_remedy(volumes: Volumes, request_: jobs.Re
     def work(*given: Any) -> Weights:
         raise error
 
-    answer = jobs.perform(request_, volumes.site(), work)["error"]
+    answer = error_of(jobs.perform(request_, volumes.site(), work))
     with pytest.raises(TrainingError, match=message):
         raise TrainingError(answer)
     assert len(volumes.kept) == 2
@@ -335,7 +345,7 @@ def test_a_checkpoint_that_does_not_fit_is_a_full_volume(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tinycats_core.training.run_folder.write_safetensors", full)
-    answer = jobs.perform(request_, volumes.site(), jobs.train_generator)["error"]
+    answer = error_of(jobs.perform(request_, volumes.site(), jobs.train_generator))
     assert answer.startswith("the outputs volume is full: the checkpoint of step 1 could not be written")
 
 
