@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.serve import DEFAULT_URL, answers, server_url
-from tinycats_core.config import PRESETS
+from tinycats_core.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SERVE = [sys.executable, "-m", "deployments.serve"]
