@@ -22,7 +22,7 @@ from tinycats_core.data.preparation import prepare
 from tinycats_core.errors import ComputeError, ModalUnreachable
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json, write_json
-from tinycats_core.records import Dataset, Weights
+from tinycats_core.records import Dataset, Trained
 from tinycats_core.training import recipe
 from tinycats_core.training.run_folder import read_log
 from tinycats_core.training.start import train
@@ -34,7 +34,7 @@ LONG = TRAIN.model_copy(update={"steps": 1_000_000, "checkpoint_every": 50, "sam
 COMPUTE = ComputeConfig(where="modal", device="cpu", gpu="T4", poll_seconds=0.1, patience_minutes=0)
 RUN = Path("outputs") / "runs"
 
-Finished = tuple[Path, Weights, list[dict]]
+Finished = tuple[Path, Trained, list[dict]]
 
 
 class Replay(FakeModal):
@@ -71,8 +71,8 @@ def job(dataset: Dataset) -> Job:
 def finished(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A Modal on which one whole training was run through the client: its folder, what came back, the rows reported."""
     modal_root, rows = tmp_path_factory.mktemp("modal"), []
-    checkpoint = train_on_modal(job, COMPUTE, tmp_path_factory.mktemp("run"), rows.append, FakeModal(modal_root))
-    return modal_root, checkpoint, rows
+    trained = train_on_modal(job, COMPUTE, tmp_path_factory.mktemp("run"), rows.append, FakeModal(modal_root))
+    return modal_root, trained, rows
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ def until(true: Any, seconds: float = 240.0) -> Any:
 
 
 def test_result_is_that_of_training_here(finished: Finished, dataset: Dataset, tmp_path: Path) -> None:
-    root, checkpoint, rows = finished
+    root, trained, rows = finished
     here = train(dataset, MODEL, TRAIN, tmp_path, "cpu")
-    there = checkpoint.verify().path.parent
-    assert checkpoint.content == here.content
+    there = trained.verify().ema.path.parent
+    assert trained.content == here.content
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
     seconds = sum(read_json(there / "meter.json")["attempts"])
@@ -119,7 +119,7 @@ def test_result_is_that_of_training_here(finished: Finished, dataset: Dataset, t
         *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "meter.json", "modal_call.json", "raw.safetensors"),
         "samples",
     ]
-    assert [other.path for other in checkpoint.files] == [
+    assert [other.path for other in trained.files] == [
         there / "ema.safetensors",
         there / "ema-0.5.safetensors",
         there / "raw.safetensors",
@@ -141,9 +141,9 @@ def test_classifier_is_trained_there_too(dataset: Dataset, client: FakeModal, tm
 
 
 def test_finished_run_asks_modal_nothing(finished: Finished, job: Job) -> None:
-    checkpoint = finished[1]
+    trained = finished[1]
     client = remote.ModalClient({"check": "nothing that could be called"})
-    assert train_on_modal(job, COMPUTE, checkpoint.path.parent, client=client) == checkpoint
+    assert train_on_modal(job, COMPUTE, trained.ema.path.parent, client=client) == trained
 
 
 def test_finished_run_is_brought_here_without_a_call(finished: Finished, job: Job, tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_finished_run_is_brought_here_without_a_call(finished: Finished, job: Jo
 
 def test_weights_that_were_damaged_here_are_brought_here_anew(finished: Finished, job: Job, tmp_path: Path) -> None:
     client = Replay(finished[0])
-    checkpoint = train_on_modal(job, COMPUTE, tmp_path, client=client)
-    checkpoint.path.write_bytes(b"?")
+    trained = train_on_modal(job, COMPUTE, tmp_path, client=client)
+    trained.ema.path.write_bytes(b"?")
     assert train_on_modal(job, COMPUTE, tmp_path, client=client).is_intact()
     assert client.spawned == 0
 
@@ -183,7 +183,7 @@ def test_data_is_uploaded_once_and_again_when_it_is_damaged_there(
     replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "upload", lambda files: pytest.fail("uploaded again"))
-    assert train_on_modal(job, COMPUTE, tmp_path / "a", client=replay).step == 6
+    assert train_on_modal(job, COMPUTE, tmp_path / "a", client=replay).ema.step == 6
     monkeypatch.undo()
     folder = replay.root / "data" / jobs.data_folder(job.dataset.sha256)
     for name, damage in (("manifest.json", b"{"), ("images.safetensors", None)):
@@ -259,7 +259,7 @@ def test_killed_between_the_start_of_a_call_and_its_note_only_one_call_trains(jo
             return super().spawn(function, request, compute)
 
     folders = [tmp_path / "a", tmp_path / "b"]
-    made: list[Weights] = []
+    made: list[Trained] = []
     threads = [
         threading.Thread(target=lambda folder=folder: made.append(train_on_modal(job, compute, folder, None, Slow(client.root))))
         for folder in folders
@@ -271,7 +271,7 @@ def test_killed_between_the_start_of_a_call_and_its_note_only_one_call_trains(jo
     assert len(client.calls()) == 2
     assert made[0].content == made[1].content
     answers = [read_json(client.root / "calls" / call_id / "outcome.json")["result"] for call_id in client.calls()]
-    (owner,) = [answer["call_id"] for answer in answers if "call_id" in answer]
+    (owner,) = [answer["call_id"] for answer in answers if answer["kind"] == "elsewhere"]
     starts = [row for row in (folders[0] / "diary.jsonl").read_text().splitlines() if '"start"' in row or '"resume"' in row]
     assert len(starts) == 1
     assert [read_json(folder / "modal_call.json")["call_id"] for folder in folders].count(owner) >= 1
@@ -343,7 +343,7 @@ def test_progress_that_cannot_be_shown_stops_no_training(
     def show(row: dict[str, Any]) -> None:
         raise OSError("no server")
 
-    assert train_on_modal(job, COMPUTE, tmp_path, show, replay).step == 6
+    assert train_on_modal(job, COMPUTE, tmp_path, show, replay).ema.step == 6
     assert "the progress could not be shown: no server" in caplog.text
 
 
@@ -389,7 +389,7 @@ def test_call_goes_on_with_what_it_was_started_with(
     rows: list[dict] = []
     other = COMPUTE.model_copy(update={"gpu": "H100", "max_cost_usd": 5.0})
     train_on_modal(job, other, tmp_path / "a", rows.append, replay)
-    said = "call fc-0000 was started with compute.gpu T4, not H100 and compute.max_cost_usd None, not 5.0; it goes on with this"
+    said = "call fc-0000 was started with compute.gpu T4, not H100 and compute.max_cost_usd None, not 5.0; it continues with this"
     assert caplog.text.count(said) == 1
     assert rows[-1]["dollars"] == round(read_json(tmp_path / "a" / "meter.json")["usd"], 4)
     caplog.clear()
@@ -400,7 +400,7 @@ def test_call_goes_on_with_what_it_was_started_with(
 def test_error_of_a_call_that_was_waited_for_ends_the_command(
     replay: Replay, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: list[Any] = [TimeoutError(), {"error": "the loss is not finite"}]
+    answers: list[Any] = [TimeoutError(), jobs.Failed(error="the loss is not finite")]
 
     def poll(call_id: str, seconds: float) -> jobs.Result:
         if isinstance(answer := answers.pop(0), Exception):
@@ -422,7 +422,7 @@ def test_an_outage_is_waited_for(replay: Replay, job: Job, tmp_path: Path, caplo
     replay.outcome = modal_errors.ConnectionError("no route")
     timer = threading.Timer(0.5, lambda: setattr(replay, "outcome", None))
     timer.start()
-    assert train_on_modal(job, patient, tmp_path, client=replay).step == 6
+    assert train_on_modal(job, patient, tmp_path, client=replay).ema.step == 6
     assert "no route" in caplog.text
     assert "trying again for up to 1 minutes" in caplog.text
     assert replay.spawned == 1
@@ -441,7 +441,7 @@ def test_a_volume_that_cannot_be_read_is_waited_for(
 
     monkeypatch.setattr(replay, "read", read)
     patient = COMPUTE.model_copy(update={"patience_minutes": 1.0, "poll_seconds": 0.05})
-    assert train_on_modal(job, patient, tmp_path, client=replay).step == 6
+    assert train_on_modal(job, patient, tmp_path, client=replay).ema.step == 6
     assert "status 500" in caplog.text
     assert not left
 
@@ -452,7 +452,7 @@ def test_an_outage_that_lasts_leaves_the_call_and_the_next_run_attaches(replay: 
         train_on_modal(job, COMPUTE.model_copy(update={"patience_minutes": 0.002, "poll_seconds": 0.05}), tmp_path, client=replay)
     assert read_json(tmp_path / "modal_call.json")["call_id"] == "fc-0000"
     replay.outcome = None
-    assert train_on_modal(job, COMPUTE, tmp_path, client=replay).step == 6
+    assert train_on_modal(job, COMPUTE, tmp_path, client=replay).ema.step == 6
     assert replay.spawned == 1
 
 
@@ -546,9 +546,9 @@ def test_container_that_is_killed_is_tried_again_and_goes_on(job: Job, client: F
     longer = generator_job(job.dataset, MODEL, slow)
     with pytest.raises(CallEnded, match="killed by signal 9"):
         train_on_modal(longer, COMPUTE.model_copy(update={"retries": 0}), tmp_path / "run", kill, client)
-    checkpoint = train_on_modal(longer, COMPUTE, tmp_path / "run", lambda row: rows.append(row["step"]), client)
+    trained = train_on_modal(longer, COMPUTE, tmp_path / "run", lambda row: rows.append(row["step"]), client)
     assert client.calls() == ["fc-0000", "fc-0001"]
-    assert checkpoint.content == train(job.dataset, MODEL, slow, tmp_path / "here", "cpu").content
+    assert trained.content == train(job.dataset, MODEL, slow, tmp_path / "here", "cpu").content
 
 
 def test_error_that_the_body_returns_is_not_tried_again(job: Job, client: FakeModal, tmp_path: Path) -> None:
@@ -566,7 +566,7 @@ def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
     second = 0.5904 / 3600  # of a T4
     for seconds in (3.0, 6.0, 6.0):
         poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * second})
-        with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to go on from "):
+        with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to resume from "):
             train_on_modal(long, poor, tmp_path / "run", client=client)
         assert list((tmp_path / "run").iterdir()) == []
         write_json(tmp_path / "run" / "modal_call.json", {"run": long.run, "call_id": client.calls()[-1]})  # if nobody had watched
