@@ -150,10 +150,10 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
         config = resolve(preset, parse_overrides(overrides))
         compute = config.compute.model_copy(update={"where": "modal"})
         costs.check_budget(costs.estimate(config.model, config.train, compute), compute)
-        dataset = prepare(config.data, home() / "data")
+        dataset = prepare(config.data, home("data"))
         job = remote.generator_job(dataset, config.model, config.train)
         client = remote.ModalClient({"check": check, "train_generator": train_generator})
-        folder = home() / "modal" / job.run
+        folder = home("modal") / job.run
         checkpoint = remote.train_on_modal(job, compute, folder, lambda row: print(json.dumps(row)), client)
         print(f"{checkpoint.ema.path}  sha256 {checkpoint.ema.sha256}")
 

@@ -14,7 +14,7 @@ def prepare_data(config: DataConfig) -> Dataset:
     """Decode the images once into one tensor file, downloading them first where they come from the network."""
     log().info("preparing %s at %d px", config.folder or config.source, config.image_size)
     bar = show.progress("data-progress", "Decoding the images")
-    dataset = preparation.prepare(config, home() / "data", on_progress=bar)
+    dataset = preparation.prepare(config, home("data"), on_progress=bar)
     bar(1.0, "done")
     counts = dataset.train_count, dataset.val_count, dataset.test_count
     log().info("%d training, %d validation and %d test images in %s", *counts, dataset.path.parent)

@@ -23,7 +23,7 @@ def measure(
     samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, compute: ComputeConfig
 ) -> FidelityReport:
     """Measure the images against the test images, beside real images as the floor."""
-    report = fidelity.evaluate(samples, dataset, config, classifier, home() / "evaluations", compute.device)
+    report = fidelity.evaluate(samples, dataset, config, classifier, home("evaluations"), compute.device)
     frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
     show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the test images")
     if report.classes:
@@ -48,7 +48,7 @@ def present(report: FidelityReport, title: str) -> FidelityReport:
 @task
 def decide(report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig) -> Decision:
     """Compare the candidate with the bars and with the published release. Not cached, so that every run shows it."""
-    folder = home() / "decisions" / key_of(report, baseline, config)
+    folder = home("decisions") / key_of(report, baseline, config)
     decision = gate.decide(report, baseline, published.version if published else None, config, folder)
     columns = {
         "candidate": report.metrics,

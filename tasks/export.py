@@ -15,19 +15,19 @@ from tinycats_core.release import export, inference
 @stage(version=1)
 def export_onnx(checkpoint: Weights, config: ExportConfig) -> OnnxModel:
     """Write the denoiser as ONNX, with a dynamic batch."""
-    return export.export_denoiser(checkpoint, config, home() / "export" / key_of(checkpoint, config))
+    return export.export_denoiser(checkpoint, config, home("export") / key_of(checkpoint, config))
 
 
 @stage(version=1)
 def quantize(model: OnnxModel) -> OnnxModel:
     """Write the ONNX file again with int8 weights."""
-    return export.quantize(model, home() / "export" / key_of(model))
+    return export.quantize(model, home("export") / key_of(model))
 
 
 @stage(version=3)
 def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size."""
-    checked = export.check(checkpoint, model, config, home() / "export" / key_of(checkpoint, model, config))
+    checked = export.check(checkpoint, model, config, home("export") / key_of(checkpoint, model, config))
     show.table(f"onnx-{model.precision}", _frame(checked), f"denoiser-{model.precision}.onnx against PyTorch")
     return checked
 
@@ -35,7 +35,7 @@ def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> O
 @stage(version=1)
 def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
-    folder = home() / "export" / key_of(checkpoint, models, config, device)
+    folder = home("export") / key_of(checkpoint, models, config, device)
     report = inference.benchmark(checkpoint, models, config, folder, device)
     machine = report.facts["machine"]
     what = f"Whole images in {config.steps} steps on {machine['cpu']}, threads: {machine['torch_threads']}"
@@ -49,7 +49,7 @@ def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config
 @stage(version=1)
 def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig) -> OnnxModel:
     """Write the breed classifier as ONNX, and compare it with the network it was made from on real images."""
-    folder = home() / "export" / key_of(checkpoint, dataset, config)
+    folder = home("export") / key_of(checkpoint, dataset, config)
     model = export.export_classifier(checkpoint, dataset, config, folder)
     show.table("onnx-classifier", _frame(model), "classifier.onnx against PyTorch")
     return model

@@ -28,7 +28,7 @@ class Approval(RunInput):
 def find_published(config: PublishConfig) -> Release | None:
     """Look up the published release of this name, and verify every file of it."""
     if config.to == "hub":
-        published = hub.download_release(hub.check_credentials(config), home() / "downloads")
+        published = hub.download_release(hub.check_credentials(config), home("downloads"))
     else:
         published = registry.find_published(config)
     log().info("published now: %s", f"{published.name} {published.version}" if published else "nothing yet")
@@ -40,7 +40,7 @@ def open_release(where: str) -> Release:
     """Open a release folder, or `hub:owner/name`, and verify every file of it."""
     if not where.startswith("hub:"):
         return manifest.read_release(Path(where))
-    release = hub.download_release(where.removeprefix("hub:"), home() / "downloads")
+    release = hub.download_release(where.removeprefix("hub:"), home("downloads"))
     if release is None:
         raise RegistryError(f"{where} holds no release. Publish one first, or give another repository.")
     return release
@@ -83,7 +83,7 @@ def publish(release: Release, config: PublishConfig, instead_of: str | None) -> 
 def read_back(release: Release, config: PublishConfig) -> Release:
     """Read the published release as a user would, and verify every file of it."""
     if config.to == "hub":
-        hub.read_back(release, home() / "downloads")
+        hub.read_back(release, home("downloads"))
     elif (found := registry.find_published(config)) is None or found.version != release.version:
         raise RegistryError(
             f"{release.name} {release.version} was published, but {found.version if found else 'nothing'} is found in "

@@ -18,7 +18,7 @@ def generate_samples(
     model: Weights | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
     """Draw `count` images with the classes in the proportions of the test images, anew for each occasion."""
-    path = home() / "samples" / key_of(model, dataset, config, count, occasion) / "samples.safetensors"
+    path = home("samples") / key_of(model, dataset, config, count, occasion) / "samples.safetensors"
     samples = draw_samples(model, dataset, config, count, path, compute.device, occasion)
     images, labels = sampling.load_samples(samples)
     sheet = pictures.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
@@ -29,7 +29,7 @@ def generate_samples(
 @stage(version=1)
 def compare_with_raw(ema: Weights, raw: Weights, config: SampleConfig, compute: ComputeConfig) -> Picture:
     """Draw from the EMA weights and from the raw weights, with the same noise and classes."""
-    path = home() / "samples" / key_of(ema, raw, config) / "ema_and_raw.png"
+    path = home("samples") / key_of(ema, raw, config) / "ema_and_raw.png"
     picture = sampling.draw_ema_and_raw(ema, raw, config, path, pick_device(compute.device))
     with Image.open(path) as sheet:
         show.picture("ema-and-raw", sheet, "From the same noise: the shipped EMA weights, and the raw weights to their right")

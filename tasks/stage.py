@@ -66,7 +66,7 @@ def stage(version: int, beside: tuple[str, ...] = (), **options: Any) -> Callabl
             fn=run,
             cache_policy=ByContent(version=version, beside=beside),
             persist_result=True,
-            result_storage=home() / "results",
+            result_storage=home("results"),
             result_serializer="json",
             cache_result_in_memory=False,
             **options,
@@ -121,7 +121,7 @@ class ByContent(CachePolicy):
         return key
 
     def _forget(self, key: str) -> None:
-        (home() / "results" / key).unlink(missing_ok=True)
+        (home("results") / key).unlink(missing_ok=True)
 
     def _is_intact(self, result: Any) -> bool:
         if isinstance(result, Release):

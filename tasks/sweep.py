@@ -27,7 +27,7 @@ def choose_sampling(
         options,
         config,
         classifier,
-        home() / "evaluations",
+        home("evaluations"),
         compute.device,
         on_row=lambda done, total: bar(done / total, f"{done} of {total}"),
     )

@@ -17,7 +17,7 @@ from tinycats_core.training import loop, recipe, run_folder, start
 @stage(version=classifier.VERSION, beside=("report.json",), **NETWORK)
 def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Weights:
     """Train the network that tells the breeds, here or on Modal."""
-    folder = home() / "classifier" / key_of(classifier.VERSION, dataset, config)
+    folder = home("classifier") / key_of(classifier.VERSION, dataset, config)
     bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
 
     def on_log(row: dict) -> None:
@@ -41,7 +41,7 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
 @stage(version=recipe.VERSION, **NETWORK)
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Trained:
     """Train the generator, here or on Modal. Run again, it resumes from the last checkpoint."""
-    folder = home() / "training" / key_of(recipe.VERSION, dataset, model, train)
+    folder = home("training") / key_of(recipe.VERSION, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 

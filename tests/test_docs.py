@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import yaml
@@ -18,6 +18,7 @@ import yaml
 from benchmarks.recipe import __main__ as recipe
 from flows import cli
 from tinycats_core.config import ReleaseConfig
+from tinycats_core.files import HOME, HomeFolder
 from tinycats_core.presets import PRESETS, resolve
 from tinycats_core.release import inference
 
@@ -272,7 +273,8 @@ def test_python_in_the_pages_imports(page: str):
     for node in [node for text in code for node in ast.walk(ast.parse(text))]:
         if isinstance(node, ast.ImportFrom):
             module = import_module(node.module or "")
-            assert {name.name for name in node.names} <= vars(module).keys(), node.module
+            missing = {name.name for name in node.names} - vars(module).keys()
+            assert all(find_spec(f"{node.module}.{name}") for name in missing), node.module  # or modules of a package
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {' '.join(command.words)[:60]}")
@@ -329,3 +331,9 @@ def test_every_command_is_executed_by_a_test_or_marked():
 def test_phrases_that_contributing_rules_out_do_not_come_back(page: str):
     said = " ".join(TEXTS[page].split())
     assert [phrase for phrase in PURGED if phrase in said] == []
+
+
+def test_the_map_of_the_home_is_the_one_that_the_code_goes_by():
+    section = TEXTS["docs/operating.md"].split("## Where files are stored")[1].split("\n## ")[0]
+    first_cells = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)/`", first_cells)) == set(HOME) == set(get_args(HomeFolder))

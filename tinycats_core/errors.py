@@ -73,4 +73,4 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except TinycatsError as error:
-        raise SystemExit(report_error(error)) from None
+        raise SystemExit(f"error: {error}") from None

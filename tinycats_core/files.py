@@ -8,10 +8,25 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tinycats_core.errors import TinycatsError
 
+HomeFolder = Literal[
+    "data", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results"
+]
+HOME: dict[HomeFolder, str] = {  # the map of home()
+    "data": "decoded data sets, and downloaded archives",
+    "classifier": "a folder for each trained breed classifier",
+    "training": "a folder for each run: checkpoints, weights, log and diary",
+    "modal": "the weights that `modal run deployments/modal_app.py::train` downloads",
+    "evaluations": "reports, sweeps, and cached features of real images",
+    "samples": "sample sets",
+    "decisions": "decisions of the gate",
+    "export": "ONNX files and their checks",
+    "downloads": "releases from the Hub",
+    "results": "Prefect's task results: the cache of the stages",
+}
 _UMASK = os.umask(0o077)  # there is no way to read it but to set it
 
 os.umask(_UMASK)
@@ -128,15 +143,15 @@ def expanded(path: str | Path) -> Path:
         raise ValueError(f"{Path(path).parts[0]} is the folder of a user who is not known here; write the path in full") from None
 
 
-def home() -> Path:
-    """Return the folder that holds everything a run makes before it is released (TINYCATS_HOME, or .tinycats).
+def home(folder: HomeFolder | None = None) -> Path:
+    """Return the folder for everything that is made before a release (TINYCATS_HOME, or .tinycats), or one of HOME in it.
 
     Raises:
         TinycatsError: it is below the folder of a user who is not known.
     """
     named = os.environ.get("TINYCATS_HOME") or ".tinycats"
     try:
-        return expanded(named)
+        return expanded(named) / (folder or "")
     except ValueError as error:
         raise TinycatsError(f"TINYCATS_HOME is {named!r}: {error}") from None
 

@@ -140,7 +140,7 @@ def test_a_release_is_evaluated_alone_and_gives_its_own_numbers(latest: Path) ->
 
 
 def test_the_classifier_is_trained_alone(tiny: dict[str, Any]) -> None:
-    own = {**tiny, "classifier": {**tiny["classifier"], "seed": 7}}  # which no other test has trained
+    own = {**tiny, "classifier": {**tiny["classifier"], "epochs": 1, "seed": 7}}  # which no other test has trained
     state = train_classifier("smoke", own, return_state=True)
     classifier = state.result()
     assert isinstance(classifier, Weights)

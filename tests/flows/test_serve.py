@@ -1,6 +1,5 @@
 """`make serve` as a user meets it: a server, a worker and every deployment, until Ctrl-C."""
 
-import json
 import os
 import signal
 import socket
@@ -13,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.serve import DEFAULT_URL, answers, server_url
+from tinycats_core.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SERVE = [sys.executable, "-m", "deployments.serve"]
+NAMES = {
+    *(f"release-model/{preset}" for preset in PRESETS),
+    "nightly-eval/nightly",
+    "evaluate-model/published",
+    "train-classifier/smoke",
+}
 
 
 @pytest.fixture
@@ -46,26 +56,40 @@ def served(environment: dict[str, str], tmp_path: Path) -> Iterator[subprocess.P
     process.wait()
 
 
-def prefect(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def ended(client: SyncPrefectClient, run: FlowRun) -> State:
+    """Wait until the worker has brought a run to its end, and return how it ended."""
+    deadline = time.monotonic() + 240
+    while not (state := client.read_flow_run(run.id).state) or not state.is_final():
+        assert time.monotonic() < deadline, state
+        time.sleep(0.2)
+    return state
 
 
 def test_a_deployment_runs_in_the_worker_and_everything_stops(
     served: subprocess.Popen[bytes], environment: dict[str, str], tiny: dict[str, Any]
 ) -> None:
-    parameters = json.dumps({"preset": "smoke", "overrides": tiny})
-    done = prefect(environment, "deployment", "run", "train-classifier/smoke", "--params", parameters, "--watch")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Completed" in done.stdout
+    with (
+        temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        deployed = {f"{flows[item.flow_id]}/{item.name}": item for item in client.read_deployments()}
+        assert deployed.keys() == NAMES  # with a FastAPI that Prefect does not know, the second one is answered with a 422
+        assert [item.schedule.model_dump()["cron"] for item in deployed["nightly-eval/nightly"].schedules] == ["0 3 * * *"]
+        for item in deployed.values():
+            assert item.pull_steps
+            assert item.pull_steps[0]["prefect.deployments.steps.set_working_directory"] == {"directory": str(ROOT)}
 
-    refused = prefect(environment, "deployment", "run", "release-model/high-accuracy", "--watch")
-    assert refused.returncode != 0
-    assert "Failed" in refused.stdout
+        parameters = {"preset": "smoke", "overrides": tiny}
+        done = client.create_flow_run_from_deployment(deployed["train-classifier/smoke"].id, parameters=parameters)
+        refused = client.create_flow_run_from_deployment(deployed["release-model/high-accuracy"].id)
+        assert ended(client, done).is_completed()
+        assert ended(client, refused).is_failed()
 
-    # With SQLAlchemy 2.1 the server accepts a schedule and never makes a run of it.
-    scheduled = prefect(environment, "flow-run", "ls", "--flow-name", "nightly-eval", "--state-type", "SCHEDULED", "-o", "json")
-    assert json.loads(scheduled.stdout)
+        # With SQLAlchemy 2.1 the server accepts a schedule and never makes a run of it.
+        nightly = FlowFilter(name=FlowFilterName(any_=["nightly-eval"]))
+        scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+        assert client.read_flow_runs(flow_filter=nightly, flow_run_filter=scheduled)
 
     served.send_signal(signal.SIGINT)
     assert served.wait(60) == 0

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
 from prefect.flow_runs import resume_flow_run
 
 from tasks.publishing import wait_for_approval
@@ -29,15 +29,16 @@ def asking(approval: bool, release: Release) -> str:
 
 
 def answer(publish: bool) -> threading.Thread:
-    """Answer, as a person does in Prefect's pages, the first flow run that waits."""
+    """Answer, as a person does in Prefect's pages, the first run of `asking` that waits."""
 
     def wait_and_answer() -> None:
+        ours = FlowFilter(name=FlowFilterName(any_=["asking"]))
         paused = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Paused"])))
         runs: list[UUID] = []
         with get_client(sync_client=True) as client:
             while not runs:
                 time.sleep(0.2)
-                runs = [run.id for run in client.read_flow_runs(flow_run_filter=paused)]
+                runs = [run.id for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=paused)]
         resume_flow_run(runs[0], run_input={"publish": publish})
 
     thread = threading.Thread(target=wait_and_answer, daemon=True)

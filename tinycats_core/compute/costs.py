@@ -264,7 +264,7 @@ def _charge(hardware: Hardware) -> str:
 
 def _records() -> list[dict[str, Any]]:
     """Return what the trainings below `home()` took."""
-    return [_read(path) for path in sorted((home() / "training").glob("*/cost.json"))]
+    return [_read(path) for path in sorted(home("training").glob("*/cost.json"))]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trained networks as ONNX files, and the proof that they compute what PyTorch computes: denoiser and classifier."""
+"""The trained networks as ONNX files, and the check that they compute what PyTorch computes: denoiser and classifier."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def export_denoiser(checkpoint: Weights, config: ExportConfig, folder: Path) -> 
     Raises:
         ExportError: the network cannot be expressed in this opset.
     """
-    network, header = load_generator(checkpoint.verify().path)
+    network, header = load_generator(checkpoint.path)
     size = network.config.image_size
     example = (torch.zeros(2, 3, size, size), torch.tensor([0.25, 0.75]), torch.tensor([0, network.config.num_classes]))
     model = _trace(network, example, INPUTS, OUTPUT, config.opset)
@@ -62,7 +62,7 @@ def export_denoiser(checkpoint: Weights, config: ExportConfig, folder: Path) -> 
 def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
     """Write a copy whose matrix products use int8 weights, one scale for each column, and int8 activations.
 
-    The activations' scale is found anew at each call (dynamic quantisation), over the whole batch: the result for one image
+    The activations' scale is computed at each call (dynamic quantisation), over the whole batch: the result for one image
     depends a little on its neighbours. The last layer, under 1 % of the weights, stays in fp32: on a trained network of
     1.3M parameters that took the largest relative error from 3.2 % to 1.3 %.
     """
@@ -70,7 +70,7 @@ def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    source = onnx.load(model.verify().path)
+    source = onnx.load(model.path)
     weights = {initializer.name for initializer in source.graph.initializer}
     products = [node.name for node in source.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +88,7 @@ def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
 
 
 def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: Path) -> OnnxModel:
-    """Measure an ONNX file against the network that it was made of, and return its record with what was found.
+    """Measure an ONNX file against the network that it was made of, and return its record with the measurements.
 
     Parity: the relative error ‖a − b‖ / ‖b‖ of the velocity at several times, for every class and the null class, in batches
     of 1 and 3, on the states that the network itself passes through on its way from noise to image.
@@ -96,8 +96,8 @@ def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: P
     Raises:
         ExportError: the file is damaged, of another network, or its error exceeds the tolerance of its precision.
     """
-    network, header = load_generator(checkpoint.verify().path)
-    session = open_session(model.verify().path, DENOISER)
+    network, header = load_generator(checkpoint.path)
+    session = open_session(model.path, DENOISER)
     _require_same(session, header, checkpoint, model)
     velocity = OnnxVelocity(session)
     errors = _relative_errors(network, velocity)
@@ -123,17 +123,17 @@ def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: P
 
 
 def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig, folder: Path) -> OnnxModel:
-    """Write the breed classifier as `classifier.onnx`: images (B, 3, S, S) uint8 to logits (B, classes) f32. Return what was found.
+    """Write the breed classifier as `classifier.onnx`: images (B, 3, S, S) uint8 to logits (B, classes) f32.
 
     The file normalises the images itself. Its metadata says what it is: classes, image size, what the images are, and the
     sha256 of the weights. Parity: the largest difference of a logit from PyTorch's, by the largest logit, and the share of
-    images that are put into the same class, over up to 256 held-out images (of the training where none are held out).
+    images that are put into the same class, over up to 256 held-out images (training images if none are held out).
 
     Raises:
         ExportError: the network cannot be expressed in this opset, the images are not of its size, or the error exceeds
             export.fp32_tolerance. No file is left then.
     """
-    network = load_classifier(checkpoint.verify().path)
+    network = load_classifier(checkpoint.path)
     size = network.image_size
     if dataset.image_size != size:
         raise ExportError(

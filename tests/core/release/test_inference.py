@@ -84,7 +84,7 @@ def test_what_cannot_be_measured_is_named(
     sample = parts["choice"].sample
     with pytest.raises(CheckpointError, match=r"absent.safetensors does not exist"):
         inference.measure(tmp_path / "absent.safetensors", {}, sample, "cpu")
-    with pytest.raises(TinycatsError, match=r"denoiser-fp32.onnx is gone"):
+    with pytest.raises(TinycatsError, match=r"denoiser-fp32.onnx does not exist"):
         inference.benchmark(checkpoint, [fp32.model_copy(update={"path": tmp_path / "denoiser-fp32.onnx"})], sample, tmp_path)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(checkpoint.path.read_bytes()[:-4] + b"\1\2\3\4")
