@@ -5,7 +5,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor
 
-from tinycats_core.errors import DataError
+from tinycats_core.errors import DataError, TinycatsError
 from tinycats_core.files import read_json
 from tinycats_core.records import Dataset
 
@@ -13,7 +13,15 @@ Split = Literal["train", "val", "test"]
 
 
 def load_split(dataset: Dataset, split: Split) -> tuple[Tensor, Tensor]:
-    """Return images uint8 (N, 3, S, S) and labels int64 (N,) of one split. The file is trusted: a stage verifies its arguments."""
+    """Return images uint8 (N, 3, S, S) and labels int64 (N,) of one split.
+
+    The file's bytes are trusted: a stage verifies its arguments.
+
+    Raises:
+        TinycatsError: the file is missing.
+    """
+    if not dataset.path.is_file():
+        raise TinycatsError(f"{dataset.path} is gone. Run the stage that makes it again.")
     with safe_open(dataset.path, framework="pt") as file:
         return file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels")
 
