@@ -247,7 +247,7 @@ def test_second_orchestrator_finds_the_call_of_the_first(job: Job, client: FakeM
     second = train_on_modal(job, COMPUTE, tmp_path / "b", None, client)
     first.join()
     assert client.calls() == ["fc-0000"]
-    assert second.path.read_bytes() == (tmp_path / "a" / "ema.safetensors").read_bytes()
+    assert second.ema.path.read_bytes() == (tmp_path / "a" / "ema.safetensors").read_bytes()
 
 
 def test_killed_between_the_start_of_a_call_and_its_note_only_one_call_trains(job: Job, client: FakeModal, tmp_path: Path) -> None:
