@@ -83,9 +83,9 @@ def _verify(arguments: Any) -> None:
 
 def _files_of(value: Any) -> Iterator[FileRecord]:
     match value:
-        case Record():
-            yield from value.files
-        case Part():
+        case Record() | Part():
+            if isinstance(value, Record):
+                yield from value.files
             yield from _files_of([getattr(value, name) for name in type(value).model_fields])
         case dict():
             yield from _files_of(list(value.values()))

@@ -6,6 +6,7 @@ together they take longest.
 """
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
@@ -62,11 +63,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """A Prefect server with an empty database, which flows and tasks of this process use. Returns its address."""
+    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
+        server = SubprocessASGIServer().server_process  # that of the harness
+        assert server
+        # However this process ends, its end of the pipe closes, and the server ends with it: a worker of pytest-xdist is
+        # killed, without a chance to stop what it started, when its controller is interrupted.
+        watch = ["sh", "-c", 'trap "" INT; read -r _; kill "$1" 2>/dev/null', "sh", str(server.pid)]
+        with subprocess.Popen(watch, stdin=subprocess.PIPE):
+            yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture

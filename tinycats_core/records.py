@@ -155,10 +155,6 @@ class Choice(FileRecord):
     rows: tuple[SweepRow, ...] = ()
     note: str | None = None
 
-    @property
-    def files(self) -> tuple[FileRecord, ...]:
-        return (self, self.weights)
-
     def verify(self) -> Self:
         """Return the record if its file and the chosen weights are there and unchanged. Raises TinycatsError."""
         self.weights.verify()

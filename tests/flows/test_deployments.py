@@ -1,6 +1,8 @@
 """prefect.yaml: every deployment names a flow and resolves its configuration. That it deploys is seen in test_serve.py."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,9 @@ def test_the_presets_are_listed_everywhere_as_they_are() -> None:
 def test_two_releases_by_one_deployment_never_run_at_the_same_time() -> None:
     releases = [item for item in DEPLOYMENTS if "release_model" in item["entrypoint"]]
     assert [item["concurrency_limit"] for item in releases] == [1] * len(PRESETS)
+
+
+def test_the_server_of_the_installed_packages_imports() -> None:
+    """Prefect's server does not start with every version of FastAPI and SQLAlchemy."""
+    done = subprocess.run([sys.executable, "-c", "import prefect.server.api.server"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -85,7 +85,8 @@ def test_what_is_wrong_with_modal_is_known_before_any_stage(
 def test_a_training_that_costs_too_much_is_not_published(
     fake: FakeModal, on_modal: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinycats_core.costs.MEASURED_SECONDS", float("inf"))  # a slow training of another test is no measure
+    # A slow training of another test is no measure.
+    monkeypatch.setattr("tinycats_core.compute.costs.MEASURED_SECONDS", float("inf"))
     on_modal["train"] |= {"seed": 12, "steps": 100_000, "sample_every": 100_000}
     on_modal["compute"]["max_cost_usd"] = 5 * 0.5904 / 3600
     config = resolve("smoke", on_modal)
