@@ -1,9 +1,9 @@
 """Modal in a folder, at the seam of `ModalClient`, for tests and for `benchmarks.modal_faults`.
 
-What is real: the bodies of `deployments/modal_app.py`, each attempt in a process of its own, the signals and kills that end
-it, and that a call goes on whatever becomes of the process that started it. What is imitated: volumes, of which an attempt
-sees what was committed when it began or last reloaded, and others see what it has committed; retries, restarts after a
-preemption, claims, results, outages, and a deployment of other code.
+Real: the functions of `deployments/modal_app.py`, a process for each attempt, the signals and kills that end it, and that a
+call outlives the process that started it. Imitated: volumes, on which an attempt sees what was committed when it began or last
+reloaded, and others see what it has committed; retries, restarts after a preemption, claims, results, outages, and a deployment
+of other code.
 """
 
 import json
@@ -132,10 +132,10 @@ class FakeModal(modal_client.ModalClient):
         self._reach()
         return Claims(self.root / "claims")
 
-    # ---- what Modal does by itself
+    # ---- what Modal does on its own
 
     def preempt(self, call_id: str, number: int = signal.SIGINT) -> None:
-        """Send a signal to the container of a call; another container goes on when this one has ended."""
+        """Send a signal to the container of a call; another container resumes when this one has ended."""
         container = self.container(call_id)
         assert container, f"{call_id} has no container"
         pid, attempt = container
@@ -143,7 +143,7 @@ class FakeModal(modal_client.ModalClient):
         os.kill(pid, number)
 
     def container(self, call_id: str) -> tuple[int, int] | None:
-        """Return process id and number of the attempt that runs now, None between two of them and after the last."""
+        """Return process id and number of the attempt that runs now, None between two attempts and after the last one."""
         path = self.root / "calls" / call_id / "container.json"
         try:
             pid, attempt = read_json(path)
@@ -220,13 +220,13 @@ class Mounted:
 
 
 def install(root: Path) -> FakeModal:
-    """Let this process take a folder for Modal."""
+    """Replace Modal by a folder in this process."""
     remote.ModalClient = partial(FakeModal, root)  # pyright: ignore[reportAttributeAccessIssue]
     return FakeModal(root)
 
 
 def supervise(root: str, call: str) -> None:
-    """Be Modal for one call: start containers until one returns a result, or as often as the call may be retried."""
+    """Run one call as Modal does: start containers until one returns a result, or the retries are used up."""
     folder = Path(call)
     asked = read_json(folder / "request.json")
     attempt = failures = 0
@@ -248,7 +248,7 @@ def supervise(root: str, call: str) -> None:
 
 
 def _contain(root: Path, call: Path, mounted: Path) -> NoReturn:
-    """Be a container: run the body of a call once, and end the process."""
+    """Run the function of a call once, as in a container, and end the process."""
     app.data_volume = Mounted(root / "data", mounted / "data")  # pyright: ignore[reportAttributeAccessIssue]
     app.outputs_volume = Mounted(root / "outputs", mounted / "outputs")  # pyright: ignore[reportAttributeAccessIssue]
     app.DATA, app.OUTPUTS = mounted / "data", mounted / "outputs"
@@ -274,7 +274,7 @@ def _contain(root: Path, call: Path, mounted: Path) -> NoReturn:
 
 
 def _await(pid: int, mounted: Path, timeout: float) -> dict[str, Any]:
-    """Return how an attempt ended. One that was preempted has its grace, and then is killed."""
+    """Return how an attempt ended. A preempted one is killed when its grace is over."""
     started, told = time.monotonic(), None
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         time.sleep(0.02)
@@ -293,9 +293,9 @@ def _await(pid: int, mounted: Path, timeout: float) -> dict[str, Any]:
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """Make a folder like another, nearly at once: new files first, so that a kill in between loses none.
+    """Mirror a folder, nearly at once: new files first, so that a kill in between loses none.
 
-    Hidden files are left out: they are not yet whole.
+    Hidden files are left out: they are incomplete.
     """
     ready: list[tuple[Path, Path]] = []
     for path in sorted(_files(source), key=lambda path: path.name == "result.json"):

@@ -2,8 +2,8 @@
 
     modal deploy deployments/modal_app.py                                   # once, and after every change of the code
     modal run deployments/modal_app.py::train --preset high-accuracy        # or train at once, without a release
-    modal run deployments/modal_app.py::prepare --preset standard           # the data set, there, without an upload
-    modal run deployments/modal_app.py::generate --run RUN --per-class 64   # draw from what was trained, side by side
+    modal run deployments/modal_app.py::prepare --preset standard           # the data set, remotely, without an upload
+    modal run deployments/modal_app.py::generate --run RUN --per-class 64   # draw from the weights, in parallel
     modal run deployments/modal_app.py::judge --run RUN                     # and measure it
 
 Importing this file needs neither network nor credentials.
@@ -43,7 +43,7 @@ def pinned(text: str) -> list[str]:
 def make_image() -> modal.Image:
     """Return an image with PACKAGES and what they require, all in the versions of constraints.txt, and the core's sources."""
     image = modal.Image.debian_slim(python_version="3.11")
-    if not modal.is_local():  # in the container the image is made already
+    if not modal.is_local():  # in the container the image exists already
         return image
     image = image.add_local_file(CONSTRAINTS, IN_IMAGE, copy=True)
     image = image.uv_pip_install(*pinned(CONSTRAINTS.read_text()), extra_options=f"--constraint {IN_IMAGE}")
@@ -55,12 +55,12 @@ image = make_image()
 data_volume = modal.Volume.from_name(modal_client.DATA_VOLUME, create_if_missing=True)
 outputs_volume = modal.Volume.from_name(modal_client.OUTPUTS_VOLUME, create_if_missing=True)
 claims = modal.Dict.from_name(modal_client.CLAIMS, create_if_missing=True)
-# GPU, timeout, retries, region and secrets are given by the caller; what stands here is for one that gives none.
+# GPU, timeout, retries, region and secrets are set by the caller; these are the defaults.
 training: dict[str, Any] = {
     "image": image,
     "volumes": {str(DATA): data_volume, str(OUTPUTS): outputs_volume},
     "timeout": 24 * 3600,
-    "startup_timeout": 1800,  # a container that hangs before the work begins keeps its GPU no longer
+    "startup_timeout": 1800,  # a container that hangs before the work begins keeps its GPU for no longer than this
     "retries": modal.Retries(initial_delay=0.0, max_retries=10),
     "single_use_containers": True,
 }
@@ -68,7 +68,7 @@ training: dict[str, Any] = {
 
 @app.function(image=image, volumes={str(DATA): data_volume}, timeout=600)
 def check(dataset_sha256: str | None = None) -> dict[str, str | None]:
-    """Say which code is deployed, and what lies on the data volume: asked before a GPU is paid for."""
+    """Return which code is deployed and which data is on the volume, before a GPU is paid for."""
     data_volume.reload()
     return with_app(jobs.check(DATA, dataset_sha256))
 
@@ -96,7 +96,7 @@ def generate_samples(run: str, labels: list[int], first: int, sample: dict[str, 
 def evaluate(
     run: str, sample: dict[str, Any], settings: dict[str, Any], device: str, classifier_run: str | None = None
 ) -> dict[str, Any]:
-    """Measure what a run's weights draw."""
+    """Measure the images that a run's weights draw."""
     data_volume.reload()
     outputs_volume.reload()
     report = jobs.evaluate(DATA, OUTPUTS, run, sample, settings, device, classifier_run)
@@ -114,12 +114,12 @@ def prepare_data(config: dict[str, Any]) -> str:
 
 
 def with_app(found: dict[str, str | None]) -> dict[str, str | None]:
-    """Return what `jobs.check` has found and `app`, a digest of this file and of constraints.txt."""
+    """Return the result of `jobs.check` and `app`, a digest of this file and of constraints.txt."""
     return found | {"app": jobs.digest_of_files([Path(__file__), CONSTRAINTS])}
 
 
 def site() -> jobs.Site:
-    """Return where a container stands."""
+    """Return the volumes and the call of this container."""
 
     def reload() -> None:
         data_volume.reload()
@@ -132,13 +132,13 @@ def site() -> jobs.Site:
 
 
 def keep(must: bool) -> None:
-    """Commit the outputs. Unless it `must` be, what hinders it is only worth a warning: the next commit has it all."""
+    """Commit the outputs. Unless it `must` succeed, a failure is only worth a warning: the next commit includes everything."""
     try:
         outputs_volume.commit()
     except Exception as error:
         if must:
             raise
-        logger.warning("the commit of the outputs said: %s", error)
+        logger.warning("the outputs were not committed: %s", error)
 
 
 @app.local_entrypoint()
@@ -160,7 +160,7 @@ def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
 
 @app.local_entrypoint()
 def prepare(preset: str = "standard", overrides: str = "{}") -> None:
-    """Prepare the data on Modal: a training that needs it finds it there."""
+    """Prepare the data on Modal: a training that needs them finds them."""
     with exit_on_error():
         config = resolve(preset, parse_overrides(overrides)).data
         if config.folder is not None:
@@ -172,7 +172,7 @@ def prepare(preset: str = "standard", overrides: str = "{}") -> None:
 def generate(
     run: str, per_class: int = 8, shards: int = 4, preset: str = "standard", overrides: str = "{}", out: str = "samples"
 ) -> None:
-    """Draw images of every class from a run's weights, in shards side by side, and write OUT.safetensors and OUT.png."""
+    """Draw images of every class from a run's weights, in parallel shards, and write OUT.safetensors and OUT.png."""
     from tinycats_core.pictures import contact_sheet
     from tinycats_core.tensors import write_safetensors
 
@@ -199,7 +199,7 @@ def generate(
 
 @app.local_entrypoint()
 def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_run: str = "") -> None:
-    """Measure what a run's weights draw on Modal, and print the report."""
+    """Measure on Modal the images that a run's weights draw, and print the report."""
     with exit_on_error():
         config = resolve(preset, parse_overrides(overrides))
         settings = config.sample.candidates()[0].model_dump(mode="json"), config.evaluate.model_dump(mode="json")
@@ -209,7 +209,7 @@ def judge(run: str, preset: str = "standard", overrides: str = "{}", classifier_
 
 
 def read_shape(run: str) -> ModelConfig:
-    """Return which network a run trains. Raises ComputeError where there is no such run."""
+    """Return which network a run trains. Raises ComputeError if there is no such run."""
     path = f"{jobs.run_folder(run)}/run.json"
     try:
         with modal_client.explained():

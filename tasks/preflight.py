@@ -1,4 +1,4 @@
-"""What is settled before the first stage: the configuration, and that everything it needs is there."""
+"""Checks before the first stage: the configuration is valid, and everything it needs is available."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def check_ready(config: ReleaseConfig) -> None:
 
 
 def check_compute(config: ComputeConfig) -> None:
-    """Raise a TinycatsError where there is nothing to train on."""
+    """Raise a TinycatsError if there is no device or remote GPU to train on."""
     if config.where == "modal":
         find_modal_token()
         remote.check_compute(config, app_files=APP_FILES)
@@ -66,24 +66,24 @@ def check_compute(config: ComputeConfig) -> None:
 
 
 def find_modal_token() -> None:
-    """Take Modal's token from Prefect's Secret blocks `modal-token-id` and `modal-token-secret` where there is none here."""
+    """Take Modal's token from Prefect's Secret blocks `modal-token-id` and `modal-token-secret` if no other is configured."""
     if modal_auth.has_credentials() or not show.in_run():
         return
     for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET"):
         try:
             block = cast(Secret[str], Secret.load(name.lower().replace("_", "-")))
-        except ValueError:  # no such block: what is missing is told with the credentials
+        except ValueError:  # no such block: checking the credentials reports what is missing
             continue
         os.environ[name] = block.get()
 
 
 def check_images(config: DataConfig) -> None:
-    """Raise DataError where the images are not there."""
+    """Raise DataError if the images are missing."""
     preparation.fingerprint(config)
 
 
 def check_inputs(config: ReleaseConfig) -> None:
-    """Raise a TinycatsError where the images or the judge's weights are not there."""
+    """Raise a TinycatsError if the images or the weights of the feature extractor are missing."""
     check_names(config)
     check_images(config.data)
     if config.evaluate.extractor == "inception":
@@ -91,5 +91,5 @@ def check_inputs(config: ReleaseConfig) -> None:
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:
-    """Raise EvaluationError where the images are too few to judge by: before hours of training, not after."""
+    """Raise EvaluationError if there are too few images to evaluate with: before hours of training, not after."""
     fidelity.require_enough({"training": dataset.train_count, "test": dataset.test_count}, config.evaluate)

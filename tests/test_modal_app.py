@@ -106,7 +106,7 @@ def test_a_commit_that_fails_stops_no_training_and_loses_no_result(
     with pytest.raises(RuntimeError, match="ServiceError: overloaded"):  # so that Modal tries again
         modal_app.train_generator.local(request_)
     assert [row["step"] for row in read_log(modal_app.OUTPUTS / jobs.run_folder(request_["run"]))] == [1, 2]
-    assert "the commit of the outputs said: overloaded" in caplog.text
+    assert "the outputs were not committed: overloaded" in caplog.text
 
 
 @pytest.mark.usefixtures("failing")

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tinycats_core.compute.gpus import GPUS, Price, parse_gpu
+from tinycats_core.compute.budget import Spent
+from tinycats_core.compute.gpus import GPUS, Gpu, Price, parse_gpu
 from tinycats_core.config import ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.device import PRECISIONS, fast_arithmetic, matmul_peak, name_of, pick_device, pick_precision
 from tinycats_core.errors import ComputeError, TinycatsError
@@ -33,14 +35,14 @@ class Hardware:
     """What a generator is trained on. `gpu` is Modal's name, None for a machine of one's own."""
 
     gpu: str | None
-    device: str | None  # "cpu", or "cuda: " and the GPU's name; not known of Modal's GPUs before a training
+    device: str | None  # "cpu", or "cuda: " and the GPU's name; unknown for a GPU of Modal before a training
     processes: int
     precision: str
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take, from low to high. None is what cannot be said; `basis` and `charge` say why."""
+    """What a training will take, from low to high. None is unknown; `basis` and `charge` say why."""
 
     steps: int
     batch_size: int
@@ -58,11 +60,47 @@ class Estimate:
         return f"{self.steps:,} steps × {self.batch_size} images on {where(self.place)}: {time}, {self.basis}; {money}"
 
 
+class Cost(BaseModel):
+    """What a training took, as `cost.json` holds it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    # what the rate depends on: two trainings that agree in all of it run at the same speed
+    model: str  # the configuration's digest
+    gpu: str | None
+    device: str | None
+    processes: int
+    precision: str
+    micro_batch: int
+    gradient_checkpointing: bool
+    compile: str
+    # what it took
+    gpus: int | None
+    finished: str
+    steps: int
+    steps_run: int  # with those that were lost and run again
+    images: int
+    seconds: float
+    hours: float
+    images_per_s: float
+    tflop_per_s: float
+    attempts: int
+    seconds_lost: float
+    price: Price | None
+    billed_seconds: float | None
+    dollars: float | None
+    charge: str
+    estimate: dict[str, Any]  # the one that was made before the training
+
+
+AnyRecord = TypeVar("AnyRecord", Cost, Spent)
+
+
 def training_flops(model: ModelConfig) -> float:
     """Return the floating-point operations of training on one image: its matrix products, 2 for each multiply-add.
 
     The backward pass takes twice the forward pass: a gradient of the weights and one of the input. The patches and the
-    time's features are no result of other layers, so their two products need the first only. Norms, activations, the
+    time's features are no result of other layers, so their two products need the first one only. Norms, activations, the
     optimizer, and what is computed a second time (flash attention's scores, gradient checkpointing) are not counted.
     """
     width, numbers = model.width, 3 * model.patch_size**2
@@ -77,12 +115,12 @@ def training_flops(model: ModelConfig) -> float:
 
 
 def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Estimate:
-    """Say what a training will take, by the rate of an earlier one like it, else by an assumed share of the device's peak.
+    """Estimate what a training will take, from the rate of an earlier one like it, else by an assumed share of the device's peak.
 
     On a machine of one's own the peak is measured, in a few seconds, once a process.
 
     Raises:
-        ComputeError: an unknown GPU, or a device or precision that is not to be had here.
+        ComputeError: an unknown GPU, or a device or precision that is not available here.
     """
     hardware = find_hardware(train, compute)
     rate, basis = measured_rate(model, train, hardware) or _assumed_rate(model, train, hardware)
@@ -94,7 +132,7 @@ def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> 
 
 
 def check_budget(before: Estimate, compute: ComputeConfig) -> None:
-    """Raise ComputeError where a training will cost more than compute.max_cost_usd even by the low end of its estimate."""
+    """Raise ComputeError if a training will cost more than compute.max_cost_usd even at the low end of its estimate."""
     limit = compute.max_cost_usd
     if compute.where != "modal" or limit is None:
         return
@@ -123,68 +161,65 @@ def measured_rate(model: ModelConfig, train: TrainConfig, hardware: Hardware) ->
     wanted = _kind(model, train, hardware)
     if hardware.device is None:
         del wanted["device"]  # on Modal the GPU's name there says it
-    found = [cost for cost in _records() if wanted.items() <= cost.items() and cost["seconds"] >= MEASURED_SECONDS]
-    if not found:
+    read = (_read(path, Cost) for path in sorted(home("training").glob("*/cost.json")))
+    alike = [cost for cost in read if cost and all(getattr(cost, name) == value for name, value in wanted.items())]
+    longest = max(alike, key=lambda cost: cost.seconds, default=None)
+    if longest is None or longest.seconds < MEASURED_SECONDS:
         return None
-    best = max(found, key=lambda cost: cost["seconds"])
-    rate = best["images_per_s"]
-    basis = f"measured by the training that ended {best['finished']}: {figure(rate)} images/s, ±{SPREAD:.0%}"
+    rate = longest.images_per_s
+    basis = f"measured by the training that ended {longest.finished}: {figure(rate)} images/s, ±{SPREAD:.0%}"
     return (rate * (1 - SPREAD), rate * (1 + SPREAD)), basis
 
 
-def record(
-    folder: Path,
-    model: ModelConfig,
-    train: TrainConfig,
-    compute: ComputeConfig,
-    before: Estimate,
-) -> dict[str, Any] | None:
-    """Write `cost.json` from the diary of a training folder and return it; None where no diary says how training ended.
+def record(folder: Path, model: ModelConfig, train: TrainConfig, compute: ComputeConfig, before: Estimate) -> Cost | None:
+    """Write `cost.json` from the diary of a training folder and return it; None if the diary has no end of the training.
 
     Args:
-        before: the estimate that was made before the training. The first one stays, when a folder is recorded again.
+        before: the estimate that was made before the training. If the folder is recorded again, the first one stays.
     """
     *_, end = RunFolder(folder).diary() or [{}]
     if end.get("event") != "finish":
         return None
-    path = folder / "cost.json"
-    meter = _read(folder / "meter.json") if compute.where == "modal" else {}  # from the start of each attempt to its end
-    gpu, count = parse_gpu(meter.get("gpu", compute.gpu)) if compute.where == "modal" else (None, 1)
-    hardware = Hardware(gpu and gpu.name, end["device"], end["processes"], end["precision"])
-    price, hours = _price(hardware), end["seconds"] / 3600
-    billed = sum(meter["attempts"]) if meter else end["seconds"]
-    charged = billed / 3600 * price.usd_per_hour * count if price else None
-    cost = {
+    path, on_modal = folder / "cost.json", compute.where == "modal"
+    spent = _read(folder / "meter.json", Spent) if on_modal else None
+    gpu, count = parse_gpu(spent.gpu if spent else compute.gpu) if on_modal else (None, None)
+    hardware = Hardware(gpu.name if gpu else None, end["device"], end["processes"], end["precision"])
+    billed = sum(spent.attempts) if spent else end["seconds"]  # an attempt is metered from its very start to its end
+    first = _read(path, Cost)
+    cost = Cost(
         **_kind(model, train, hardware),
-        "gpus": count if gpu else None,
-        "finished": end["time"],
-        "steps": end["step"],
-        "steps_run": round(end["images"] / train.batch_size),
-        "images": end["images"],
-        "seconds": end["seconds"],
-        "hours": hours,
-        "images_per_s": end["images_per_s"],
-        "tflop_per_s": end["images_per_s"] * training_flops(model) / 1e12,
-        "attempts": end["attempts"],
-        "seconds_lost": end["seconds_lost"],
-        "price": price and asdict(price),
-        "billed_seconds": billed if gpu else None,
-        "dollars": meter.get("usd", charged),  # the attempts may have been on different GPUs
-        "charge": _charge(hardware),
-        "estimate": _read(path).get("estimate") or asdict(before),
-    }
-    write_json(path, cost)
+        gpus=count,
+        finished=end["time"],
+        steps=end["step"],
+        steps_run=round(end["images"] / train.batch_size),
+        **{name: end[name] for name in ("images", "seconds", "images_per_s", "attempts", "seconds_lost")},
+        hours=end["seconds"] / 3600,
+        tflop_per_s=end["images_per_s"] * training_flops(model) / 1e12,
+        price=gpu.price if gpu else None,
+        billed_seconds=billed if gpu else None,
+        dollars=_charged(billed, gpu, count or 1, spent),
+        charge=_charge(hardware),
+        estimate=first.estimate if first else asdict(before),
+    )
+    write_json(path, cost.model_dump(mode="json"))
     return cost
 
 
-def account(cost: Mapping[str, Any]) -> str:
-    """Say in one line what a recorded training took."""
-    tries = f"{cost['attempts']} attempt{'s' if cost['attempts'] > 1 else ''}"
-    if cost["steps_run"] > cost["steps"]:
-        tries += f" with {cost['steps_run']:,} steps for {cost['steps']:,}"
-    money = cost["charge"] if cost["dollars"] is None else f"${figure(cost['dollars'])}, {cost['charge']}"
-    rate = figure(cost["images_per_s"])
-    return f"training took {figure(cost['hours'])} h at {rate} images/s on {cost['gpu'] or cost['device']}, {tries}: {money}"
+def _charged(billed: float, gpu: Gpu | None, count: int, spent: Spent | None) -> float | None:
+    """Return the dollars of all attempts: as metered, because they may have been on different GPUs, else by the price."""
+    if spent and "usd" in spent.model_fields_set:
+        return spent.usd
+    return billed / 3600 * gpu.price.usd_per_hour * count if gpu and gpu.price else None
+
+
+def account(cost: Cost) -> str:
+    """Return in one line what a recorded training took."""
+    tries = f"{cost.attempts} attempt{'s' if cost.attempts > 1 else ''}"
+    if cost.steps_run > cost.steps:
+        tries += f" with {cost.steps_run:,} steps for {cost.steps:,}"
+    money = cost.charge if cost.dollars is None else f"${figure(cost.dollars)}, {cost.charge}"
+    rate = figure(cost.images_per_s)
+    return f"training took {figure(cost.hours)} h at {rate} images/s on {cost.gpu or cost.device}, {tries}: {money}"
 
 
 def figure(value: float) -> str:
@@ -204,7 +239,7 @@ def where(hardware: Hardware) -> str:
 
 
 def _kind(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> dict[str, Any]:
-    """Return what a rate depends on: two trainings that agree in all of it go at the same speed."""
+    """Return the part of a `Cost` that a rate depends on."""
     return {
         "model": model.digest(),
         **asdict(hardware),
@@ -215,7 +250,7 @@ def _kind(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> dict[st
 
 
 def _assumed_rate(model: ModelConfig, train: TrainConfig, hardware: Hardware) -> tuple[Range | None, str]:
-    """Return the images/s of an assumed share of the peak, and words for it; None where no peak is known.
+    """Return the images/s of an assumed share of the peak, and words for it; None if no peak is known.
 
     On a GPU no step is faster than its kernels are launched, which is what small models and shares of a batch wait for.
     """
@@ -262,18 +297,13 @@ def _charge(hardware: Hardware) -> str:
     return f"no dollars: no price of {hardware.gpu} is known, see https://modal.com/pricing"
 
 
-def _records() -> list[dict[str, Any]]:
-    """Return what the trainings below `home()` took."""
-    return [_read(path) for path in sorted(home("training").glob("*/cost.json"))]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a record; an empty one where there is none, or none that can be read: that stops no training."""
+def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+    """Return the record in a file; None if there is none, or if it cannot be read, which is only worth a warning."""
     try:
-        return read_json(path) if path.is_file() else {}
-    except TinycatsError as error:
-        logger.warning("%s", error)
-        return {}
+        return kind.model_validate(read_json(path)) if path.is_file() else None
+    except (TinycatsError, ValidationError) as error:
+        logger.warning("%s", error if isinstance(error, TinycatsError) else f"{path} is not a record of this version")
+        return None
 
 
 def _row(preset: str, gpu: str | None, overrides: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Trainings that run elsewhere: the work as it is done there, claimed by one call, metered, and stopped in order.
+"""The remote side of a training: claimed by one call, metered, and stopped in order.
 
-`deployments/modal_app.py` runs them on Modal; this module knows nothing of it. A run's folder on the outputs volume holds
-what the training leaves, `meter.json` (what the attempts took) and, last, `result.json`: it exists when all is there.
+`deployments/modal_app.py` runs it on Modal, on which this module does not depend. The folder of a run on the outputs volume
+holds the files of the training, `meter.json` (what the attempts took) and, written last, `result.json`.
 """
 
 import errno
@@ -79,12 +79,12 @@ class Claims(Protocol):
 
 @dataclass(frozen=True)
 class Site:
-    """Where a job runs: two folders that are volumes, how to see and keep what is on them, and who else is there."""
+    """Where a job runs: two mounted volumes, how to reload and commit them, and the calls that share them."""
 
     data: Path
     outputs: Path
     reload: Callable[[], None]
-    keep: Callable[[bool], None]  # commits the outputs; True: it is an error when they cannot be, False: only worth a warning
+    keep: Callable[[bool], None]  # commits the outputs; a failure is an error for True, a warning for False
     call_id: str
     claims: Claims
     is_over: Callable[[str], bool]  # whether a call has ended
@@ -119,7 +119,7 @@ def perform(request: Request, site: Site, work: Work) -> Result:
             if isinstance(result, Failed) and stop.reason == USED_UP:
                 result = Failed(error=meter.explain(RunFolder(folder).last_good()))
             site.keep(isinstance(result, Finished) and stop.reason in (None, USED_UP))  # a failure hides neither signal nor error
-    except Exception as error:  # so that nothing raised here is taken for trouble on the way here
+    except Exception as error:  # so that nothing raised here is mistaken for an outage of Modal
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
     return result
 
@@ -142,7 +142,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
             raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
         with meter.running(stop):
-            site.keep(False)  # the attempt is metered from here on, whatever becomes of it
+            site.keep(False)  # the attempt is metered from here on, however it ends
             if stop.requested:
                 return Failed(error="stopped before it began; run the same command again")
             made = work(request, dataset, folder, on_log, stop)
@@ -166,7 +166,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
 
 
 def draw(outputs: Path, run: str, labels: list[int], first: int, sample: dict[str, Any], device: str) -> bytes:
-    """Draw a part of a set of images from the weights of a run; `first` is the number of its first image in the set.
+    """Draw a part of a set of images from the weights of a run; `first` is the index of its first image in the set.
 
     Returns uint8 (N, 3, S, S) as bytes: on the same device those of the set drawn at once, where `first` is a multiple of the
     batch size.
@@ -210,7 +210,7 @@ def evaluate(
 
 
 def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:
-    """Prepare a data set on the data volume, where a training looks for it."""
+    """Prepare a data set on the data volume, in the folder in which a training looks for it."""
     from tinycats_core.data.preparation import prepare
 
     dataset = prepare(DataConfig(**config), data / "prepared")
@@ -244,16 +244,16 @@ def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: O
 
 
 def check(data: Path, dataset_sha256: str | None = None) -> dict[str, str | None]:
-    """Return `revision`, of this code, and `data`, the sha256 of a data set as it lies on the data volume."""
+    """Return `revision`, of this code, and `data`, the sha256 of a data set on the data volume."""
     path = data / data_folder(dataset_sha256 or "") / "images.safetensors"
     return {"revision": revision(), "data": sha256_of(path) if path.is_file() else None}
 
 
 def claim(claims: Claims, run: str, call_id: str, is_over: Callable[[str], bool]) -> str:
-    """Return the call that does a run's work: this one, or another that has claimed it before and is not over.
+    """Return the call that does a run's work: this one, or another one that claimed it earlier and is not over.
 
-    The claims of a run are numbered, and each is taken once: of the calls that find the last owner gone, one gets the next
-    number. Every attempt reads them all, because Modal forgets an entry that nobody touches for a week.
+    The claims of a run are numbered, and each is taken once: if several calls find the last owner gone, one gets the next
+    number. Every attempt reads them all, because Modal deletes an entry that is not touched for a week.
     """
     number = 0
     while not claims.put(f"{run}/{number}", call_id, skip_if_exists=True):
@@ -265,7 +265,7 @@ def claim(claims: Claims, run: str, call_id: str, is_over: Callable[[str], bool]
 
 
 def last_claim(claims: Claims, run: str) -> str | None:
-    """Return the call that was the last to claim a run, None where none has."""
+    """Return the call that claimed a run last, None if none has."""
     owner, number = None, 0
     while (found := claims.get(f"{run}/{number}")) is not None:
         owner, number = found, number + 1
@@ -274,23 +274,23 @@ def last_claim(claims: Claims, run: str) -> str | None:
 
 @cache
 def revision() -> str:
-    """Return a digest of this package's sources: equal here and where they were deployed, until they change."""
+    """Return a digest of this package's sources: equal locally and on Modal until they change."""
     folder = Path(__file__).parents[1]  # of the package, not of this room
     return digest_of({str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*.py"))})[:12]
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
-    """Return a short digest of what stands in some files."""
+    """Return a short digest of the content of files."""
     return digest_of([sha256_of(path) for path in paths])[:12]
 
 
 def run_folder(run: str) -> str:
-    """Return where a training lies on the outputs volume."""
+    """Return the folder of a training on the outputs volume."""
     return f"runs/{run}"
 
 
 def data_folder(dataset_sha256: str) -> str:
-    """Return where a data set lies on the data volume."""
+    """Return the folder of a data set on the data volume."""
     return f"datasets/{dataset_sha256}"
 
 
@@ -308,7 +308,7 @@ def _finished(folder: Path) -> Finished | None:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or the one that it was raised for, says that there is no room left."""
+    """Return whether an error, or one that caused it, means that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

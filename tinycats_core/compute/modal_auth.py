@@ -12,7 +12,7 @@ SET_BOTH = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
 
 
 def check_credentials() -> str:
-    """Ask Modal's server once whether it accepts the credentials, and return where they come from.
+    """Ask Modal's server once whether it accepts the credentials, and return their source.
 
     Raises:
         ModalUnreachable: the server did not answer.
@@ -35,7 +35,7 @@ def check_credentials() -> str:
 
 
 def has_credentials() -> bool:
-    """Return whether there is anything that could be a token, without asking anybody."""
+    """Return whether anything could be a token, without a request."""
     try:
         from modal.config import config
     except Exception:  # not installed, or its file cannot be read: `check_credentials` says which
@@ -44,12 +44,12 @@ def has_credentials() -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text without line breaks; its type where it has none."""
+    """Return an error's text without line breaks, or its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_token(token_id: str | None, secret: str | None, config_path: str) -> str:
-    """Return where the token comes from. Raises ComputeError without ever naming its value."""
+    """Return the source of the token. Raises ComputeError, whose message never holds its value."""
     if not token_id and not secret:
         raise ComputeError(
             f"no Modal credentials: MODAL_TOKEN_ID and MODAL_TOKEN_SECRET are not set and {config_path} has no active "

@@ -1,4 +1,4 @@
-"""Every call that the project makes to Modal, and what Modal's errors mean."""
+"""Every request that the project makes to Modal, and the meaning of Modal's errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ CHECK_SECONDS = 600.0  # for a container without a GPU to start and answer
 
 
 class ModalClient:
-    """The seam at which tests stand in for Modal: each method is as thin as can be and raises what Modal's library raises.
+    """The seam at which tests replace Modal: each method is thin and raises what Modal's library raises.
 
     Paths are relative to the root of a volume.
 
     Args:
-        functions: the remote functions by name, when they are not the deployed ones (as in `modal run`).
+        functions: the remote functions by name, if they are not the deployed ones (as in `modal run`).
     """
 
     def __init__(self, functions: Mapping[str, Any] | None = None):
@@ -38,7 +38,7 @@ class ModalClient:
         return self._function("check").spawn(dataset_sha256).get(timeout=CHECK_SECONDS)
 
     def list_data(self, folder: str) -> dict[str, int]:
-        """Return name and bytes of each file in a folder of the data volume; none when there is no such folder."""
+        """Return name and bytes of each file in a folder of the data volume; none if there is no such folder."""
         return {name: size for name, size, _ in self._list(DATA_VOLUME, folder)}
 
     def upload(self, files: Mapping[str, Path]) -> None:
@@ -76,7 +76,7 @@ class ModalClient:
         yield from self._volume(OUTPUTS_VOLUME).read_file(path)
 
     def list_outputs(self, folder: str) -> list[tuple[str, int, float]]:
-        """Return name, bytes and time of change of what lies in a folder of the outputs volume, below it as well."""
+        """Return path, bytes and modification time of each file below a folder of the outputs volume."""
         return self._list(OUTPUTS_VOLUME, folder, recursive=True)
 
     def remove_outputs(self, folder: str) -> None:
@@ -111,14 +111,14 @@ class ModalClient:
 
 
 def secrets(compute: ComputeConfig) -> list[Any] | None:
-    """Return what compute.secrets names, as Modal's functions take it."""
+    """Return the secrets that compute.secrets names, as Modal's functions take them."""
     import modal
 
     return [modal.Secret.from_name(name) for name in compute.secrets] or None
 
 
 def is_over(client: ModalClient, call_id: str) -> bool:
-    """Return whether a call has ended, in whatever way. Raises what Modal's library raises when it does not answer."""
+    """Return whether a call has ended in any way. Raises what Modal's library raises if Modal does not answer."""
     try:
         client.poll(call_id, 0.0)
     except Exception as error:
@@ -130,10 +130,11 @@ def is_over(client: ModalClient, call_id: str) -> bool:
 
 
 def meaning_of(error: Exception) -> Literal["running", "forgotten", "too long", "failed", "refused", "silent"]:
-    """Return what an error of `poll` says of the call, or of the way to it.
+    """Return what an error of `poll` means for the call.
 
     The call is `running`; it is over and its result `forgotten`, or it took `too long`, or it `failed`; Modal `refused` to
-    tell, which is for good; or Modal is `silent`, which may pass. What a body raises is a RuntimeError (`jobs.perform`).
+    answer, which is permanent; or Modal is `silent`, which may pass. A remote function raises only RuntimeError
+    (`jobs.perform`).
     """
     from modal import exception as modal_errors
 
@@ -151,7 +152,7 @@ def meaning_of(error: Exception) -> Literal["running", "forgotten", "too long", 
 
 @contextmanager
 def explained(runs_code: bool = False) -> Iterator[None]:
-    """Turn what Modal's library raises into one line. `runs_code`: the app's code runs meanwhile, so an error may be its own."""
+    """Turn errors of Modal's library into one line. `runs_code`: the app's code runs meanwhile, so an error may be its own."""
     from modal import exception as modal_errors
 
     try:
@@ -173,7 +174,7 @@ def explained(runs_code: bool = False) -> Iterator[None]:
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """Return what Modal's library lets through when the network or the server fails."""
+    """Return the errors that Modal's library raises if the network or the server fails."""
     import aiohttp
     import grpclib.exceptions
     import modal

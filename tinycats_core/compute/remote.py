@@ -1,11 +1,11 @@
-"""Training on Modal, seen from here: one call that outlives this process, watched, paid for, and its files verified.
+"""The local side of training on Modal: start or attach to a call that outlives this process, watch it, verify its files.
 
-What runs there is `jobs.py`, in `deployments/modal_app.py`.
+The remote side is `jobs.py`, in `deployments/modal_app.py`.
 
-Exactly one training: a run's name is made of its data and settings, and of all calls for a run only the one that has claimed
-it trains (`jobs.claim`); the others name that one and end, and whoever waits for them waits for it. So a second
-orchestrator, or one that was killed before it could note the call that it had started, costs a container's start and no
-second training. This holds as far as Modal keeps its word that an attempt of a call begins when the one before has ended.
+Exactly one call trains: the name of a run is a digest of its data and settings, and of all calls for a run only the one that
+has claimed it trains (`jobs.claim`). The others return its id and end, and whoever waits for them waits for it. So a second
+orchestrator, or one that was killed before it could write down the call it had started, costs the start of a container but no
+second training. This relies on Modal to begin an attempt of a call only after the previous one has ended.
 """
 
 import logging
@@ -20,11 +20,11 @@ from tinycats_core.compute.gpus import parse_gpu, usd_per_second
 from tinycats_core.compute.jobs import OnLog, run_folder
 from tinycats_core.compute.modal_client import ModalClient, explained, is_over
 from tinycats_core.compute.volumes import download, read_result, upload
-from tinycats_core.compute.watch import CallEnded, Watch
+from tinycats_core.compute.watch import CallEnded, KnownCall, Watch
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.errors import ComputeError
 from tinycats_core.evaluation import classifier
-from tinycats_core.files import check_writable, digest_of, read_json, write_json
+from tinycats_core.files import check_writable, digest_of, read_json
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.training import recipe
 
@@ -45,11 +45,11 @@ class Job(Generic[Made]):
 
     @property
     def run(self) -> str:
-        """The name of the training: equal for equal data and settings, so that a new call goes on from its files."""
+        """Name of the training: equal for equal data and settings, so that a new call resumes from its files."""
         return digest_of([self.function, self.dataset.content, self.settings])[:16]
 
     def request(self, compute: ComputeConfig) -> jobs.Request:
-        """Return what the remote function is given."""
+        """Return the argument of the remote function."""
         return {
             "run": self.run,
             "revision": jobs.revision(),
@@ -75,10 +75,10 @@ def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job[Weights]:
 
 
 def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app_files: Sequence[Path] = ()) -> str:
-    """Check before any work that Modal will train: GPU, price, credentials, and that the app is deployed as it is here.
+    """Check before any work that Modal can train: GPU, price, credentials, and that the deployed app is the local one.
 
-    `app_files` are the app's own, beside this package; where they are not here they are not compared. Returns where the
-    credentials come from. Raises ComputeError.
+    `app_files` are the app's files outside this package; they are compared only if all exist here. Returns the source of the
+    credentials. Raises ComputeError.
     """
     client = client or ModalClient()
     _check_gpu(compute)
@@ -90,67 +90,79 @@ def check_compute(compute: ComputeConfig, client: ModalClient | None = None, app
         raise ComputeError(f"the code deployed on Modal is {deployed['revision']}, not {jobs.revision()} as here; {jobs.DEPLOY}")
     if app_files and all(map(Path.is_file, app_files)) and deployed["app"] != jobs.digest_of_files(app_files):
         names = " or ".join(path.name for path in app_files)
-        raise ComputeError(f"{names} is not here as it was deployed on Modal; {jobs.DEPLOY}")
+        raise ComputeError(f"{names} differs from the one deployed on Modal; {jobs.DEPLOY}")
     return source
 
 
 def train_on_modal(
     job: Job[Made], compute: ComputeConfig, folder: Path, on_log: OnLog | None = None, client: ModalClient | None = None
 ) -> Made:
-    """Train on Modal and return the weights, as the training here would. The folder gets the files that it would get.
+    """Train on Modal and return the record of the weights. The folder gets the files that a local training would leave.
 
-    The call's id is kept in `<folder>/modal_call.json` from its start on: after this process was killed, the same
-    command attaches to the same call, or starts another one where it has ended without a result. An interrupt cancels the
-    call; after any error here it goes on. A new call goes on from the last checkpoint on the outputs volume.
+    The call's id is in `<folder>/modal_call.json` from its start: after this process was killed, the same command attaches to
+    the same call, or starts another one if it has ended without a result. An interrupt cancels the call; after any error here
+    it continues. A new call resumes from the last checkpoint on the outputs volume.
 
     Args:
-        on_log: called with each row of the remote log, in order; `dollars` is what the GPU has cost so far. An error of its is
-            only worth a warning.
+        on_log: called with each row of the remote log, in order; `dollars` is what the GPU has cost so far. An error that it
+            raises is only worth a warning.
 
     Raises:
         CallEnded: the call failed, expired, or has used up compute.max_cost_usd.
-        ModalUnreachable: Modal does not answer for compute.patience_minutes; the call goes on.
-        ComputeError: the call cannot be started or asked, or what it made does not arrive intact.
+        ModalUnreachable: Modal does not answer for compute.patience_minutes; the call continues.
+        ComputeError: the call cannot be started or polled, or its files do not arrive intact.
     """
     client = client or ModalClient()
     check_writable(folder)
     state = folder / "modal_call.json"
-    call = read_json(state) if state.is_file() else {}
-    if call and call["run"] != job.run:
-        raise ComputeError(f"{state} belongs to another training (call {call['call_id']}); use another folder or delete that file")
-    if "made" in call:
-        if (made := job.made.model_validate(call["made"])).is_intact():
+    known = _known_call(state, job)
+    if known and known.made:
+        if (made := job.made.model_validate(known.made)).is_intact():
             return made
-        call = {}  # that call is over, and what it made is on the volume, or made anew
-    result, watch = None, Watch(client, job.run, compute, state, on_log)
-    if call:
-        client.check_credentials()
-        logger.info("attached to call %s, which an earlier run started", call["call_id"])
-        try:
-            result = read_result(client, job.run) or watch.wait(call["call_id"])
-        except CallEnded as error:
-            if watch.waited:
-                raise
-            logger.warning("call %s was over already, so another one follows: %s", call["call_id"], error)
+        known = None  # that call is over; its files are on the volume, or a new call trains anew
+    watch = Watch(client, job.run, compute, state, on_log)
+    result = _attach(client, job, known.call_id, watch) if known and known.call_id else None
     if result is None:
         check_compute(compute, client)
         result = read_result(client, job.run)
     if result is None:
-        call = {"run": job.run, "call_id": _find_call(client, job) or _start_call(client, job, compute)}
-        write_json(state, call)
-        result = watch.wait(call["call_id"])
+        call_id = _find_call(client, job) or _start_call(client, job, compute)
+        known = KnownCall(run=job.run, call_id=call_id)
+        known.write(state)
+        result = watch.wait(call_id)
     for name, sha256 in result.files.items():
         download(client, f"{run_folder(job.run)}/{name}", folder / name, sha256)
     made = job.made.model_validate(result.made).in_folder(folder)
-    write_json(state, {"run": job.run, "call_id": call.get("call_id"), "made": made.model_dump(mode="json")})
+    KnownCall(run=job.run, call_id=known.call_id if known else None, made=made.model_dump(mode="json")).write(state)
     return made
+
+
+def _known_call(path: Path, job: Job) -> KnownCall | None:
+    """Return the call of an earlier run, None if there was none. Raises ComputeError if it is of another training."""
+    known = KnownCall.model_validate(read_json(path)) if path.is_file() else None
+    if known and known.run != job.run:
+        raise ComputeError(f"{path} belongs to another training (call {known.call_id}); use another folder or delete that file")
+    return known
+
+
+def _attach(client: ModalClient, job: Job, call_id: str, watch: Watch) -> jobs.Finished | None:
+    """Return the result of a call that an earlier run started; None if it was over already, without one."""
+    client.check_credentials()
+    logger.info("attached to call %s, which an earlier run started", call_id)
+    try:
+        return read_result(client, job.run) or watch.wait(call_id)
+    except CallEnded as error:
+        if watch.waited:
+            raise
+        logger.warning("call %s was over already, so a new one follows: %s", call_id, error)
+        return None
 
 
 def _check_gpu(compute: ComputeConfig) -> None:
     gpu, count = parse_gpu(compute.gpu)
     if count != compute.processes:
         raise ComputeError(
-            f"compute.gpu is {compute.gpu!r} but compute.processes is {compute.processes}; there must be a process for each GPU, "
+            f"compute.gpu is {compute.gpu!r} but compute.processes is {compute.processes}; give a process for each GPU, "
             f"as in '{gpu.name}:2' and 2"
         )
 
@@ -167,12 +179,12 @@ def _budget(compute: ComputeConfig) -> Budget:
 
 
 def _find_call(client: ModalClient, job: Job) -> str | None:
-    """Return a call that does this training already, None where there is none."""
+    """Return a call that does this training already, None if there is none."""
     with explained():
         call_id = jobs.last_claim(client.claims(), job.run)
         if call_id is None or is_over(client, call_id):
             return None
-    logger.info("attached to call %s, which somebody else started", call_id)
+    logger.info("attached to call %s, which another orchestrator started", call_id)
     return call_id
 
 

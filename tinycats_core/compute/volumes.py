@@ -1,4 +1,4 @@
-"""The files of trainings on Modal's volumes: sent, fetched, verified, and removed when they are old."""
+"""The files of trainings on the volumes of Modal: upload, download, verify, and remove old ones."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ logger = logging.getLogger("tinycats.remote")
 def prune(keep: int, dry_run: bool = False, client: ModalClient | None = None) -> list[str]:
     """Remove all but the newest runs from the outputs volume, and return a line for each of them.
 
-    A run that a call works on stays.
+    A run with a running call stays.
 
     Raises:
         ComputeError: `keep` is negative, or Modal cannot be reached.
@@ -50,7 +50,7 @@ def prune(keep: int, dry_run: bool = False, client: ModalClient | None = None) -
 
 
 def upload(client: ModalClient, dataset: Dataset) -> None:
-    """Put the data set on the data volume under its digest, unless it is there, and see that it has arrived intact."""
+    """Put the data set on the data volume under its digest, unless it is there, and verify that it has arrived intact."""
     folder = data_folder(dataset.sha256)
     files = [dataset.path, dataset.path.with_name("manifest.json")]
     if not files[1].is_file():
@@ -87,7 +87,7 @@ def read_text(client: ModalClient, path: str) -> str:
 
 
 def download(client: ModalClient, remote: str, path: Path, sha256: str) -> None:
-    """Bring one file here. Raises ComputeError, and leaves nothing, when it is not the file that was made there."""
+    """Download one file. Raises ComputeError, and leaves no file, if its sha256 is another than on Modal."""
     if path.is_file() and sha256_of(path) == sha256:
         return
     with atomic_path(path) as temporary:
@@ -97,7 +97,7 @@ def download(client: ModalClient, remote: str, path: Path, sha256: str) -> None:
         except FileNotFoundError:
             raise ComputeError(
                 f"{remote} is gone from the volume {OUTPUTS_VOLUME}; run `modal volume rm -r {OUTPUTS_VOLUME} "
-                f"{PurePosixPath(remote).parent}` and then the same command, to train anew"
+                f"{PurePosixPath(remote).parent}` and then the same command to train anew"
             ) from None
         found = sha256_of(temporary)
         if found != sha256:

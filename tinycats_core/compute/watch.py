@@ -1,10 +1,12 @@
-"""Waiting for a call on Modal: its log, its outages, its end."""
+"""Wait for a call on Modal: its log, outages, and its end."""
 
 import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from tinycats_core.compute import jobs
 from tinycats_core.compute.budget import Spent
@@ -18,7 +20,7 @@ from tinycats_core.files import write_json
 
 logger = logging.getLogger("tinycats.remote")
 
-AGAIN = "run the same command to go on from its last checkpoint"
+AGAIN = "run the same command to resume from its last checkpoint"
 ATTACH = "run the same command to attach to it again"
 
 
@@ -26,21 +28,34 @@ class CallEnded(ComputeError):
     """The remote call is over and there is no result."""
 
 
-class Watch:
-    """Waiting for a call: passes its log on, outlasts outages, cancels it when the wait is interrupted.
+class KnownCall(BaseModel):
+    """A call of which this machine knows, as `modal_call.json` holds it."""
 
-    The file `state` is left only while the call can still be attached to.
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    call_id: str | None = None  # None: the result was on the volume already
+    made: dict[str, Any] | None = None  # the record of the weights, when they are here
+
+    def write(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json", exclude={"made"} if self.made is None else None))
+
+
+class Watch:
+    """Waits for a call: passes its log on, outlasts outages, cancels it when the wait is interrupted.
+
+    The file `state` stays only while one can still attach to the call.
     """
 
     def __init__(self, client: ModalClient, run: str, compute: ComputeConfig, state: Path, on_log: OnLog | None):
         self.client, self.run, self.compute, self.state, self.on_log = client, run, compute, state, on_log
         self.seen = 0
         self.heard = 0.0  # when Modal last answered
-        self.waited = False  # whether a call was seen at work
-        self.compared = ""  # the call whose settings were last held against those given
+        self.waited = False  # whether Modal has said that a call runs
+        self.compared = ""  # the call whose settings were compared last
 
     def wait(self, call_id: str) -> jobs.Finished:
-        """Return the result of a call, or of the one that does its work."""
+        """Return the result of a call, or of the one that does its work. Raises CallEnded, ModalUnreachable or ComputeError."""
         self.heard = time.monotonic()
         try:
             while True:
@@ -50,13 +65,13 @@ class Watch:
                     case jobs.Failed(error=message):
                         raise CallEnded(f"training on Modal ended: {message}")
                     case jobs.DoneElsewhere(call_id=call_id):
-                        write_json(self.state, {"run": self.run, "call_id": call_id})
+                        KnownCall(run=self.run, call_id=call_id).write(self.state)
                         logger.info("call %s does this training already: attached to it", call_id)
         except CallEnded:
             self.state.unlink(missing_ok=True)  # another flow may have waited as well
             raise
         except Exception:
-            logger.warning("nobody watches call %s now: it goes on there, %s", call_id, ATTACH)
+            logger.warning("nobody watches call %s now: it continues there, %s", call_id, ATTACH)
             raise
         except BaseException:
             try:
@@ -67,7 +82,7 @@ class Watch:
             raise
 
     def _ask(self, call_id: str) -> jobs.Result | None:
-        """Return the result of the call; None while it runs, or while there is still hope that Modal will answer."""
+        """Return the result of the call; None while it runs, or while Modal may still answer."""
         try:
             result = self._poll(call_id)
             self._pass_on(call_id)
@@ -91,9 +106,9 @@ class Watch:
                 self.waited = True
                 return None
             case "silent":
-                raise ModalUnreachable(f"Modal does not answer ({said}); call {call_id} goes on there, {ATTACH}")
+                raise ModalUnreachable(f"Modal does not answer ({said}); call {call_id} continues there, {ATTACH}")
             case "refused":
-                raise ComputeError(f"Modal refuses ({said}); call {call_id} goes on there, {ATTACH}")
+                raise ComputeError(f"Modal refuses ({said}); call {call_id} continues there, {ATTACH}")
             case "forgotten":
                 if (result := read_result(self.client, self.run)) is not None:
                     return result
@@ -109,7 +124,7 @@ class Watch:
         raise CallEnded(f"training on Modal failed: {said}; see `modal app logs {APP}`, then {AGAIN}")
 
     def _pass_on(self, call_id: str) -> None:
-        """Pass on the rows of the log that are new. It is cut back when a preempted attempt resumes."""
+        """Pass on the new rows of the log, which is cut back when a preempted attempt resumes."""
         folder = run_folder(self.run)
         rows = [json.loads(line) for line in read_text(self.client, f"{folder}/log.jsonl").splitlines(True) if line.endswith("\n")]
         rows = [row for row in rows if _number(row) > self.seen]

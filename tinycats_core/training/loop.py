@@ -1,4 +1,4 @@
-"""Training of the generator: AdamW, mixed precision, EMA, and checkpoints from which the same command goes on.
+"""Training of the generator: AdamW, mixed precision, EMA, and checkpoints from which the same command resumes.
 
 Everything random in a step is a function of (seed, step), so a checkpoint needs no state of any random generator.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -34,6 +34,10 @@ logger = logging.getLogger("tinycats.training")
 OnLog = Callable[[dict[str, Any]], None]
 
 
+class Stopped(TrainingError):
+    """The training was asked to stop, and has written a checkpoint."""
+
+
 def train_here(
     dataset: Dataset,
     model: ModelConfig,
@@ -44,6 +48,7 @@ def train_here(
     on_log: OnLog | None,
     stop: Stop,
 ) -> Trained:
+    """Train in this process, which may be one of several ranks: see `start.train`. Rank 0 writes the files."""
     leads = ranks.rank() == 0
     if leads:
         folder.claim(identity)
@@ -51,28 +56,20 @@ def train_here(
     source = resume(run, folder, identity)
     ranks.largest(0)  # the others have read the checkpoints before this one writes any
     if leads:
-        machine = threads.facts()
-        folder.open_attempt(run.step, source, run.facts() | machine)
-        if device.type == "cpu" and (warning := threads.warning(machine)):
-            logger.warning("%s", warning)
-        folder.cut_log(run.step)
-    first, since, noted = run.step, time.perf_counter(), False
+        _open_attempt(run, folder, source)
+    first, since = run.step, time.perf_counter()
     try:
-        bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=None if leads else True)
-        with bar:
+        with tqdm(total=config.steps, initial=run.step, unit="step", disable=None if leads else True) as bar:
             fit_into_memory(run, folder)
             _loop(run, folder, identity, stop, bar, on_log if leads else None)
-        if run.step < config.steps:
-            if leads:
-                noted = True
-                folder.note("stop", run.step, cause=stop.reason, **_spent(run, first, since))
-            raise TrainingError(f"stopped at step {run.step} of {config.steps}; run the same command to resume")
         if leads:
             with _writing(run, folder):
                 save_weights(run, folder.path)
     except BaseException as error:
-        if leads and not noted:
-            folder.note("stop", run.step, cause=str(error) or type(error).__name__, **_spent(run, first, since))
+        if leads:
+            cause = stop.reason if isinstance(error, Stopped) else str(error) or type(error).__name__
+            seconds = round(time.perf_counter() - since, 3)
+            folder.note("stop", run.step, cause=cause, steps=run.step - first, seconds=seconds)
         raise
     if leads:
         folder.close(run.step, config.batch_size, run.step - first, time.perf_counter() - since, run.facts())
@@ -80,14 +77,22 @@ def train_here(
     return record_of(folder.path, config)
 
 
+def _open_attempt(run: Run, folder: RunFolder, source: str | None) -> None:
+    machine = threads.facts()
+    folder.open_attempt(run.step, source, run.facts() | machine)
+    if run.device.type == "cpu" and (warning := threads.warning(machine)):
+        logger.warning("%s", warning)
+    folder.cut_log(run.step)
+
+
 def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar: tqdm, on_log: OnLog | None) -> None:
-    """Step until `steps` are done or a signal asks to stop: log, draw and keep checkpoints on the way."""
+    """Step until `steps` are done; log, draw and write checkpoints on the way. Raises Stopped."""
     config, leads = run.config, ranks.rank() == 0
     while run.step < config.steps:
         try:
             if number := ranks.largest(stop.number):
                 stop.request(signal.Signals(number).name)  # it may have reached another rank
-                break
+                _stop(run, folder, identity, stop)
             step_within_memory(run, folder)
         except ranks.RankLost:
             _save_last_words(run, folder, identity)
@@ -106,20 +111,24 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar
                 _draw(run, folder.path)
         if save and leads:
             save_checkpoint(run, folder, identity)
-    if run.step < config.steps and leads:
+
+
+def _stop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop) -> NoReturn:
+    if ranks.rank() == 0:
         _count_skipped(run, folder)
         save_checkpoint(run, folder, identity)
         logger.warning("%s: stopped at step %d with a checkpoint; run the same command to resume", stop.reason, run.step)
+    raise Stopped(f"stopped at step {run.step} of {run.config.steps}; run the same command to resume")
 
 
 def _count_skipped(run: Run, folder: RunFolder) -> None:
-    """Look whether the steps since the last look were finite. Raises TrainingError when too many were not."""
+    """Check that the steps since the last check were finite. Raises TrainingError if too many were not."""
     window = run.window
     if window.checked == len(window.losses):
         return
     losses, norms = torch.stack(window.losses[window.checked :]), torch.stack(window.norms[window.checked :])
     good = losses.isfinite()
-    if not run.scaler.is_enabled():  # in fp16 a gradient overflows now and then, and the scaler sees to it
+    if not run.scaler.is_enabled():  # in fp16 a gradient overflows now and then, which the scaler handles
         good &= norms.isfinite()
     window.checked = len(window.losses)
     bad = [run.step - len(good) + 1 + number for number in (~good).nonzero().flatten().tolist()]
@@ -135,11 +144,11 @@ def _count_skipped(run: Run, folder: RunFolder) -> None:
             f"the loss is not finite at {steps}; {run.skipped} such steps, train.max_skipped_steps allows "
             f"{run.config.max_skipped_steps}; the last good checkpoint is {last}. Lower train.lr or train.clip and start anew."
         )
-    logger.warning("the loss is not finite at %s: left out, %d so far", steps, run.skipped)
+    logger.warning("the loss is not finite at %s: skipped, %d so far", steps, run.skipped)
 
 
 def _log(run: Run, folder: RunFolder, bar: tqdm, on_log: OnLog | None) -> None:
-    """Write a row of the log, show it, and begin a new interval."""
+    """Write a row of the log, show it, and begin a new window."""
     row = _log_row(run)
     run.window = LogWindow()
     if ranks.rank() > 0:
@@ -171,7 +180,7 @@ def _log_row(run: Run) -> dict[str, Any]:
 
 
 def status(row: dict[str, Any]) -> str:
-    """Return a row of the log in a few words."""
+    """Return a row of the log as a short line."""
     loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
     return f"loss {loss}  lr {row['lr']:.1e}  {row['images_per_s']:.0f} images/s"
 
@@ -196,9 +205,9 @@ def _draw(run: Run, folder: Path) -> None:
 
 
 def _save_last_words(run: Run, folder: RunFolder, identity: dict[str, Any]) -> None:
-    """Write a checkpoint though another rank is gone: rank 0, or whichever takes its place first."""
+    """Write a checkpoint although another rank is gone: by rank 0, or by whichever rank locks the folder first."""
     if run.device.type == "cuda":
-        return  # the GPU may wait for the lost rank for ever; the last checkpoint stands
+        return  # the GPU may wait for the lost rank for ever; the last checkpoint remains
     try:
         with folder.hold() if ranks.rank() else nullcontext():
             save_checkpoint(run, folder, identity)
@@ -208,15 +217,11 @@ def _save_last_words(run: Run, folder: RunFolder, identity: dict[str, Any]) -> N
 
 @contextmanager
 def _writing(run: Run, folder: RunFolder) -> Iterator[None]:
-    """Say which checkpoint is left when a file cannot be written."""
+    """Turn a failed write into a TrainingError that names the last good checkpoint."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
             f"{folder.path} cannot be written at step {run.step}: {error.strerror or error}. Free space and run the same "
-            f"command: it goes on from {folder.last_good()}."
+            f"command: it resumes from {folder.last_good()}."
         ) from None
-
-
-def _spent(run: Run, first: int, since: float) -> dict[str, Any]:
-    return {"steps": run.step - first, "seconds": round(time.perf_counter() - since, 3)}

@@ -1,6 +1,6 @@
-"""What the ranks of one training say to each other: a rank is a process with a device of its own.
+"""Communication between the ranks of one training: a rank is a process with a device of its own.
 
-Every rank draws the whole batch and takes its own part of it, so that the number of ranks changes a run by rounding only.
+Every rank draws the whole batch and trains on its own part, so the number of ranks changes a run by rounding only.
 """
 
 import json
@@ -17,11 +17,11 @@ AGREE = timedelta(minutes=30)  # how long a rank waits for the others: rank 0 ma
 
 
 class RankLost(TrainingError):
-    """Another rank has gone, or the connection to it."""
+    """Another rank, or the connection to it, is gone."""
 
 
 def rank() -> int:
-    """Return the rank of this process, 0 where there is but one."""
+    """Return the rank of this process, 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -45,7 +45,7 @@ def largest(number: int) -> int:
 
 
 def is_connection_lost(error: RuntimeError) -> bool:
-    """Return whether an error of a step means that another rank does not answer any more."""
+    """Return whether an error of a step means that another rank no longer answers."""
     return world_size() > 1 and (
         isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
     )

@@ -1,4 +1,4 @@
-"""What is trained on, and how: the batch of each step, the learning rate, the optimizer."""
+"""The recipe of a training: the batch of each step, the learning rate, the optimizer."""
 
 import math
 from functools import lru_cache
@@ -17,7 +17,7 @@ VERSION = 3  # of the recipe below: bump it when the same configuration trains o
 def draw_batch(images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_1, x_0, t and labels of a step's effective batch, a function of (config.seed, step) alone.
 
-    Shapes: (B, 3, S, S) twice, (B,), (B,). Images are flipped with probability one half where `flip` is set; a label is
+    Shapes: (B, 3, S, S) twice, (B,), (B,). If `flip` is set, images are flipped with probability one half; a label is
     replaced by the null class with probability `label_dropout`.
     """
     device = images.device

@@ -1,4 +1,4 @@
-"""A training's folder: what it is for, its checkpoints, its log and its diary, held by one process at a time."""
+"""A training's folder: its identity, checkpoints, log and diary, locked by one process at a time."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger("tinycats.training")
 
 CHECKPOINTS_KEPT = 5
 
-# What may differ between a checkpoint and the run that goes on from it: how often to look, and how to fit into memory.
+# What may differ between a checkpoint and the run that resumes from it: how often to look, and how to fit into memory.
 FREE = frozenset(
     {
         *("checkpoint_every", "sample_every", "log_every", "max_skipped_steps"),
         *("accumulation", "gradient_checkpointing", "compile"),
     }
 )
-WITHOUT_A_WORD = "ended without a word: killed, or the machine went down"
+UNEXPLAINED = "no cause recorded: killed, or the machine went down"
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class RunFolder:
             lock.release()
 
     def leftovers(self) -> list[Path]:
-        """Return the files of a process that was killed while it wrote: ours, and the ones that safetensors makes for itself."""
+        """Return the temporary files of a process that was killed while it wrote: ours, and those of safetensors."""
         return [
             path for folder in (self.path, self.checkpoints_folder) for name in (".*.tmp", ".tmp*") for path in folder.glob(name)
         ]
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Keep what the folder is for in run.json; refuse a folder that is for something else.
+        """Write the identity of the run to run.json; refuse the folder of another run.
 
         Raises:
-            CheckpointError: the model, the data set or a setting that decides the result is another; names each.
+            CheckpointError: the model, the data set or a setting that decides the result differs; names each.
         """
         path = self.path / "run.json"
         if path.is_file():
@@ -83,10 +83,10 @@ class RunFolder:
         return sorted(self.checkpoints_folder.glob("step-*.safetensors"), reverse=True)
 
     def newest(self, tell: bool = True) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-        """Return path, tensors and header of the newest undamaged checkpoint. A damaged one is named and passed over.
+        """Return path, tensors and header of the newest undamaged checkpoint. Damaged ones are skipped with a warning.
 
         Args:
-            tell: write damaged ones into the diary.
+            tell: record damaged ones in the diary.
         """
         paths = self.checkpoints()
         for path in paths:
@@ -99,14 +99,14 @@ class RunFolder:
         return None
 
     def keep(self, step: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then remove all but the last five. Raises TrainingError, with the last good one kept."""
+        """Write a checkpoint, then remove all but the last five. Raises TrainingError, and then keeps the last good one."""
         path = self.checkpoints_folder / f"step-{step:08d}.safetensors"
         try:
             write_safetensors(path, tensors, {"kind": "training", "step": step, **header})
         except OSError as error:
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written to {path.parent}: {error}. Free space and run "
-                f"the same command: it goes on from {self.last_good()}."
+                f"the same command: it resumes from {self.last_good()}."
             ) from None
         for old in self.checkpoints()[CHECKPOINTS_KEPT:]:
             old.unlink()
@@ -124,7 +124,7 @@ class RunFolder:
         _append_line(self.path / "log.jsonl", row)
 
     def cut_log(self, step: int) -> None:
-        """Forget the rows after a step, which will be written again."""
+        """Remove the rows after a step: they will be written again."""
         rows = [row for row in self.log() if row["step"] <= step]
         write_text(self.path / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -133,7 +133,7 @@ class RunFolder:
         return _read_lines(self.path / "diary.jsonl")
 
     def note(self, event: str, step: int, **facts: Any) -> None:
-        """Write a row into the diary; a full disk does not stop what it tells of."""
+        """Append a row to the diary. A full disk is only worth a warning."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             _append_line(self.path / "diary.jsonl", {"time": now, "event": event, "step": step, **facts})
@@ -141,10 +141,10 @@ class RunFolder:
             logger.warning("the diary could not be written: %s", error)
 
     def open_attempt(self, step: int, source: str | None, facts: Mapping[str, Any]) -> None:
-        """Write the diary's row of a start, and the stop of an attempt before it that had no time for one.
+        """Write the diary's row of a start, and before it the stop of an earlier attempt that was killed.
 
         Args:
-            source: the checkpoint that the run goes on from, None for the start.
+            source: the checkpoint that the run resumes from, None for the start.
         """
         rows = self.diary()
         attempts = sum(row["event"] in ("start", "resume") for row in rows)
@@ -156,7 +156,7 @@ class RunFolder:
         if opened["event"] in ("start", "resume"):
             seconds = max(0.0, alive - datetime.fromisoformat(opened["time"]).timestamp())
             steps = max(0, seen - opened["step"])
-            self.note("stop", max(seen, opened["step"]), cause=WITHOUT_A_WORD, steps=steps, seconds=round(seconds, 3))
+            self.note("stop", max(seen, opened["step"]), cause=UNEXPLAINED, steps=steps, seconds=round(seconds, 3))
         steps_lost = max(0, seen - step)
         kept = self.checkpoints_folder / (source or "")
         lost = max(0.0, alive - kept.stat().st_mtime) if steps_lost and source and kept.is_file() else 0.0
@@ -182,14 +182,14 @@ class RunFolder:
         )
 
     def _last_sign(self) -> tuple[int, float]:
-        """Return the last step that the log knows of, and when it was written."""
+        """Return the last step in the log, and when it was written."""
         path = self.path / "log.jsonl"
         rows = self.log()
         return (rows[-1]["step"] if rows else 0), (path.stat().st_mtime if path.is_file() else time.time())
 
 
 def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str, free: frozenset[str] = FREE) -> None:
-    """Raise CheckpointError naming each setting by which a checkpoint does not belong to a run. More steps are fine."""
+    """Raise CheckpointError naming each setting in which a checkpoint differs from a run. More steps are fine."""
     different = [
         f"{part}.{field} is {found[part].get(field)!r} there and {wanted[part].get(field)!r} here"
         for part in ("model", "train")

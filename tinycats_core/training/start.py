@@ -1,4 +1,4 @@
-"""Start a training: in this process, or one process a device of this machine.
+"""Start a training: in this process, or in one process for each device of this machine.
 
 python -m tinycats_core.training.start REQUEST.json          # what `start` runs: the agent that starts the ranks
 """
@@ -13,7 +13,7 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ from tinycats_core.training.state import record_of, weight_paths
 logger = logging.getLogger("tinycats.training")
 
 POLL_SECONDS = 0.2
+FAILURE, OUTPUT = "ranks-failure.json", "ranks.log"  # in a training's folder: why the ranks ended, and what they printed
 
 
 def train(
@@ -66,16 +67,8 @@ def train(
     """
     folder = Path(folder)
     check_writable(folder)
-    identity = {
-        "recipe": recipe.VERSION,
-        "model": model.model_dump(mode="json"),
-        "train": config.model_dump(mode="json"),
-        "dataset": dataset.content,
-    }
-    run_folder, finished = RunFolder(folder), weight_paths(folder, config)
-    if all(path.is_file() and read_header(path, "generator")["step"] == config.steps for path in finished):
-        for path in finished:
-            read_safetensors(path, "generator")  # a damaged file is an error, not a result
+    run_folder, identity = RunFolder(folder), _identity(dataset, model, config)
+    if _is_finished(folder, config):
         run_folder.claim(identity)
         return record_of(folder, config)
     if processes > 1:
@@ -85,8 +78,28 @@ def train(
         return train_here(dataset, model, config, run_folder, identity, pick_device(device), on_log, stop or Stop())
 
 
+def _identity(dataset: Dataset, model: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+    """Return everything that decides which weights a training makes."""
+    return {
+        "recipe": recipe.VERSION,
+        "model": model.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        "dataset": dataset.content,
+    }
+
+
+def _is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Return whether all weights of a training are there. Raises CheckpointError for damaged ones: they are no result."""
+    paths = weight_paths(folder, config)
+    if not all(path.is_file() and read_header(path, "generator")["step"] == config.steps for path in paths):
+        return False
+    for path in paths:
+        read_safetensors(path, "generator")
+    return True
+
+
 def check_processes(device: str, processes: int) -> None:
-    """Raise ComputeError where there are fewer GPUs than processes, which would have to share one."""
+    """Raise ComputeError if there are fewer GPUs than processes, which would have to share one."""
     if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
         devices = torch.cuda.device_count()
         raise ComputeError(f"compute.processes is {processes} but this machine has {devices} CUDA devices; give at most that many")
@@ -102,62 +115,69 @@ def start(
     on_log: OnLog | None = None,
     stop: Stop | None = None,
 ) -> None:
-    """Train in this many processes, and return when they have finished.
+    """Train in several processes, and return when they have finished.
 
-    A signal is passed on to them, and they stop with a checkpoint. When this process is killed they stop as well.
+    A requested stop is passed on to them, and they stop with a checkpoint. If this process is killed they stop as well.
 
     Raises:
         ComputeError: there are not that many devices.
-        TrainingError: a rank failed or was killed; names it, and the checkpoint that the run goes on from.
+        TrainingError: a rank failed or was killed, or a stop was requested; names the checkpoint that the run resumes from.
     """
     check_processes(device, processes)
     if config.batch_size % processes:
         raise TrainingError(f"train.batch_size is {config.batch_size}, not divisible by compute.processes {processes}")
+    request = {
+        "dataset": dataset.model_dump(mode="json"),
+        "model": model.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        "folder": str(folder),
+        "device": pick_device(device).type,
+        "processes": processes,
+    }
+    (folder / FAILURE).unlink(missing_ok=True)
     run = RunFolder(folder)
-    request, outcome = folder / "ranks.json", folder / "ranks-failure.json"
-    outcome.unlink(missing_ok=True)
-    write_json(
-        request,
-        {
-            "dataset": dataset.model_dump(mode="json"),
-            "model": model.model_dump(mode="json"),
-            "train": config.model_dump(mode="json"),
-            "folder": str(folder),
-            "device": pick_device(device).type,
-            "processes": processes,
-        },
-    )
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     seen = max((row["step"] for row in run.log()), default=0)
-    with open(folder / "ranks.log", "ab") as output:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "tinycats_core.training.start", str(request)],
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
-        )
+    agent = _launch(request)
     try:
         while agent.poll() is None and not (stop and stop.requested):
             time.sleep(POLL_SECONDS)
             seen = _pass_on(run, seen, on_log)
     finally:
-        agent.send_signal(signal.SIGTERM)  # it stops with a checkpoint; nothing happens to one that has ended
+        agent.send_signal(signal.SIGTERM)  # the ranks stop with a checkpoint; an agent that has ended gets no signal
         agent.wait()
     if stop and stop.requested:
         raise TrainingError(f"stopped; run the same command to resume from {run.last_good()}")
     _pass_on(run, seen, on_log)
     if agent.returncode:
-        failure = read_json(outcome) if outcome.is_file() else {"message": f"the agent ended with {agent.returncode}"}
-        raise TrainingError(
-            f"{failure['message']}. Run the same command: it goes on from {run.last_good()} ({folder / 'ranks.log'} holds "
-            "what the ranks wrote)"
+        _raise_failure(run, agent.returncode)
+
+
+def _launch(request: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start the agent, which starts the ranks. What they print is appended to `ranks.log`."""
+    folder = Path(request["folder"])
+    path = write_json(folder / "ranks.json", request)
+    threads = str(max(1, (os.cpu_count() or 1) // request["processes"]))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with open(folder / OUTPUT, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tinycats_core.training.start", str(path)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
         )
 
 
+def _raise_failure(run: RunFolder, status: int) -> NoReturn:
+    path = run.path / FAILURE
+    message = read_json(path)["message"] if path.is_file() else f"the agent ended with {status}"
+    raise TrainingError(
+        f"{message}. Run the same command: it resumes from {run.last_good()} ({run.path / OUTPUT} holds what the ranks printed)"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Be the agent, or with RANK in the environment one of its ranks. Returns the exit status."""
+    """Run as the agent, or with RANK in the environment as one of its ranks. Returns the exit status."""
     [path] = sys.argv[1:] if arguments is None else arguments
     request = read_json(Path(path))
     _follow_parent()
@@ -184,7 +204,7 @@ def _be_agent(request: dict[str, Any], path: str) -> int:
         return 128 + error.sigval
     except ChildFailedError as error:
         first = min(error.failures.items(), key=lambda item: (item[1].exitcode in (1, -signal.SIGTERM), item[1].timestamp))
-        number, failure = first  # one that was killed rather than one that failed because the other was gone
+        number, failure = first  # a rank that was killed rather than one that failed because the other was gone
         said = Path(request["folder"]) / f"rank-{number}.json"
         if failure.exitcode < 0:
             message = f"rank {number} of {request['processes']} was ended by {signal.Signals(-failure.exitcode).name}"
@@ -192,7 +212,7 @@ def _be_agent(request: dict[str, Any], path: str) -> int:
             message = read_json(said)["message"].rstrip(".")
         else:
             message = f"rank {number} of {request['processes']} ended with {failure.exitcode}"
-        write_json(Path(request["folder"]) / "ranks-failure.json", {"message": message})
+        write_json(Path(request["folder"]) / FAILURE, {"message": message})
         return 1
     return 0
 
@@ -233,7 +253,7 @@ def _pass_on(run: RunFolder, seen: int, on_log: OnLog | None) -> int:
 
 
 def _follow_parent() -> None:
-    """Ask this process to stop when the one that started it is gone."""
+    """Send this process a SIGTERM when its parent is gone: signals are all that torch's agent heeds."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""What changes while training, and how it is kept: the run, its checkpoints, its weights."""
+"""The state of a training: what a checkpoint holds, how it is written and restored, and the weights that are left."""
 
 import logging
 import time
@@ -32,11 +32,11 @@ COMPILE_PAYS_AFTER = 2_000  # steps; compiling takes about a minute
 
 @dataclass
 class LogWindow:
-    """What the steps since the last row of the log have left behind."""
+    """Losses and gradient norms of the steps since the last row of the log."""
 
     losses: list[Tensor] = field(default_factory=list)  # on the device: reading one waits for it
     norms: list[Tensor] = field(default_factory=list)
-    checked: int = 0  # how many of them were found finite
+    checked: int = 0  # how many of them were checked
     steps: int = 0  # taken by this process
     since: float = field(default_factory=time.perf_counter)
 
@@ -92,12 +92,7 @@ class Run:
         autocast = pick_precision(config.precision, device)
         weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
         optimizer = make_optimizer(net, config)
-        for parameter in net.parameters():  # made now, so that no later step needs more memory than the first one
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        _allocate_moments(optimizer, net)
         step_net = net if ranks.world_size() == 1 else DistributedDataParallel(net, broadcast_buffers=False)
         share = -(-config.batch_size // ranks.world_size())
         return cls(
@@ -127,13 +122,23 @@ class Run:
         }
 
 
-def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
-    """Return the mode for `torch.compile`, None where the network runs as it is written.
+def _allocate_moments(optimizer: torch.optim.Optimizer, net: TinyDiT) -> None:
+    """Allocate AdamW's moments now, so that no later step needs more memory than the first one."""
+    for parameter in net.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
 
-    `auto` compiles on a GPU, for runs that are long enough to win back the minute that it takes.
+
+def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
+    """Return the mode for `torch.compile`, None for no compilation.
+
+    `auto` compiles on a GPU, for runs that are long enough to regain the minute that it takes.
 
     Raises:
-        ComputeError: compiling was asked for, and there is no compiler.
+        ComputeError: the configuration demands compilation, and there is no compiler.
     """
     ready = has_compiler(device)
     if config.compile == "auto":
@@ -146,7 +151,7 @@ def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
 
 
 def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Path:
-    """Write everything that the run needs to go on; afterwards remove all but the last five. Raises TrainingError."""
+    """Write everything that the run needs to resume, then remove all but the last five checkpoints. Raises TrainingError."""
     state = run.optimizer.state
     tensors = {f"net/{name}": tensor for name, tensor in run.weights.items()}
     for decay, ema in run.emas.items():
@@ -165,13 +170,13 @@ def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Pa
 
 
 def average_paths(folder: Path, config: TrainConfig) -> dict[float, Path]:
-    """Return where the EMA weights of each decay lie in a training's folder."""
+    """Return the path of the EMA weights of each decay in a training's folder."""
     first, *others = config.ema_decays
     return {first: folder / "ema.safetensors", **{decay: folder / f"ema-{decay}.safetensors" for decay in others}}
 
 
 def weight_paths(folder: Path, config: TrainConfig) -> list[Path]:
-    """Return every weights file of a finished training: the averages', and that of the last weights."""
+    """Return the paths of all weights of a finished training: the averages, then the raw ones."""
     return [*average_paths(folder, config).values(), folder / RAW]
 
 

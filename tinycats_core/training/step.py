@@ -1,4 +1,4 @@
-"""One optimizer step over the effective batch, in as many parts as memory asks for."""
+"""One optimizer step over the effective batch, in as many parts as fit into memory."""
 
 import logging
 from contextlib import nullcontext
@@ -43,7 +43,7 @@ def training_step(run: Run) -> tuple[Tensor, Tensor]:
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), config.clip).detach()
     if run.scaler.is_enabled():
-        run.scaler.step(run.optimizer)  # leaves a step out whose gradient overflowed, and lowers its scale
+        run.scaler.step(run.optimizer)  # skips a step whose gradient overflowed, and lowers the scale
     else:
         bad = ~(total.isfinite() & norm.isfinite())
         run.optimizer.found_inf = bad.float()  # pyright: ignore  # how GradScaler tells a fused optimizer
@@ -57,7 +57,7 @@ def training_step(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def step_within_memory(run: Run, folder: RunFolder) -> None:
-    """Take a step; where memory does not suffice, take it again with half as many images at a time."""
+    """Take a step; while it runs out of memory, halve the micro-batch and take it again."""
     while (done := _try_step(run)) is None:
         _halve_micro_batch(run, folder)
     run.window.losses.append(done[0])
@@ -66,7 +66,7 @@ def step_within_memory(run: Run, folder: RunFolder) -> None:
 
 
 def _try_step(run: Run) -> tuple[Tensor, Tensor] | None:
-    """Return what `training_step` does, or None where memory did not suffice."""
+    """Return what `training_step` returns, or None if it ran out of memory."""
     try:
         return training_step(run)
     except RuntimeError as error:
@@ -114,7 +114,7 @@ def _halve_micro_batch(run: Run, folder: RunFolder | None) -> None:
         raise _too_little_memory(run, None)
     before, run.micro_batch = run.micro_batch, -(-run.micro_batch // 2)
     logger.warning(
-        "out of memory at step %d with %d images at a time: going on with %d, the effective batch of %d stays",
+        "out of memory at step %d with %d images at a time: continuing with %d, the effective batch of %d stays",
         *(run.step, before, run.micro_batch, run.config.batch_size),
     )
     if folder is not None:

@@ -56,7 +56,7 @@ def trained(name: str, config: ReleaseConfig, compute: ComputeConfig, **end: Any
     cost = costs.record(folder, config.model, config.train, compute, before)
     assert cost
     kept = json.loads((folder / "cost.json").read_text())
-    assert kept == json.loads(json.dumps(cost))
+    assert kept == cost.model_dump(mode="json")
     return kept
 
 
@@ -217,7 +217,7 @@ def test_the_record_of_a_training_on_modal():
     assert 0 < low < high
     assert (cost["steps_run"], cost["billed_seconds"]) == (9, 7200.0)
     said = "training took 2 h at 1,000 images/s on L4, 2 attempts with 9 steps for 7: $3.2, $0.7992/h a GPU ("
-    assert costs.account(cost).startswith(said)
+    assert costs.account(costs.Cost.model_validate(cost)).startswith(said)
 
 
 def test_a_metered_training_costs_what_was_metered():
@@ -251,7 +251,8 @@ def test_an_estimate_is_held_against_the_limit(limit: float | None, refused: boo
 def test_the_record_of_a_training_here_has_no_dollars():
     cost = trained("one", resolve("smoke"), HERE, device="cpu", precision="fp32", seconds=36.0, attempts=1, images=7 * 16)
     assert (cost["dollars"], cost["price"], cost["gpu"]) == (None, None, None)
-    assert costs.account(cost) == f"training took 0.01 h at 0.504 images/s on cpu, 1 attempt: {costs.HERE}"
+    said = costs.account(costs.Cost.model_validate(cost))
+    assert said == f"training took 0.01 h at 0.504 images/s on cpu, 1 attempt: {costs.HERE}"
 
 
 def test_the_estimate_from_before_the_training_stays():
@@ -261,7 +262,7 @@ def test_the_estimate_from_before_the_training_stays():
     assert "measured" in again.basis
     cost = costs.record(home() / "training" / "one", config.model, config.train, modal("L4"), again)
     assert cost
-    assert cost["estimate"] == first
+    assert cost.model_dump(mode="json")["estimate"] == first
 
 
 @pytest.mark.parametrize("diary", [None, "", '{"event": "start", "step": 0}\n', '{"event": "finish", "st'])
@@ -274,9 +275,10 @@ def test_without_the_end_of_a_diary_there_is_no_record(diary: str | None, tmp_pa
 
 def test_a_damaged_record_stops_no_training(caplog: pytest.LogCaptureFixture):
     (home() / "training" / "one").mkdir(parents=True)
-    (home() / "training" / "one" / "cost.json").write_text("{")
-    assert "assumed" in costs.estimate(MODEL, TRAIN, modal("L4")).basis
-    assert "cost.json is not a JSON file" in caplog.text
+    for text, message in (("{", "cost.json is not a JSON file"), ("{}", "cost.json is not a record of this version")):
+        (home() / "training" / "one" / "cost.json").write_text(text)
+        assert "assumed" in costs.estimate(MODEL, TRAIN, modal("L4")).basis
+        assert message in caplog.text
 
 
 def test_the_peak_of_this_device_is_measured(monkeypatch: pytest.MonkeyPatch):

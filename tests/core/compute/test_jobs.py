@@ -247,7 +247,7 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
     again = jobs.perform(request, volumes.site(), lambda *given: pytest.fail("worked"))
     assert "compute.max_cost_usd is 0.01" in error_of(again)
 
-    result = done(request_ | {"budget": {"usd": 5.0, "usd_per_second": 0.01}}, volumes)
+    result = done(request_ | {"budget": {"usd": 500.0, "usd_per_second": 0.01}}, volumes)
     assert result.made["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
 

@@ -358,7 +358,7 @@ def test_an_error_here_leaves_the_call(
     monkeypatch.setattr(replay, "cancel", lambda call_id: pytest.fail("cancelled"))
     with pytest.raises(ValueError, match="property name"):
         train_on_modal(job, COMPUTE, tmp_path, client=replay)
-    assert "nobody watches call fc-0000 now: it goes on there, run the same command to attach" in caplog.text
+    assert "nobody watches call fc-0000 now: it continues there, run the same command to attach" in caplog.text
     assert (tmp_path / "modal_call.json").exists()
 
 
@@ -448,7 +448,7 @@ def test_a_volume_that_cannot_be_read_is_waited_for(
 
 def test_an_outage_that_lasts_leaves_the_call_and_the_next_run_attaches(replay: Replay, job: Job, tmp_path: Path) -> None:
     replay.outcome = modal_errors.ConnectionError("no route")
-    with pytest.raises(ModalUnreachable, match=r"no route.*fc-0000 goes on there, run the same command to attach"):
+    with pytest.raises(ModalUnreachable, match=r"no route.*fc-0000 continues there, run the same command to attach"):
         train_on_modal(job, COMPUTE.model_copy(update={"patience_minutes": 0.002, "poll_seconds": 0.05}), tmp_path, client=replay)
     assert read_json(tmp_path / "modal_call.json")["call_id"] == "fc-0000"
     replay.outcome = None
@@ -470,7 +470,7 @@ def test_token_that_is_withdrawn_leaves_the_call_and_is_not_waited_for(
     monkeypatch.setattr(replay, where, withdrawn)
     monkeypatch.setattr(replay, "cancel", lambda call_id: pytest.fail("cancelled"))
     patient = COMPUTE.model_copy(update={"patience_minutes": 60.0})
-    with pytest.raises(ComputeError, match=r"rejected the token|token was revoked.*goes on there") as caught:
+    with pytest.raises(ComputeError, match=r"rejected the token|token was revoked.*continues there") as caught:
         train_on_modal(job, patient, tmp_path, client=replay)
     assert not isinstance(caught.value, CallEnded | ModalUnreachable)
     assert (tmp_path / "modal_call.json").exists()
@@ -571,7 +571,7 @@ def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
         assert list((tmp_path / "run").iterdir()) == []
         write_json(tmp_path / "run" / "modal_call.json", {"run": long.run, "call_id": client.calls()[-1]})  # if nobody had watched
     assert client.calls() == ["fc-0000", "fc-0001", "fc-0002"]
-    over = "call fc-0001 was over already, so another one follows: training on Modal ended: $0.00 is spent"
+    over = "call fc-0001 was over already, so a new one follows: training on Modal ended: $0.00 is spent"
     assert over in caplog.text
     meter = read_json(client.root / RUN / long.run / "meter.json")["attempts"]
     assert sum(meter) >= 6.0
@@ -620,7 +620,7 @@ def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: 
     remote.check_compute(COMPUTE, client, files)  # which are not there: nothing to compare
     for path in files:
         path.write_text("changed")
-    with pytest.raises(ComputeError, match=r"^app\.py or pins\.txt is not here as it was deployed on Modal; run `modal deploy"):
+    with pytest.raises(ComputeError, match=r"^app\.py or pins\.txt differs from the one deployed on Modal; run `modal deploy"):
         remote.check_compute(COMPUTE, client, files)
     (client.root / "revision").write_text("0123456789ab")
     message = rf"deployed on Modal is 0123456789ab, not {jobs.revision()} as here; run `modal deploy deployments/modal_app\.py`"
@@ -635,7 +635,7 @@ def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: 
     ("changes", "message"),
     [
         ({"gpu": "GTX-1080"}, r"compute\.gpu is 'GTX-1080'; allowed: T4, L4, .*H100"),
-        ({"gpu": "H100:4"}, r"compute\.gpu is 'H100:4' but compute\.processes is 1; there must be a process for each GPU"),
+        ({"gpu": "H100:4"}, r"compute\.gpu is 'H100:4' but compute\.processes is 1; give a process for each GPU"),
         ({"gpu": "H100:"}, r"compute\.gpu is 'H100:'; allowed"),
         ({"gpu": "B200", "max_cost_usd": 5.0}, r"compute\.max_cost_usd is 5 but no price of B200 is known"),
         ({"gpu": "h100:1"}, None),

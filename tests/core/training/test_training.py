@@ -230,7 +230,7 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_allowed(
     assert [row["skipped"] for row in read_log(tmp_path / "run")] == [0, 1, 2, 2]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in read_log(tmp_path / "run"))
     assert "not finite at step 5" in caplog.text
-    assert "not finite at step 8: left out, 2 so far" in caplog.text
+    assert "not finite at step 8: skipped, 2 so far" in caplog.text
     noted = [row for row in RunFolder(tmp_path / "run").diary() if row["event"] == "skipped"]
     assert [row["steps"] for row in noted] == [[5], [8]]
 
@@ -262,7 +262,7 @@ def test_too_little_memory_halves_what_goes_through_at_a_time(
 ):
     small_memory(monkeypatch, most=3)
     short = train(two_colours, MODEL, config(), tmp_path / "short")
-    assert "out of memory at step 0 with 8 images at a time: going on with 4" in caplog.text
+    assert "out of memory at step 0 with 8 images at a time: continuing with 4" in caplog.text
     noted = [row for row in RunFolder(tmp_path / "short").diary() if row["event"] == "out_of_memory"]
     assert [(row["before"], row["images_at_a_time"]) for row in noted] == [(8, 4), (4, 2)]
     monkeypatch.undo()
@@ -321,7 +321,7 @@ print(run.micro_batch, run.step)
     micro_batch, step = map(int, done.stdout.split())
     assert 1 <= micro_batch < 64
     assert step == 2
-    assert "out of memory at step 1 with 64 images at a time: going on with 32" in done.stderr
+    assert "out of memory at step 1 with 64 images at a time: continuing with 32" in done.stderr
 
 
 def test_every_average_is_kept_and_the_first_one_is_shipped(two_colours: Dataset, tmp_path: Path):
@@ -640,7 +640,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_named(two_colours: Dataset, 
         return real(path, tensors, header)
 
     monkeypatch.setattr(run_folder, "write_safetensors", no_space)
-    with pytest.raises(TrainingError, match=r"step 8 could not be written.*No space left.*goes on from step-00000004"):
+    with pytest.raises(TrainingError, match=r"step 8 could not be written.*No space left.*resumes from step-00000004"):
         train(two_colours, MODEL, config(), tmp_path / "run")
 
 
@@ -655,7 +655,7 @@ def test_a_file_system_that_runs_full_costs_no_more_than_an_interval(two_colours
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
         (small / "ballast").write_bytes(bytes((4 << 20) - int(1.8 * size)))
-        with pytest.raises(TrainingError, match=r"checkpoint of step 8 could not be written.*goes on from step-00000004"):
+        with pytest.raises(TrainingError, match=r"checkpoint of step 8 could not be written.*resumes from step-00000004"):
             train(two_colours, MODEL, config(sample_every=12), small / "run")
         assert os.listdir(small / "run" / "checkpoints") == ["step-00000004.safetensors"]
         (small / "ballast").unlink()
@@ -692,7 +692,7 @@ except TrainingError as error:
     command = [sys.executable, "-c", code, *parts, str(tmp_path / "run"), str(size // 2)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "checkpoint of step 8 could not be written" in done.stdout
-    assert "goes on from step-00000004.safetensors" in done.stdout
+    assert "resumes from step-00000004.safetensors" in done.stdout
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000004.safetensors"]
     assert "could not be written" in RunFolder(tmp_path / "run").diary()[-1]["cause"]
 
