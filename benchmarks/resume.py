@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.records import Dataset
-from tinycats_core.training import train
+from tinycats_core.training.start import train
 dataset, model, settings, folder = sys.argv[1:]
 def tell(row):
     print(row["step"], flush=True)
