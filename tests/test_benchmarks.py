@@ -126,6 +126,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("script", "option"),
     [
+        ("busy", "--rounds"),
         ("corruption", "--cases"),
         ("judge", "--resamples"),
         ("modal_faults", "--preemptions"),

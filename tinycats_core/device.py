@@ -63,7 +63,8 @@ def fast_arithmetic(device: torch.device) -> Iterator[None]:
 
     Matrix products go to oneDNN where it computes them in full single precision: MKL uses half the vector width on CPUs of
     other makers. Attention over a few dozen tokens is two batched products then, because the fused kernel calls a
-    product for each head. Freed memory is kept for the next step: giving it back costs a page fault for every 4 KiB.
+    product for each head. Freed memory is kept for the next step: giving it back costs a page fault for every 4 KiB. Threads
+    hardly spin while other programs need the cores.
     """
     if device.type != "cpu":
         yield
@@ -72,10 +73,11 @@ def fast_arithmetic(device: torch.device) -> Iterator[None]:
     keeping = _keep_freed_memory(True)
     try:
         if not _onednn_is_exact():
-            yield
+            with threads.sharing():
+                yield
             return
         torch.set_float32_matmul_precision("medium")
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), threads.sharing():
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -1,23 +1,35 @@
-"""PyTorch's threads on a CPU: how long they wait for each other by spinning, and whether the machine is busy.
+"""PyTorch's threads on a CPU: how long they spin while they wait for each other, and whether the machine is busy.
 
-After each operation the threads wait for the slowest of them. GNU OpenMP, which PyTorch brings on Linux, lets a waiting thread spin
-for milliseconds before it sleeps. Beside another busy program the thread that is waited for often has no core, because the
-spinning one occupies it. A bounded spin frees that core after microseconds. It changes when threads sleep, not what they compute.
+After each operation the threads wait for the slowest of them. GNU OpenMP, which PyTorch brings on Linux, lets a waiting thread
+spin for milliseconds before it sleeps, which is fastest on an idle machine. Beside another busy program the thread that is
+waited for often has no core, because a spinning one occupies it, and training becomes many times slower. So the spin is
 
-The number of threads is left as it is: it changes the order of sums, and so the last bits of a loss.
-`python -m benchmarks.busy` measures the choice.
+- bounded in every process (`bound_spin`), so far as that costs no speed on an idle machine, and
+- as good as off while other programs need the cores during a training (`sharing`).
+
+Both change when a thread sleeps and not what it computes. The number of threads is left as it is: it changes the order of sums,
+and so the last bits of a loss. A person's own setting of the spin wins. `python -m benchmarks.busy` measures all of this.
 """
 
+import ctypes
+import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SPIN = 1000  # turns of the waiting loop: some tens of microseconds
+logger = logging.getLogger("tinycats.training")
+
+SPIN = 10_000  # turns of the waiting loop, some hundred microseconds; OpenMP's own are 300,000
 SPIN_COUNT, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"  # what GNU OpenMP reads while it is loaded, and only then
 MARK = "TINYCATS_SPINCOUNT"  # tells a child process that its setting comes from here and not from a person
 WINDOW = 0.1  # seconds over which the load is measured; the system counts in hundredths
+LOOK_EVERY = 1.0  # seconds, while a training runs
+CALM = 3  # readings in a row without other work, after which the threads may spin again
 MARGIN = 0.5  # cores of other work that threads and other programs may lack before the machine is called busy
 
 _too_late = False  # whether OpenMP was loaded in this process before the spin was bounded
@@ -40,6 +52,7 @@ def facts() -> dict[str, Any]:
     `threads` is their number; `spin` the setting in force by which they wait, None where that is PyTorch's default;
     `spin_set_by` is `tinycats`, `environment` or `PyTorch default`; `load` the cores that other programs take of those that
     this process may use, and `busy` whether these are missing to the threads; both are None where the system does not say.
+    `spin_adapts` tells whether `sharing` has an effect.
     """
     import torch  # here: the package is imported before PyTorch, for `bound_spin` to have an effect
 
@@ -49,8 +62,9 @@ def facts() -> dict[str, Any]:
         "threads": threads,
         "spin": spin,
         "spin_set_by": set_by,
+        "spin_adapts": _openmp() is not None,
         "load": load,
-        "busy": None if load is None else threads + load > len(_cores()) + MARGIN,
+        "busy": None if load is None else _lack_cores(threads, load),
     }
 
 
@@ -65,12 +79,97 @@ def warning(facts: dict[str, Any]) -> str | None:
     )
 
 
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let PyTorch's threads hardly spin while other programs need the cores, for as long as this lasts.
+
+    GNU OpenMP turns to a short spin (of 100, says its manual) while it manages more threads than there are cores. So when the
+    machine is busy a thread of ours lets it start as many as there are cores, which sleep. They take no part in any
+    computation: PyTorch's own team of threads stays the same.
+
+    Has no effect where OpenMP is not GNU's, where a person has set how threads wait, or where the system does not tell its load.
+    """
+    import torch
+
+    openmp, threads = _openmp(), torch.get_num_threads()
+    if openmp is None or used() is None or threads == 1:  # a single one waits for nobody
+        yield
+        return
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(openmp, threads, ended), name="tinycats-load", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(openmp: ctypes.CDLL, threads: int, ended: threading.Event) -> None:
+    """Look at the load until the end, and keep sleeping threads while the machine is busy."""
+    release: threading.Event | None = None
+    calm, before, pause = 0, _reading(), WINDOW  # the first look is a short one
+    while not ended.wait(pause):
+        pause, after = LOOK_EVERY, _reading()
+        load = _between(before, after)
+        before = after
+        calm = 0 if load is None or _lack_cores(threads, load) else calm + 1
+        if release is None and calm == 0 and load is not None:
+            release = threading.Event()
+            threading.Thread(target=_keep_sleepers, args=(openmp, release), name="tinycats-sleepers", daemon=True).start()
+            logger.info("other programs take %.1f of %d cores: the threads wait asleep", load, len(_cores()))
+        elif release is not None and calm >= CALM:
+            release.set()
+            release = None
+            logger.info("the cores are free again: the threads wait spinning")
+    if release is not None:
+        release.set()
+
+
+def _keep_sleepers(openmp: ctypes.CDLL, release: threading.Event) -> None:
+    """Have OpenMP manage a sleeping thread for each core, until released: they belong to this thread and end with it."""
+    nothing = ctypes.cast(openmp.omp_get_thread_num, ctypes.c_void_p)  # a function of C that does nothing: no thread needs Python
+    openmp.GOMP_parallel(nothing, None, ctypes.c_uint(len(_cores()) + 1), ctypes.c_uint(0))
+    release.wait()
+
+
+def _openmp() -> ctypes.CDLL | None:
+    """Return the GNU OpenMP that PyTorch uses; None where it is another, or where a person has set how threads wait."""
+    if _setting()[1] == "environment":
+        return None
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        paths = {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}
+        [path] = [path for path in paths if len(paths) == 1 or "/torch" in path]
+        library = ctypes.CDLL(path)  # the one that is loaded, not another one
+        return library if hasattr(library, "GOMP_parallel") else None
+    except (OSError, ValueError):
+        return None
+
+
 def others(seconds: float = WINDOW) -> float | None:
     """Return how many of this process's cores other programs take, measured for this long; None where the system does not say."""
-    started, before, own = time.monotonic(), used(), time.process_time()
+    before = _reading()
     time.sleep(seconds)
-    after, own, seconds = used(), time.process_time() - own, time.monotonic() - started
-    return None if before is None or after is None else round(min(max(0.0, after - before - own) / seconds, len(_cores())), 2)
+    return _between(before, _reading())
+
+
+def _reading() -> tuple[float, float | None, float]:
+    """Return the time, what all programs have used of this process's cores, and what this process has used, in seconds."""
+    return time.monotonic(), used(), time.process_time()
+
+
+def _between(before: tuple[float, float | None, float], after: tuple[float, float | None, float]) -> float | None:
+    """Return how many cores other programs took between two readings."""
+    if before[1] is None or after[1] is None:
+        return None
+    load = (after[1] - before[1] - (after[2] - before[2])) / (after[0] - before[0])
+    return round(min(max(0.0, load), len(_cores())), 2)
+
+
+def _lack_cores(threads: int, load: float) -> bool:
+    """Return whether threads and other programs need more cores than there are."""
+    return threads + load > len(_cores()) + MARGIN
 
 
 def used() -> float | None:

@@ -87,7 +87,7 @@ def test_the_machine_is_described_and_not_named():
     assert facts["cpu"]
     assert facts["cores"] >= 1
     assert facts["torch_threads"] == torch.get_num_threads()
-    assert facts.keys() == {"cpu", "cores", "torch_threads", "spin", "spin_set_by", "load", "busy", "gpu"}
+    assert facts.keys() == {"cpu", "cores", "torch_threads", "spin", "spin_set_by", "spin_adapts", "load", "busy", "gpu"}
     assert (facts["gpu"] is None) == (not torch.cuda.is_available())
 
 

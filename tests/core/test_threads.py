@@ -18,6 +18,7 @@ from tinycats_core.training.start import train
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = f"{threads.SPIN_COUNT}={threads.SPIN}"
+SETTINGS = (threads.SPIN_COUNT, threads.WAIT_POLICY, threads.MARK)
 DEFAULT = (None, "PyTorch default")
 FACTS = """
 import json, os, sys
@@ -33,6 +34,7 @@ import torch
 from tinycats_core import threads
 from tinycats_core.config import CLASSES
 from tinycats_core.presets import resolve
+from tinycats_core.device import fast_arithmetic
 from tinycats_core.training.state import Run
 from tinycats_core.training.step import training_step
 
@@ -40,7 +42,8 @@ config = resolve("smoke")
 images = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 labels = torch.arange(64) % len(CLASSES)
 run = Run.from_images(images, labels, CLASSES, config.model, config.train, torch.device("cpu"))
-losses = [float(training_step(run)[0]).hex() for _ in range(4)]
+with fast_arithmetic(run.device):
+    losses = [float(training_step(run)[0]).hex() for _ in range(6)]
 digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in run.weights.values())).hexdigest()
 print(json.dumps({"bits": [*losses, digest], "spin": threads.facts()["spin"]}))
 """
@@ -48,9 +51,9 @@ print(json.dumps({"bits": [*losses, digest], "spin": threads.facts()["spin"]}))
 
 def child(code: str, **environment: str) -> dict[str, Any]:
     """Return what a process without settings of its own, but these, prints; and the spin that OpenMP itself tells of."""
-    settings = ("OMP_", "GOMP_", threads.MARK)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-    command = [sys.executable, "-c", code]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", threads.MARK))}
+    unset = f"import os\nfor name in {[name for name in SETTINGS if name not in environment]}: os.environ.pop(name, None)\n"
+    command = [sys.executable, "-c", unset + code]  # `unset`: the interpreter's site may have settings, too
     environment = clean | {"OMP_DISPLAY_ENV": "verbose"} | environment
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -79,6 +82,7 @@ def default() -> dict[str, Any]:
 
 def test_the_spin_is_bounded_before_openmp_is_loaded(chosen: dict[str, Any]):
     assert setting(chosen) == (OURS, "tinycats")
+    assert chosen["facts"]["spin_adapts"]
     assert chosen["told"] == str(threads.SPIN)
 
 
@@ -97,9 +101,50 @@ def test_where_pytorch_was_first_the_default_is_in_force_and_said(chosen: dict[s
 
 
 def test_no_bit_of_a_result_depends_on_the_spin(chosen: dict[str, Any]):
-    bounded, unbounded = child(f"import tinycats_core\n{TRAIN}"), child(TRAIN)
-    assert (bounded["spin"], unbounded["spin"]) == (OURS, None)
-    assert bounded["bits"] == unbounded["bits"]
+    restless = """
+import itertools, tinycats_core
+from tinycats_core import threads
+threads.WINDOW = threads.LOOK_EVERY = 0.01
+loads = itertools.cycle([0.0] * 3 + [64.0] * 3)
+threads._between = lambda before, after: next(loads)
+"""
+    bounded, unbounded, changing = (child(first + TRAIN) for first in ("import tinycats_core\n", "", restless))
+    assert (bounded["spin"], unbounded["spin"], changing["spin"]) == (OURS, None, OURS)
+    assert bounded["bits"] == unbounded["bits"] == changing["bits"]
+
+
+def test_sleeping_threads_are_kept_while_the_machine_is_busy(chosen: dict[str, Any]):
+    code = """
+import json, os, time
+import tinycats_core, torch
+from tinycats_core import threads
+
+torch.set_num_threads(2)
+threads.WINDOW = threads.LOOK_EVERY = 0.01
+load = 0.0
+threads._between = lambda before, after: load
+count = lambda: len(os.listdir("/proc/self/task"))
+
+def settled(wanted):
+    until = time.monotonic() + 30
+    while count() != wanted and time.monotonic() < until:
+        time.sleep(0.01)
+    return count() - first
+
+first = count()
+more = len(os.sched_getaffinity(0))
+with threads.sharing():
+    quiet = settled(first + 1)
+    load = 64.0
+    busy = settled(first + 2 + more)
+    load = 0.0
+    again = settled(first + 1)
+    load = 64.0
+    settled(first + 2 + more)
+after = settled(first)
+print(json.dumps({"threads": [quiet, busy - more, again, after]}))
+"""
+    assert child(f"import tinycats_core\n{code}")["threads"] == [1, 2, 1, 0]  # the one that looks, the one that keeps them
 
 
 @pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "passive")])
@@ -108,6 +153,7 @@ def test_a_persons_own_setting_wins(name: str, value: str, chosen: dict[str, Any
     assert setting(found) == (f"{name}={value}", "environment")
     assert found["told"] == {"77": "77", "passive": "0"}[value]
     assert found["facts"]["threads"] == 1
+    assert not found["facts"]["spin_adapts"]
 
 
 def test_the_package_imports_nothing_heavy():
@@ -172,7 +218,7 @@ def test_a_training_says_on_what_it_runs(
     monkeypatch.setattr(threads, "others", lambda: load)
     train(two_colours, MODEL, config(), tmp_path / "run", "cpu")
     start, *_, finish = RunFolder(tmp_path / "run").diary()
-    assert start.keys() >= {"threads", "spin", "spin_set_by", "load", "busy"}
+    assert start.keys() >= {"threads", "spin", "spin_set_by", "spin_adapts", "load", "busy"}
     assert (start["load"], start["busy"], start["device"]) == (load, bool(load), "cpu")
     assert "busy" not in finish
     warned = [record.levelno for record in caplog.records if "the machine is busy" in record.message]
