@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows.evaluate_model import evaluate, evaluate_published
 from flows.shell import add_settings, run, settings
+from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
@@ -28,14 +29,15 @@ from tinycats_core.records import Release, ReleaseParts
 
 
 @flow(name="release-model")
-def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None) -> Release:
+def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None, keep_results: bool = False) -> Release:
     """Train, judge and publish a cat generator. The same parameters again find everything done.
 
     Args:
         preset: smoke, photos, standard, budget, high-accuracy, aggressive or max-quality.
         overrides: nested settings on top of the preset, such as {"train": {"steps": 100}}.
+        keep_results: use finished results of a stage although its code has changed since; the release records it.
     """
-    config = configure(preset, overrides)
+    config = configure(preset, overrides, keep_results)
     check_ready(config)
 
     dataset = prepare_data(config.data)
@@ -72,6 +74,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
         onnx_reports=(onnx_report,),
         inference=benchmark_inference(choice.weights, models, choice.sample, config.compute.device),
         ema_and_raw=compared,
+        code=used_code("build_bundle"),
     )
     release = build_bundle(parts)
     wait_for_approval(config.publish, release)
@@ -83,8 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the flow from a shell. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.release_model", description=__doc__)
     add_settings(parser, '{"train": {"steps": 100}}')
+    parser.add_argument("--keep-results", action="store_true", help="use finished results of stages whose code has changed since")
     given = parser.parse_args(arguments)
-    return run(lambda: release_model(**settings(given)))
+    return run(lambda: release_model(**settings(given), keep_results=given.keep_results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tasks import training
 from tasks.data import prepare_data, validate_data
 from tasks.export import export_classifier
 from tasks.preflight import check_compute, check_images, configure
-from tasks.stage import log, tally
+from tasks.runs import log, tally
 from tinycats_core.records import Weights
 
 

@@ -1,7 +1,8 @@
 """The data stages: decode the images once, and look for what would spoil training."""
 
 from tasks import show
-from tasks.stage import log, stage
+from tasks.runs import log
+from tasks.stage import stage
 from tinycats_core.config import DataConfig
 from tinycats_core.data import preparation, validation
 from tinycats_core.data.validation import ValidationReport
@@ -9,7 +10,7 @@ from tinycats_core.files import home
 from tinycats_core.records import Dataset
 
 
-@stage(version=1, beside=("manifest.json",))
+@stage(preparation.prepare, beside=("manifest.json",))
 def prepare_data(config: DataConfig) -> Dataset:
     """Decode the images once into one tensor file, downloading them first where they come from the network."""
     log().info("preparing %s at %d px", config.folder or config.source, config.image_size)
@@ -21,7 +22,7 @@ def prepare_data(config: DataConfig) -> Dataset:
     return dataset
 
 
-@stage(version=1)
+@stage(validation.validate)
 def validate_data(dataset: Dataset, config: DataConfig, num_classes: int) -> ValidationReport:
     """Fail on what would spoil training; warn of the rest."""
     import pandas as pd

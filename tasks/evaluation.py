@@ -4,7 +4,9 @@ import pandas as pd
 from prefect import task
 
 from tasks import show
-from tasks.stage import key_of, log, stage, tally
+from tasks.cache import key_of, uncached
+from tasks.runs import log, tally
+from tasks.stage import stage
 from tinycats_core.config import ComputeConfig, EvaluateConfig, ReleaseConfig
 from tinycats_core.data import splits
 from tinycats_core.evaluation import fidelity, gate, memorization
@@ -18,7 +20,7 @@ def judge_needs_classifier(config: ReleaseConfig) -> bool:
     return config.evaluate.extractor == "breed" or config.evaluate.min_breed_accuracy is not None
 
 
-@stage(version=3)
+@stage(fidelity.evaluate)
 def measure(
     samples: SampleSet, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, compute: ComputeConfig
 ) -> FidelityReport:
@@ -46,6 +48,7 @@ def present(report: FidelityReport, title: str) -> FidelityReport:
 
 
 @task
+@uncached(gate.decide)
 def decide(report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig) -> Decision:
     """Compare the candidate with the bars and with the published release. Not cached, so that every run shows it."""
     folder = home("decisions") / key_of(report, baseline, config)

@@ -5,26 +5,28 @@ from collections.abc import Sequence
 import pandas as pd
 
 from tasks import show
-from tasks.stage import key_of, log, stage
+from tasks.cache import key_of
+from tasks.runs import log
+from tasks.stage import stage
 from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
 from tinycats_core.release import export, inference
 
 
-@stage(version=1)
+@stage(export.export_denoiser)
 def export_onnx(checkpoint: Weights, config: ExportConfig) -> OnnxModel:
     """Write the denoiser as ONNX, with a dynamic batch."""
     return export.export_denoiser(checkpoint, config, home("export") / key_of(checkpoint, config))
 
 
-@stage(version=1)
+@stage(export.quantize)
 def quantize(model: OnnxModel) -> OnnxModel:
     """Write the ONNX file again with int8 weights."""
     return export.quantize(model, home("export") / key_of(model))
 
 
-@stage(version=3)
+@stage(export.check)
 def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size."""
     checked = export.check(checkpoint, model, config, home("export") / key_of(checkpoint, model, config))
@@ -32,7 +34,7 @@ def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> O
     return checked
 
 
-@stage(version=1)
+@stage(inference.benchmark)
 def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
     folder = home("export") / key_of(checkpoint, models, config, device)
@@ -46,7 +48,7 @@ def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config
     return report
 
 
-@stage(version=1)
+@stage(export.export_classifier)
 def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig) -> OnnxModel:
     """Write the breed classifier as ONNX, and compare it with the network it was made from on real images."""
     folder = home("export") / key_of(checkpoint, dataset, config)

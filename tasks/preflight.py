@@ -9,7 +9,8 @@ from typing import Any, cast
 from prefect.blocks.system import Secret
 
 from tasks import show
-from tasks.stage import log
+from tasks.cache import keep_results
+from tasks.runs import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
 from tinycats_core.data import preparation, sources
@@ -25,8 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 APP_FILES = (ROOT / "deployments" / "modal_app.py", ROOT / "constraints.txt")  # what Modal runs, beside the core
 
 
-def configure(preset: str, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
-    """Resolve a preset and overrides, and log the result with its digest."""
+def configure(preset: str, overrides: Mapping[str, Any] | None = None, keep: bool = False) -> ReleaseConfig:
+    """Resolve a preset and overrides, and log the result with its digest. With `keep`, results of other code are used."""
+    if keep:
+        keep_results()
     config = resolve(preset, overrides)
     check_names(config)
     parts = "\n".join(f"  {name}: {json.dumps(part)}" for name, part in config.model_dump(mode="json").items())

@@ -8,7 +8,9 @@ from prefect import pause_flow_run, task
 from prefect.input import RunInput
 
 from tasks import show
-from tasks.stage import NETWORK, log, stage, tally
+from tasks.cache import code_is_unchanged, keeps_results
+from tasks.runs import log, tally
+from tasks.stage import NETWORK, stage
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
@@ -47,11 +49,16 @@ def open_release(where: str) -> Release:
 
 
 def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dataset) -> TypeGuard[Release]:
-    """Return whether what is published is what this configuration would make."""
-    return published is not None and read_json(published.path)["key"] == bundle.release_key(config, dataset)
+    """Return whether what is published is what this configuration and this code would make."""
+    if published is None:
+        return False
+    made = read_json(published.path)
+    if made["key"] != bundle.release_key(config, dataset):
+        return False
+    return keeps_results() or code_is_unchanged(made.get("code", {}).get("stages", {}))
 
 
-@stage(version=3)
+@stage(bundle.build)
 def build_bundle(parts: ReleaseParts) -> Release:
     """Put everything that is shipped into one release folder of the registry."""
     release = bundle.build(parts.config.publish.folder, parts)

@@ -3,7 +3,8 @@
 from PIL import Image
 
 from tasks import show
-from tasks.stage import key_of, stage
+from tasks.cache import key_of
+from tasks.stage import stage
 from tinycats_core import pictures
 from tinycats_core.config import ComputeConfig, SampleConfig
 from tinycats_core.device import pick_device
@@ -13,7 +14,7 @@ from tinycats_core.generator import sampling
 from tinycats_core.records import Dataset, OnnxModel, Picture, SampleSet, Weights
 
 
-@stage(version=2)
+@stage(draw_samples)
 def generate_samples(
     model: Weights | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
 ) -> SampleSet:
@@ -26,7 +27,7 @@ def generate_samples(
     return samples
 
 
-@stage(version=1)
+@stage(sampling.draw_ema_and_raw)
 def compare_with_raw(ema: Weights, raw: Weights, config: SampleConfig, compute: ComputeConfig) -> Picture:
     """Draw from the EMA weights and from the raw weights, with the same noise and classes."""
     path = home("samples") / key_of(ema, raw, config) / "ema_and_raw.png"

@@ -3,14 +3,15 @@
 import pandas as pd
 
 from tasks import show
-from tasks.stage import log, stage
+from tasks.runs import log
+from tasks.stage import stage
 from tinycats_core.config import ComputeConfig, EvaluateConfig, SampleOptions
 from tinycats_core.evaluation import sweep
 from tinycats_core.files import home
 from tinycats_core.records import Choice, Dataset, Trained, Weights
 
 
-@stage(version=2)
+@stage(sweep.choose)
 def choose_sampling(
     trained: Trained,
     dataset: Dataset,

@@ -3,7 +3,9 @@
 import pandas as pd
 
 from tasks import show
-from tasks.stage import NETWORK, key_of, log, stage
+from tasks.cache import key_of, stage_code
+from tasks.runs import log
+from tasks.stage import NETWORK, stage
 from tinycats_core import pictures
 from tinycats_core.compute import costs, remote
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
@@ -11,23 +13,24 @@ from tinycats_core.evaluation import classifier
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.signals import stop_on_signals
-from tinycats_core.training import loop, recipe, run_folder, start
+from tinycats_core.training import loop, run_folder, start
 
 
-@stage(version=classifier.VERSION, beside=("report.json",), **NETWORK)
+@stage(classifier.train_classifier, beside=("report.json",), **NETWORK)
 def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: ComputeConfig) -> Weights:
     """Train the network that tells the breeds, here or on Modal."""
-    folder = home("classifier") / key_of(classifier.VERSION, dataset, config)
+    code = stage_code("train_classifier").core
+    folder = home("classifier") / key_of(code, dataset, config)
     bar = show.progress("classifier-progress", f"Training the breed classifier for {config.epochs} epochs")
 
     def on_log(row: dict) -> None:
         bar(row["epoch"] / config.epochs, f"epoch {row['epoch']}")
 
     if compute.where == "modal":
-        weights = remote.train_on_modal(remote.classifier_job(dataset, config), compute.one_gpu(), folder, on_log)
+        weights = remote.train_on_modal(remote.classifier_job(dataset, config, code), compute.one_gpu(), folder, on_log)
     else:
         with stop_on_signals() as stop:
-            weights = classifier.train_classifier(dataset, config, folder, compute.device, on_log, stop)
+            weights = classifier.train_classifier(dataset, config, folder, compute.device, on_log, stop, code)
     facts = {name: value for name, value in weights.facts.items() if isinstance(value, float)}
     show.table("classifier", show.metrics_frame({"value": facts}), "The breed classifier on held-out images")
     report = read_json(weights.path.with_name("report.json"))
@@ -38,10 +41,11 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
     return weights
 
 
-@stage(version=recipe.VERSION, **NETWORK)
+@stage(start.train, apart_from=start.SHOWN, **NETWORK)
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Trained:
     """Train the generator, here or on Modal. Run again, it resumes from the last checkpoint."""
-    folder = home("training") / key_of(recipe.VERSION, dataset, model, train)
+    code = stage_code("train_generator").core
+    folder = home("training") / key_of(code, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
 
@@ -51,10 +55,10 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
 
     expected = costs.estimate(model, train, compute)
     if compute.where == "modal":
-        trained = remote.train_on_modal(remote.generator_job(dataset, model, train), compute, folder, on_log)
+        trained = remote.train_on_modal(remote.generator_job(dataset, model, train, code), compute, folder, on_log)
     else:
         with stop_on_signals() as stop:
-            trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes, stop)
+            trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes, stop, code)
     show.picture("loss-curve", pictures.loss_curve(run_folder.read_log(folder)), "Flow-matching loss over the training steps")
     if cost := costs.record(folder, model, train, compute, expected):
         log().info(costs.account(cost))

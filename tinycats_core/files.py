@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tinycats_core.errors import TinycatsError
 
 HomeFolder = Literal[
-    "data", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results"
+    "data", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results", "code"
 ]
 HOME: dict[HomeFolder, str] = {  # the map of home()
     "data": "decoded data sets, and downloaded archives",
@@ -26,6 +26,7 @@ HOME: dict[HomeFolder, str] = {  # the map of home()
     "export": "ONNX files and their checks",
     "downloads": "releases from the Hub",
     "results": "Prefect's task results: the cache of the stages",
+    "code": "which code has run for the results of the stages",
 }
 _UMASK = os.umask(0o077)  # there is no way to read it but to set it
 

@@ -235,6 +235,19 @@ class Picture(FileRecord):
     """A picture for people, as a PNG file."""
 
 
+class StageCode(Part):
+    """The sources that a stage runs, as `source_code` digests them."""
+
+    sha256: str
+    core: str  # of the functions of the core alone: the identity of what they make
+    files: dict[str, str]
+    kept: tuple[str, ...] = ()  # files that have changed since the result was made, which was used all the same
+
+    def differences(self, before: "StageCode") -> list[str]:
+        """Return the files in which the code differs from that of another time."""
+        return sorted(name for name in self.files.keys() | before.files.keys() if self.files.get(name) != before.files.get(name))
+
+
 class ReleaseParts(Part):
     """Everything that a release is made of."""
 
@@ -251,6 +264,7 @@ class ReleaseParts(Part):
     onnx_reports: tuple[FidelityReport, ...]  # of what the ONNX files draw; `conditions["runtime"]` says which file
     inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
     ema_and_raw: Picture | None  # None where the training has left no raw weights
+    code: dict[str, StageCode] = Field(default_factory=dict)  # by stage
 
 
 class Release(FileRecord):

@@ -9,7 +9,9 @@ import pytest
 from prefect import flow
 from prefect.states import Failed
 
-from tasks.stage import content_of, key_of, may_pass, stage, tally
+from tasks.cache import content_of, key_of
+from tasks.runs import tally
+from tasks.stage import may_pass, stage
 from tinycats_core import records
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig, TrainConfig
 from tinycats_core.errors import DataError, ModalUnreachable, RegistryError, TinycatsError
@@ -75,7 +77,7 @@ def made(prefect_server: str, tmp_path: Path) -> Made:
     """A flow of one stage, whose calls are counted."""
     calls: list[str] = []
 
-    @stage(version=1, beside=("log.txt",))
+    @stage(beside=("log.txt",))
     def make(source: Weights, place: str) -> Weights:
         calls.append(place)
         (tmp_path / place).mkdir(exist_ok=True)
@@ -143,7 +145,7 @@ def test_each_file_of_nested_arguments_is_verified_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(records, "sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1])
     parts = [record(tmp_path / name) for name in "abc"]
 
-    @stage(version=1)
+    @stage()
     def use(trained: Trained, others: dict[str, list[Weights]]) -> int:
         return 1
 
@@ -159,7 +161,7 @@ def test_results_are_kept_as_json_under_the_home(made: Made) -> None:
 
 
 def test_an_error_for_people_is_shown_without_a_traceback(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:
-    @stage(version=1)
+    @stage()
     def fail(number: int) -> int:
         raise DataError("data.folder is /nowhere, which is not a folder. Give another.")
 

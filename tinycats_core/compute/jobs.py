@@ -23,6 +23,7 @@ from tinycats_core.errors import ComputeError, TinycatsError
 from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.signals import Stop, stop_on_signals
+from tinycats_core.source_code import code_of
 from tinycats_core.training.run_folder import RunFolder
 
 KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the metered seconds, of this time
@@ -225,7 +226,7 @@ def train_generator(request: Request, dataset: Dataset, folder: Path, on_log: On
     from tinycats_core.training.start import train
 
     model, settings = ModelConfig(**request["model"]), TrainConfig(**request["train"])
-    return train(dataset, model, settings, folder, request["device"], on_log, request["processes"], stop)
+    return train(dataset, model, settings, folder, request["device"], on_log, request["processes"], stop, request["code"])
 
 
 def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: OnLog, stop: Stop) -> Weights:
@@ -240,7 +241,7 @@ def train_classifier(request: Request, dataset: Dataset, folder: Path, on_log: O
         on_log(row)
 
     config = ClassifierConfig(**request["classifier"])
-    return classifier.train_classifier(dataset, config, folder, request["device"], keep_row, stop)
+    return classifier.train_classifier(dataset, config, folder, request["device"], keep_row, stop, request["code"])
 
 
 def check(data: Path, dataset_sha256: str | None = None) -> dict[str, str | None]:
@@ -274,9 +275,8 @@ def last_claim(claims: Claims, run: str) -> str | None:
 
 @cache
 def revision() -> str:
-    """Return a digest of this package's sources: equal locally and on Modal until they change."""
-    folder = Path(__file__).parents[1]  # of the package, not of this room
-    return digest_of({str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*.py"))})[:12]
+    """Return a digest of what a call runs: equal here and on Modal until an edit of it that means something."""
+    return code_of(perform, train_generator, train_classifier, draw, evaluate, prepare_data, check).digest[:12]
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:

@@ -26,7 +26,8 @@ from tinycats_core.errors import ComputeError
 from tinycats_core.evaluation import classifier
 from tinycats_core.files import check_writable, digest_of, read_json
 from tinycats_core.records import Dataset, Trained, Weights
-from tinycats_core.training import recipe
+from tinycats_core.source_code import code_of
+from tinycats_core.training import start
 
 logger = logging.getLogger("tinycats.remote")
 
@@ -62,15 +63,15 @@ class Job(Generic[Made]):
         }
 
 
-def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig) -> Job[Trained]:
-    """Return the training of a generator."""
-    settings = {"recipe": recipe.VERSION, "model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
-    return Job("train_generator", Trained, dataset, settings)
+def generator_job(dataset: Dataset, model: ModelConfig, train: TrainConfig, code: str | None = None) -> Job[Trained]:
+    """Return the training of a generator by the code of that digest, None: the present one."""
+    parts = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    return Job("train_generator", Trained, dataset, {"code": code or start.training_code(), **parts})
 
 
-def classifier_job(dataset: Dataset, config: ClassifierConfig) -> Job[Weights]:
-    """Return the training of a breed classifier."""
-    settings = {"recipe": classifier.VERSION, "classifier": config.model_dump(mode="json")}
+def classifier_job(dataset: Dataset, config: ClassifierConfig, code: str | None = None) -> Job[Weights]:
+    """Return the training of a breed classifier by the code of that digest, None: the present one."""
+    settings = {"code": code or code_of(classifier.train_classifier).digest, "classifier": config.model_dump(mode="json")}
     return Job("train_classifier", Weights, dataset, settings)
 
 

@@ -20,8 +20,9 @@ from tinycats_core.data.source import Collected, Source
 from tinycats_core.errors import DataError, TinycatsError
 from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset
+from tinycats_core.source_code import code_of
 
-FORMAT = 2  # bumped when what prepare makes of the same input changes
+FORMAT = 2  # of manifest.json
 IMAGES = "images.safetensors"
 
 
@@ -34,7 +35,7 @@ def fingerprint(config: DataConfig) -> str:
     """
     source = sources.find(config.source)
     source.check(config)
-    reads = {"format": FORMAT, "source": config.source, "image_size": config.image_size, **source.fingerprint(config)}
+    reads = {"code": code_of(_build).digest, "source": config.source, "image_size": config.image_size, **source.fingerprint(config)}
     return digest_of(reads)
 
 

@@ -15,7 +15,6 @@ from tinycats_core.config import CLASSES
 from tinycats_core.data.animals import BLACK, BREEDS, GLOWS, OTHERS, SPOTS, STROKES, WHITE, Animal, Colour, Shape
 from tinycats_core.errors import DataError
 
-VERSION = 1  # part of the data's fingerprint: bump it when a picture changes
 MIN_SIZE = 8  # pixels, as in DataConfig.image_size
 OVERSAMPLING = 4  # drawn this much larger, then averaged down
 

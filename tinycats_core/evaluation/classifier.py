@@ -19,11 +19,11 @@ from tinycats_core.errors import CheckpointError, DataError, TrainingError
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.signals import Stop
+from tinycats_core.source_code import code_of
 from tinycats_core.tensors import load_strictly, read_safetensors, write_safetensors
 
 logger = logging.getLogger("tinycats.classifier")
 
-VERSION = 3  # of the recipe and the report: raise it when the same configuration gives another result
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Row = dict[str, Any]  # of the log: an epoch
 OnLog = Callable[[Row], None]
@@ -76,6 +76,7 @@ def train_classifier(
     device: str = "auto",
     on_log: OnLog | None = None,
     stop: Stop | None = None,
+    code: str | None = None,
 ) -> Weights:
     """Train a classifier on the training split and report on the test split. A finished folder is returned as it is.
 
@@ -86,14 +87,16 @@ def train_classifier(
     Args:
         on_log: called after each epoch with epoch, epochs, loss, val_loss and val_accuracy (None without validation images), lr,
             images_per_s.
+        code: the digest of the code to which the classifier belongs; None: of the present code.
 
     Raises:
-        CheckpointError: the folder holds the classifier of another data set or configuration.
+        CheckpointError: the folder holds the classifier of another data set, configuration or code.
         DataError: a class has no training images.
         TrainingError: the loss is not finite, a stop was requested, or the pretrained weights cannot be downloaded.
     """
     check_writable(folder)
-    key = digest_of({"version": VERSION, "dataset": dataset.content, "config": config.model_dump(mode="json")})
+    made_by = code or code_of(train_classifier).digest
+    key = digest_of({"code": made_by, "dataset": dataset.content, "config": config.model_dump(mode="json")})
     if (folder / "report.json").is_file():
         return _finished(folder, key)
     target = pick_device(device)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from tinycats_core.device import pick_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
-from tinycats_core.files import digest_of, make_folder, sha256_of
+from tinycats_core.files import digest_of, make_folder
 from tinycats_core.records import Dataset, Weights
+from tinycats_core.source_code import code_of
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 WIDE = 5  # k of density and coverage (2002.09797), and of a second pair of precision and recall
@@ -80,10 +80,10 @@ class Judge:
     def cached(self, compute: Callable[[], Statistics], *key: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return statistics from the cache, computed and written if they are not there.
 
-        They are cached by the extractor, the device, the data set, the code of this folder, and `key`, JSON values.
+        They are cached by the extractor, the device, the data set, the code of `compute`, and `key`, JSON values.
         """
         used = self.extractor
-        own = [used.sha256, used.feature_layer, used.logit_layer, self.device.type, self.dataset.sha256, _code()]
+        own = [used.sha256, used.feature_layer, used.logit_layer, self.device.type, self.dataset.sha256, code_of(compute).digest]
         path = self.folder / "cache" / f"{digest_of([*own, *key])[:16]}.safetensors"
         if not path.is_file():
             computed, facts = compute()
@@ -113,12 +113,6 @@ class Judge:
         tensors, facts = self.cached(compute, split, neighbours)
         moments = Moments(tensors.pop("mean"), tensors.pop("root"))
         return Reference(features, moments, {int(k): tensors[k] for k in sorted(tensors, key=int)}, facts["scatter"])
-
-
-@cache
-def _code() -> str:
-    """Return a digest of the code that computes the metrics, so that no cache outlives a change of it."""
-    return digest_of([sha256_of(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 def scatter(features: Tensor, labels: Tensor) -> float:

@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import torch
 
-from tinycats_core import __version__
 from tinycats_core.config import ReleaseConfig
 from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, load_split, read_manifest
@@ -46,15 +45,15 @@ ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the fo
 
 
 def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
-    """Return a digest of everything that decides what a release is. Where it is made, published or has its data is left out."""
+    """Return a digest of the configuration and the data. Where a release is made, published or has its data is left out."""
     parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {"folder"}})
-    return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content, "version": __version__})
+    return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content})
 
 
 def build(registry: Path, parts: ReleaseParts) -> Release:
     """Write `<registry>/<name>/<version>/` in one step and return its record, not yet published.
 
-    The version follows from the parents: the same parents give the same version, and an intact one is
+    The version follows from the parents and the code: the same ones give the same version, and an intact one is
     returned untouched. A damaged one is moved aside, to `<version>.damaged-…`, and made again.
 
     Raises:
@@ -64,7 +63,8 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
     open_registry(registry)
     parents = _parents(parts)
     key = release_key(config, dataset)
-    version = digest_of({"key": key, "parents": parents})[:12]
+    code = {name: item.sha256 for name, item in parts.code.items()}
+    version = digest_of({"key": key, "parents": parents, "code": code})[:12]
     target = registry / name / version
     _, wrong = inspect(target)
     if not wrong:
@@ -78,7 +78,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
             write_text(folder / "README.md", card.model_card(folder, name, version))
-            seal(folder, name, version, key, parents)
+            seal(folder, name, version, key, parents, parts.code)
     except OSError as error:
         if not inspect(target)[1]:  # another process made the same release meanwhile
             return read_release(target)

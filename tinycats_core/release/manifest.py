@@ -1,21 +1,26 @@
 """`release.json`: what a release folder holds, sealed so that a change of any byte of any file is found."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tinycats_core import source_code
 from tinycats_core.errors import RegistryError
 from tinycats_core.files import digest_of, sha256_of, write_text
-from tinycats_core.records import Release
+from tinycats_core.records import Release, StageCode
 
 NAME = "release.json"
 FORMAT = "tinycats-release/1"
 BESIDES = (".gitattributes", ".git/", ".cache/huggingface/")  # what downloading from the Hub leaves beside a release
 FIELDS = {"format", "name", "version", "created_at", "key", "parents", "files", "digest"}
+LATER_FIELDS = {"code"}  # which releases of before do not have
 
 
-def seal(folder: Path, name: str, version: str, key: str, parents: dict[str, Any]) -> Path:
+def seal(
+    folder: Path, name: str, version: str, key: str, parents: dict[str, Any], code: Mapping[str, StageCode] | None = None
+) -> Path:
     """Write the manifest over every file that is in the folder now, and return its path."""
     files = {file: {"sha256": sha256_of(folder / file), "bytes": (folder / file).stat().st_size} for file in _files(folder)}
     manifest = {
@@ -25,9 +30,20 @@ def seal(folder: Path, name: str, version: str, key: str, parents: dict[str, Any
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "key": key,
         "parents": parents,
+        "code": _code(code or {}),
         "files": files,
     }
     return write_text(folder / NAME, _text({**manifest, "digest": digest_of(manifest)}))
+
+
+def _code(stages: Mapping[str, StageCode]) -> dict[str, Any]:
+    """Return the sources that each stage has run, and the commit that was checked out."""
+    commit, clean = source_code.commit()
+    return {
+        "commit": commit,
+        "clean": clean,
+        "stages": {name: item.model_dump(mode="json", exclude={"core"}) for name, item in sorted(stages.items())},
+    }
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -62,7 +78,11 @@ def inspect(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{NAME} is not a manifest of the format {FORMAT}"]
     unsealed = {key: value for key, value in manifest.items() if key != "digest"}
     # The bytes are compared too: a change of spacing or of a number's spelling is a change.
-    if manifest.keys() != FIELDS or digest_of(unsealed) != manifest["digest"] or text != _text(manifest).encode():
+    if (
+        not FIELDS <= manifest.keys() <= FIELDS | LATER_FIELDS
+        or digest_of(unsealed) != manifest["digest"]
+        or text != _text(manifest).encode()
+    ):
         return manifest, [f"{NAME} has changed: it does not match the digest that it holds"]
     return manifest, _differences(folder, manifest["files"])
 

@@ -108,7 +108,7 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar
             _log(run, folder, bar, on_log)
         if draw and leads:
             with _writing(run, folder):
-                _draw(run, folder.path)
+                draw_sheet(run, folder.path)
         if save and leads:
             save_checkpoint(run, folder, identity)
 
@@ -185,7 +185,7 @@ def status(row: dict[str, Any]) -> str:
     return f"loss {loss}  lr {row['lr']:.1e}  {row['images_per_s']:.0f} images/s"
 
 
-def _draw(run: Run, folder: Path) -> None:
+def draw_sheet(run: Run, folder: Path) -> None:
     """Draw four images a class from the EMA, with the same noise every time."""
     with torch.random.fork_rng(devices=[]):
         model = TinyDiT(run.net.config)

@@ -11,8 +11,6 @@ from tinycats_core.generator.flow_matching import sample_timesteps
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import to_model_space
 
-VERSION = 3  # of the recipe below: bump it when the same configuration trains other weights
-
 
 def draw_batch(images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_1, x_0, t and labels of a step's effective batch, a function of (config.seed, step) alone.

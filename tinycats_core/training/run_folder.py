@@ -198,8 +198,9 @@ def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str,
     ]
     if (there := found["train"]["steps"]) > (here := wanted["train"]["steps"]):
         different.append(f"train.steps is {there} there and {here} here, and a run can be lengthened but not shortened")
-    if found.get("recipe") != wanted["recipe"]:
-        different.append(f"the recipe's version is {found.get('recipe')} there and {wanted['recipe']} here")
+    if (made_by := found.get("code")) != wanted["code"]:
+        there = made_by[:12] if made_by else "of an earlier version of tinycats"
+        different.append(f"the code of the training is {there} there and {wanted['code'][:12]} here")
     if found["dataset"] != wanted["dataset"]:
         different.append(f"the data set is {found['dataset'][:12]} there and {wanted['dataset'][:12]} here")
     if different:

@@ -24,8 +24,9 @@ from tinycats_core.errors import ComputeError, TinycatsError, TrainingError
 from tinycats_core.files import check_writable, read_json, write_json
 from tinycats_core.records import Dataset, Trained
 from tinycats_core.signals import Stop, stop_on_signals
+from tinycats_core.source_code import code_of
 from tinycats_core.tensors import read_header, read_safetensors
-from tinycats_core.training import ranks, recipe
+from tinycats_core.training import loop, ranks
 from tinycats_core.training.loop import OnLog, train_here
 from tinycats_core.training.ranks import AGREE
 from tinycats_core.training.run_folder import RunFolder
@@ -34,6 +35,7 @@ from tinycats_core.training.state import record_of, weight_paths
 logger = logging.getLogger("tinycats.training")
 
 POLL_SECONDS = 0.2
+SHOWN = (loop.draw_sheet,)  # what training only shows: an edit of it changes no weights
 FAILURE, OUTPUT = "ranks-failure.json", "ranks.log"  # in a training's folder: why the ranks ended, and what they printed
 
 
@@ -46,6 +48,7 @@ def train(
     on_log: OnLog | None = None,
     processes: int = 1,
     stop: Stop | None = None,
+    code: str | None = None,
 ) -> Trained:
     """Train a generator, or resume from the folder's last checkpoint, and return its weights.
 
@@ -58,30 +61,36 @@ def train(
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
         processes: how many devices of this machine share the batch (`start`).
         stop: heeded after the step in hand, with a checkpoint and a TrainingError.
+        code: the digest of the code to which the weights belong; None: of the present code (`training_code`).
 
     Raises:
-        CheckpointError: the folder or `resume_from` belongs to another architecture, configuration or data set, or
+        CheckpointError: the folder or `resume_from` belongs to another architecture, configuration, code or data set, or
             `resume_from` does not exist.
         TrainingError: the loss is not finite, memory or disk do not suffice, another process trains in the folder, or `stop`
             was requested.
     """
     folder = Path(folder)
     check_writable(folder)
-    run_folder, identity = RunFolder(folder), _identity(dataset, model, config)
+    run_folder, identity = RunFolder(folder), _identity(dataset, model, config, code or training_code())
     if _is_finished(folder, config):
         run_folder.claim(identity)
         return record_of(folder, config)
     if processes > 1:
-        start(dataset, model, config, folder, device, processes, on_log, stop)
+        start(dataset, model, config, folder, device, processes, on_log, stop, code)
         return record_of(folder, config)
     with run_folder.hold() if ranks.rank() == 0 else nullcontext(), fast_arithmetic(pick_device(device)):
         return train_here(dataset, model, config, run_folder, identity, pick_device(device), on_log, stop or Stop())
 
 
-def _identity(dataset: Dataset, model: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+def training_code() -> str:
+    """Return the digest of the code that decides which weights a training makes."""
+    return code_of(train, apart_from=SHOWN).digest
+
+
+def _identity(dataset: Dataset, model: ModelConfig, config: TrainConfig, code: str) -> dict[str, Any]:
     """Return everything that decides which weights a training makes."""
     return {
-        "recipe": recipe.VERSION,
+        "code": code,
         "model": model.model_dump(mode="json"),
         "train": config.model_dump(mode="json"),
         "dataset": dataset.content,
@@ -114,6 +123,7 @@ def start(
     processes: int,
     on_log: OnLog | None = None,
     stop: Stop | None = None,
+    code: str | None = None,
 ) -> None:
     """Train in several processes, and return when they have finished.
 
@@ -133,6 +143,7 @@ def start(
         "folder": str(folder),
         "device": pick_device(device).type,
         "processes": processes,
+        "code": code,
     }
     (folder / FAILURE).unlink(missing_ok=True)
     run = RunFolder(folder)
@@ -234,6 +245,7 @@ def _be_rank(request: dict[str, Any]) -> int:
                 folder,
                 request["device"],
                 stop=stop,
+                code=request["code"],
             )
     except TinycatsError as error:
         write_json(said, {"time": datetime.now(UTC).isoformat(), "message": str(error)})

@@ -3,7 +3,7 @@
 import errno
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copy2
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from deployments.fake_modal import Claims
+from tinycats_core import source_code
 from tinycats_core.compute import jobs
 from tinycats_core.compute.budget import Budget, Meter
 from tinycats_core.compute.remote import generator_job
@@ -359,14 +360,31 @@ def test_other_errors_are_raised_so_that_modal_retries(volumes: Volumes, request
     assert len(volumes.kept) == 2  # what there is is kept for the next attempt
 
 
-def test_revision_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(jobs, "__file__", str(tmp_path / "compute" / "jobs.py"))
-    found = []
-    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
-        (tmp_path / "jobs.py").write_text(text)
-        (tmp_path / "notes.txt").write_text(text * 2)
-        found.append(jobs.revision.__wrapped__())
-    assert found[0] == found[2] != found[1]
+@pytest.fixture
+def edited_sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """A function that adds a line to a source of the core."""
+
+    def edit(file: str, line: str) -> None:
+        path = source_code.ROOT / "tinycats_core" / file
+        monkeypatch.setitem(source_code.TEXTS, path, source_code.TEXTS[path] + line)
+        forget()
+
+    def forget() -> None:
+        for cached in (source_code._read, source_code._code, jobs.revision):
+            cached.cache_clear()
+
+    yield edit
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("file", ["training/step.py", "compute/jobs.py", "evaluation/distances.py", "generator/model.py"])
+def test_revision_changes_with_what_a_call_runs(edited_sources: Callable[[str, str], None], file: str) -> None:
+    before = jobs.revision()
+    edited_sources(file, "\n# a comment\n")
+    assert jobs.revision() == before
+    edited_sources(file, "\nprint('an edit')\n")
+    assert jobs.revision() != before
 
 
 def test_check_tells_code_and_data(volumes: Volumes, dataset: Dataset) -> None:

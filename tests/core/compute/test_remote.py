@@ -23,9 +23,8 @@ from tinycats_core.errors import ComputeError, ModalUnreachable
 from tinycats_core.evaluation.classifier import train_classifier
 from tinycats_core.files import read_json, write_json
 from tinycats_core.records import Dataset, Trained
-from tinycats_core.training import recipe
 from tinycats_core.training.run_folder import read_log
-from tinycats_core.training.start import train
+from tinycats_core.training.start import train, training_code
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
@@ -171,9 +170,9 @@ def test_names_of_trainings(dataset: Dataset, job: Job) -> None:
     assert len({job.run, *(other.run for other in others)}) == 5
 
 
-def test_weights_of_another_recipe_are_another_training(dataset: Dataset, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "VERSION", recipe.VERSION + 1)
-    assert generator_job(dataset, MODEL, TRAIN).run != job.run
+def test_weights_of_other_code_are_another_training(dataset: Dataset, job: Job) -> None:
+    assert generator_job(dataset, MODEL, TRAIN, training_code()).run == job.run
+    assert generator_job(dataset, MODEL, TRAIN, "0" * 64).run != job.run
 
 
 # ---- the data

@@ -26,7 +26,7 @@ from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import recipe, run_folder, state, step
 from tinycats_core.training.recipe import batch_indices, draw_batch, learning_rate, mix
 from tinycats_core.training.run_folder import RunFolder, read_log
-from tinycats_core.training.start import train
+from tinycats_core.training.start import train, training_code
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
@@ -521,10 +521,9 @@ def test_a_folder_of_another_run_is_refused(two_colours: Dataset, tmp_path: Path
         train(two_colours, MODEL.model_copy(update=model), config(**settings), tmp_path / "run")
 
 
-def test_a_folder_of_another_recipe_is_refused(two_colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    train(two_colours, MODEL, config(), tmp_path / "run")
-    monkeypatch.setattr(recipe, "VERSION", recipe.VERSION + 1)
-    with pytest.raises(CheckpointError, match=f"the recipe's version is {recipe.VERSION - 1} there and {recipe.VERSION} here"):
+def test_a_folder_of_other_code_is_refused(two_colours: Dataset, tmp_path: Path):
+    train(two_colours, MODEL, config(), tmp_path / "run", code="a" * 64)
+    with pytest.raises(CheckpointError, match=f"the code of the training is {'a' * 12} there and {training_code()[:12]} here"):
         train(two_colours, MODEL, config(), tmp_path / "run")
 
 
@@ -676,7 +675,7 @@ from pathlib import Path
 from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.errors import TrainingError
 from tinycats_core.records import Dataset
-from tinycats_core.training.start import train
+from tinycats_core.training.start import train, training_code
 dataset, model, settings, folder, limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
