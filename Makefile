@@ -15,7 +15,7 @@ help:  ## List what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 release: $(READY)  ## Make and publish a release: make release PRESET=smoke OVERRIDES='{"train": {"steps": 8000}}'
-	@$(VENV)/bin/python -m flows.release_model --preset "$(PRESET)" --overrides "$$OVERRIDES"
+	@$(VENV)/bin/python -m flows.release_model --preset "$(PRESET)" --overrides "$$OVERRIDES" $(if $(KEEP_RESULTS),--keep-results)
 
 test: $(READY)  ## Run the whole test suite
 	@$(VENV)/bin/python -m pytest

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from tasks import show
-from tasks.cache import key_of, stage_code
+from tasks.cache import keeps_results, key_of, stage_code
 from tasks.runs import log
 from tasks.stage import NETWORK, stage
 from tinycats_core import pictures
@@ -45,6 +45,8 @@ def train_classifier(dataset: Dataset, config: ClassifierConfig, compute: Comput
 def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> Trained:
     """Train the generator, here or on Modal. Run again, it resumes from the last checkpoint."""
     code = stage_code("train_generator").core
+    if train.resume_from is not None and keeps_results():
+        code = run_folder.code_of_checkpoint(train.resume_from) or code
     folder = home("training") / key_of(code, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
     bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")

@@ -38,19 +38,29 @@ def code_of(*entries: Entry, apart_from: tuple[Entry, ...] = ()) -> Code:
     return _code(*(tuple(definition for entry in given for definition in _start(entry)) for given in (entries, apart_from)))
 
 
+def covered(*entries: Entry) -> set[Definition]:
+    """Return the definitions that `code_of` the same entries is made of."""
+    return _reached(tuple(definition for entry in entries for definition in _start(entry)), ())
+
+
 @cache
 def _code(start: tuple[Definition, ...], left_out: tuple[Definition, ...]) -> Code:
+    reached = _reached(start, left_out)
+    by_file: dict[str, dict[str, Any]] = defaultdict(dict)
+    for module, name in sorted(reached):
+        by_file[_read(module).file][name] = [plain(statement) for statement in _read(module).definitions[name]]
+    files = {file: digest_of(definitions) for file, definitions in sorted(by_file.items())}
+    return Code(digest_of(files), MappingProxyType(files))
+
+
+def _reached(start: tuple[Definition, ...], left_out: tuple[Definition, ...]) -> set[Definition]:
     wanted, reached = list(start), set(left_out)
     while wanted:
         definition = wanted.pop()
         if definition not in reached:
             reached.add(definition)
             wanted.extend(_references(definition))
-    by_file: dict[str, dict[str, Any]] = defaultdict(dict)
-    for module, name in sorted(reached.difference(left_out)):
-        by_file[_read(module).file][name] = [plain(statement) for statement in _read(module).definitions[name]]
-    files = {file: digest_of(definitions) for file, definitions in sorted(by_file.items())}
-    return Code(digest_of(files), MappingProxyType(files))
+    return reached.difference(left_out)
 
 
 def edited() -> list[str]:

@@ -64,6 +64,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
     parents = _parents(parts)
     key = release_key(config, dataset)
     code = {name: item.sha256 for name, item in parts.code.items()}
+    kept = {name: item.kept for name, item in parts.code.items() if item.kept}
     version = digest_of({"key": key, "parents": parents, "code": code})[:12]
     target = registry / name / version
     _, wrong = inspect(target)
@@ -77,7 +78,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _copy_files(folder, parts)
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
-            write_text(folder / "README.md", card.model_card(folder, name, version))
+            write_text(folder / "README.md", card.model_card(folder, name, version, kept))
             seal(folder, name, version, key, parents, parts.code)
     except OSError as error:
         if not inspect(target)[1]:  # another process made the same release meanwhile

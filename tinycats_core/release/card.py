@@ -9,8 +9,12 @@ from tinycats_core.files import read_json
 from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
 
 
-def model_card(folder: Path, name: str, version: str) -> str:
-    """Return the README.md of a release from the JSON files that already lie in its folder."""
+def model_card(folder: Path, name: str, version: str, kept: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Return the README.md of a release from the JSON files that already lie in its folder.
+
+    Args:
+        kept: by stage, the files that changed after its result was made, which was used all the same.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     sweep, data, metrics, benchmark, decision = (
@@ -40,7 +44,9 @@ def model_card(folder: Path, name: str, version: str) -> str:
             if value is not None
         ],
     )
-    return f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, sweep, data, metrics, benchmark, decision)}\n"
+    return (
+        f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, sweep, data, metrics, benchmark, decision, kept or {})}\n"
+    )
 
 
 def number(value: Any) -> str:
@@ -61,6 +67,7 @@ def _body(
     metrics: Mapping[str, Any],
     benchmark: Mapping[str, Any],
     decision: Mapping[str, Any],
+    kept: Mapping[str, Sequence[str]],
 ) -> str:
     candidate = metrics["candidate"]
     sections = [
@@ -68,6 +75,7 @@ def _body(
         "![Samples, a row a class](samples/grid.png)",
         *_measurements(metrics, benchmark),
         *_verdict(decision),
+        *_kept(kept),
         *_classes(candidate["classes"]),
         *_neighbours(folder / "samples" / "neighbours.png"),
         *_choice(sweep),
@@ -126,6 +134,15 @@ def _verdict(decision: Mapping[str, Any]) -> list[str]:
                 for term in decision["terms"]
             ],
         ),
+    ]
+
+
+def _kept(kept: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning for each stage whose result was made by other code than the rest."""
+    return [
+        f"The result of the stage `{stage}` was made by earlier code and kept: {', '.join(f'`{file}`' for file in files)} changed "
+        "after it was made."
+        for stage, files in kept.items()
     ]
 
 

@@ -229,6 +229,11 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
+def code_of_checkpoint(path: Path) -> str | None:
+    """Return the digest of the code that a checkpoint belongs to; None if it is of before there was one. Raises CheckpointError."""
+    return read_header(find_checkpoint(path), "training")["identity"].get("code")
+
+
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 

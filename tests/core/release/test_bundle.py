@@ -14,7 +14,7 @@ from tinycats_core.errors import RegistryError
 from tinycats_core.files import read_json
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
-from tinycats_core.records import OnnxModel, Release, ReleaseParts, Weights
+from tinycats_core.records import OnnxModel, Release, ReleaseParts, StageCode, Weights
 from tinycats_core.release import bundle
 from tinycats_core.release.card import number
 from tinycats_core.release.manifest import verify
@@ -91,6 +91,20 @@ def test_the_facts_are_the_records(built: Release, parts: dict[str, Any]):
     assert list(frame.columns) == ["candidate", "floor", "baseline", "onnx-int8"]
     assert frame.loc["kid_breed", "baseline"] == parts["baseline"].metrics["kid_breed"]
     assert frame.loc["is_breed"].isna().all()
+
+
+def test_other_code_makes_another_version_and_kept_results_are_told(parts: dict[str, Any], tmp_path: Path):
+    code = StageCode(sha256="a" * 64, core="b" * 64, files={"tinycats_core/training/step.py": "c" * 64})
+    releases = [
+        bundle.build(tmp_path, ReleaseParts(**{**parts, "code": {"train_generator": made_by}}))
+        for made_by in (code, code.model_copy(update={"sha256": "d" * 64, "kept": ("tinycats_core/training/step.py",)}))
+    ]
+    assert releases[0].version != releases[1].version
+    recorded = read_json(releases[1].path)["code"]
+    assert recorded["stages"]["train_generator"]["kept"] == ["tinycats_core/training/step.py"]
+    assert recorded["commit"] is None or len(recorded["commit"]) == 40
+    said = "The result of the stage `train_generator` was made by earlier code and kept: `tinycats_core/training/step.py` changed"
+    assert [said in (release.folder / "README.md").read_text() for release in releases] == [False, True]
 
 
 def test_what_training_took_is_kept_as_it_was_recorded(built: Release, parts: dict[str, Any]):
