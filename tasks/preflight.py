@@ -19,7 +19,7 @@ from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
-from tinycats_core.release import hub, registry
+from tinycats_core.release import hub, registry, signature
 from tinycats_core.training import run_folder, start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +51,7 @@ def check_ready(config: ReleaseConfig) -> None:
     registry.open_registry(config.publish.folder)
     check_writable(config.publish.folder)
     check_writable(home())
+    signature.check_key(config.publish)
     check_inputs(config)
     if config.train.resume_from is not None:
         run_folder.find_checkpoint(config.train.resume_from)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import digest_of, expanded
@@ -23,6 +23,7 @@ BREEDS = (
     "Sphynx",
 )
 CLASSES = (*BREEDS, "other")
+SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -240,7 +241,13 @@ class PublishConfig(Part):
     folder: FullPath = Path("releases")  # the local registry: <folder>/<name>/<version>, <folder>/<name>/latest
     repo_id: str | None = None  # for to=hub: owner/name; None = the token's account and `name`
     private: bool = False
+    sign_key: str | None = None  # a private key in PEM form, or "sigstore"; None: no signature
     approval: bool = False  # pause the flow and wait for a person before publishing
+
+    @field_validator("sign_key")
+    @classmethod
+    def _in_full(cls, key: str | None) -> str | None:
+        return key if key in (None, SIGSTORE) else str(expanded(key))
 
     @model_validator(mode="after")
     def _repository_has_an_owner(self) -> Self:

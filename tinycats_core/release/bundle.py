@@ -30,7 +30,7 @@ from tinycats_core.records import (
     SampleSet,
     Weights,
 )
-from tinycats_core.release import card
+from tinycats_core.release import card, signature
 from tinycats_core.release.manifest import inspect, read_release, seal
 from tinycats_core.release.registry import open_registry
 
@@ -69,6 +69,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
     target = registry / name / version
     _, wrong = inspect(target)
     if not wrong:
+        signature.ensure_signed(target, parts.config.publish)
         return read_release(target)
     try:
         if target.exists():
@@ -86,6 +87,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
         raise RegistryError(
             f"cannot write the release to {target}: {error.strerror or error}. Make room or give another publish.folder."
         ) from error
+    signature.ensure_signed(target, parts.config.publish)
     return read_release(target)
 
 
@@ -161,6 +163,8 @@ def _settings(config: ReleaseConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     for part in ("data", "publish"):
         settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
+    if settings["publish"]["sign_key"]:
+        settings["publish"]["sign_key"] = Path(settings["publish"]["sign_key"]).name
     if settings["train"]["resume_from"]:
         settings["train"]["resume_from"] = Path(settings["train"]["resume_from"]).name
     return settings

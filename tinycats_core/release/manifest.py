@@ -13,7 +13,8 @@ from tinycats_core.records import Release, StageCode
 
 NAME = "release.json"
 FORMAT = "tinycats-release/1"
-BESIDES = (".gitattributes", ".git/", ".cache/huggingface/")  # what downloading from the Hub leaves beside a release
+SIGNATURE = "model.sig"  # of the OpenSSF's model signing, over all of the release
+BESIDES = (SIGNATURE, ".gitattributes", ".git/", ".cache/huggingface/")  # what may lie beside a release
 FIELDS = {"format", "name", "version", "created_at", "key", "parents", "files", "digest"}
 LATER_FIELDS = {"code"}  # which releases of before do not have
 
