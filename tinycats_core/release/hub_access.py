@@ -72,7 +72,7 @@ def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]"
     Raises:
         RegistryError: the Xet storage took longer.
     """
-    from huggingface_hub.utils import is_xet_available
+    from huggingface_hub.utils._runtime import is_xet_available
     from huggingface_hub.utils._xet import abort_xet_session
 
     if not is_xet_available():

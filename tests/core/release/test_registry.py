@@ -41,7 +41,7 @@ def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config
     assert (found.version, found.published, found.folder) == ("222", True, config.folder / "cats/222")
     assert found.location == str(config.folder / "cats/222")
     manifest.verify(first.folder)
-    assert sorted(path.name for path in (config.folder / "cats").glob("[!.]*")) == ["111", "222", "latest"]
+    assert sorted(path.name for path in (config.folder / "cats").glob("[!.]*")) == ["111", "222", "history.jsonl", "latest"]
 
 
 def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfig):
@@ -184,7 +184,7 @@ def test_of_two_publishers_each_replaces_what_it_has_seen(config: PublishConfig)
     assert len(seen) == len(set(seen)) == 40
     assert (config.folder / "cats/latest").readlink() == Path(version)
     manifest.verify(config.folder / "cats/latest")
-    assert len(list((config.folder / "cats").glob("[!.]*"))) == 41
+    assert len(list((config.folder / "cats").glob("[!.]*"))) == 42
 
 
 HOLDER = """
