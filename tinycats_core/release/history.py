@@ -99,4 +99,9 @@ def read(folder: Path, published: str | None) -> list[Entry]:
 
 def write(folder: Path, entries: Sequence[Entry]) -> Path:
     """Write the entries in one step. Returns the file."""
-    return write_text(folder / FILE, "".join(json.dumps(line.model_dump()) + "\n" for line in entries))
+    return write_text(folder / FILE, text(entries))
+
+
+def text(entries: Sequence[Entry]) -> str:
+    """Return what the file holds: a JSON object for each entry, on a line of its own."""
+    return "".join(json.dumps(line.model_dump()) + "\n" for line in entries)

@@ -47,11 +47,11 @@ def find_published(config: PublishConfig, folder: Path) -> Release | None:
     return release
 
 
-def plan_on_hub(release: Release, config: PublishConfig) -> list[Change]:
+def plan_on_hub(release: Release, config: PublishConfig, instead_of: str | None) -> list[Change]:
     """Return what publishing a release would change in the repository, file by file. Changes nothing.
 
     Raises:
-        RegistryError: the release is damaged, or the repository holds what must not be replaced.
+        RegistryError: as `publish_to_hub`.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -61,7 +61,9 @@ def plan_on_hub(release: Release, config: PublishConfig) -> list[Change]:
         api, head = open_api(), None
         with suppress(RepositoryNotFoundError):
             head = api.model_info(repo_id).sha
-        return _plan(api, repo_id, head, release, manifest)[0]
+        plan, published = _plan(api, repo_id, head, release, manifest)
+        require_unchanged(release, published, instead_of)
+        return plan
 
 
 def publish_to_hub(release: Release, config: PublishConfig, instead_of: str | None) -> Release:

@@ -15,6 +15,7 @@ from tinycats_core.records import Release
 from tinycats_core.release import history
 from tinycats_core.release.history import Entry
 from tinycats_core.release.manifest import NAME, as_record, inspect, verify
+from tinycats_core.release.plan import Change, make_plan
 
 MARKER = "registry.json"
 FORMAT = "tinycats-registry/1"
@@ -29,7 +30,7 @@ def open_registry(folder: Path) -> Path:
         RegistryError: it is a file, a folder that holds something else, or it cannot be written to.
     """
     try:
-        if not _is_registry(folder):
+        if not is_registry(folder):
             make_folder(folder)
             write_json(folder / MARKER, {"format": FORMAT})
         return check_writable(folder)
@@ -47,7 +48,7 @@ def find_published(config: PublishConfig) -> Release | None:
     """
     latest = config.folder / config.name / LATEST
     # The link is read once: another publisher may point it elsewhere in between.
-    if not _is_registry(config.folder) or (version := _named_by(latest)) is None:
+    if not is_registry(config.folder) or (version := _named_by(latest)) is None:
         return None
     advice = _advice(latest)
     folder = latest.with_name(version)
@@ -113,6 +114,25 @@ def read_history(folder: Path, name: str) -> list[Entry]:
     return [*unrecorded, *entries]
 
 
+def plan_in_folder(release: Release, instead_of: str | None) -> list[Change]:
+    """Return what publishing a release of the registry would change below the folder of its name. Changes nothing.
+
+    Raises:
+        RegistryError: as `publish_to_folder`.
+    """
+    files = {f"{release.version}/{file}" for file in (NAME, *verify(release.folder)["files"])}
+    folder, (how, why) = release.folder.parent, history.origin(release.folder)
+    before = _named_by(folder / LATEST)
+    require_unchanged(release, before, instead_of)
+    there = {file: (folder / file).stat().st_size for file in files}
+    new = dict(there)
+    if before != release.version:
+        entries = [*history.read(folder, before), history.entry(release.version, how, why, before)]
+        new |= {LATEST: len(release.version), history.FILE: len(history.text(entries))}
+        there |= {file: 0 for file in (LATEST, history.FILE) if (folder / file).is_symlink() or (folder / file).exists()}
+    return make_plan(new, there, {LATEST, history.FILE}, files, str(folder))
+
+
 def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:
     """Raise RegistryError unless what is published is what a release was compared with, or the release itself."""
     if published not in (instead_of, release.version):
@@ -125,7 +145,7 @@ def require_unchanged(release: Release, published: str | None, instead_of: str |
 def _latest(folder: Path, name: str) -> Path:
     """Return the link of a name in a registry. Raises RegistryError if there is no such registry or name."""
     place = folder / name if NAME_PATTERN.fullmatch(name) else None
-    if not _is_registry(folder) or place is None or not place.is_dir():
+    if not is_registry(folder) or place is None or not place.is_dir():
         raise RegistryError(f"{folder} holds no releases of {name!r}. Give the name of a release there, and --folder.")
     return place / LATEST
 
@@ -195,7 +215,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_registry(folder: Path) -> bool:
+def is_registry(folder: Path) -> bool:
     """Return whether the folder is a registry; False if it is missing or empty. Raises RegistryError for anything else."""
     if not folder.exists():
         return False

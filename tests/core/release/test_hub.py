@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 from hub_server import TOKEN, Hub, loopback_hub
+from small_releases import CONFIG, REPO, held, make_release, on_disk
 
-from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError
-from tinycats_core.records import Release, ReleaseParts
+from tinycats_core.records import ReleaseParts
 from tinycats_core.release import bundle, hub, manifest
 
-CONFIG = PublishConfig(name="tinycats-test", to="hub")
-REPO = "someone/tinycats-test"
 FINE_GRAINED = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": []}}
 
 
@@ -27,26 +25,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def impatient(monkeypatch: pytest.MonkeyPatch):
     """The library's own retries wait for seconds."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
-def make_release(folder: Path, version: str, **files: str) -> Release:
-    place = folder / version
-    (place / "samples").mkdir(parents=True)
-    contents = {"README.md": "---\nlicense: mit\n---\n", "model.safetensors": f"weights {version}", **files}
-    for name, text in contents.items():
-        (place / name).write_text(text)
-    manifest.seal(place, CONFIG.name, version, "key", {})
-    return manifest.read_release(place)
-
-
-def held(server: Hub, repo: str = REPO) -> dict[str, bytes]:
-    files = dict(server.files(repo) or {})
-    files.pop(".gitattributes")
-    return files
-
-
-def on_disk(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_whole_release_goes_up_in_one_commit_and_comes_back_the_same(server: Hub, parts: dict[str, Any], tmp_path: Path):

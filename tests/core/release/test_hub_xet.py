@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, loopback_hub
+from small_releases import CONFIG, REPO, held, make_release, on_disk
 
-from test_hub import CONFIG, REPO, held, make_release, on_disk
 from tinycats_core.errors import RegistryError
 from tinycats_core.release import hub, hub_access
 
