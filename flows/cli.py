@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tinycats_core.errors import TinycatsError, report_error
+from tinycats_core.records import Release
 
 app = typer.Typer(
     help="Check, measure and cost cat generators. A release is made by `make release`.",
@@ -17,7 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+RELEASES = Path("releases")
 ReleaseFolder = Annotated[Path, typer.Argument(help="a release folder")]
+Name = Annotated[str, typer.Argument(help="the name of a release, such as tinycats-smoke")]
+Folder = Annotated[Path, typer.Option(help="the registry, a folder")]
+Hub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="a repository on the Hugging Face Hub, instead of a folder")]
 
 
 @app.callback()
@@ -55,10 +60,66 @@ def costs(
     from tinycats_core.compute.costs import cost_table
     from tinycats_core.presets import parse_overrides
 
-    rows = cost_table(preset, gpu, parse_overrides(overrides))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print_table(cost_table(preset, gpu, parse_overrides(overrides)))
+
+
+@app.command()
+def promote(
+    release: Annotated[Path | None, typer.Argument(help="a built release that is to be published")] = None,
+    hub: Hub = None,
+    preset: Annotated[str | None, typer.Option(help="with --force: the preset of the release that the gate refused")] = None,
+    overrides: Annotated[str, typer.Option(metavar="JSON", help="with --force: its overrides")] = "{}",
+    force: Annotated[bool, typer.Option("--force", help="publish what the gate refused, and record it")] = False,
+    why: Annotated[str | None, typer.Option(help="with --force: the reason, for decision.json and the card")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would change, file by file")] = False,
+) -> None:
+    """Publish a release that was built before, or with --force one that the gate refused."""
+    from tinycats_core.release import promotion
+    from tinycats_core.release.plan import plan_lines
+
+    if force:
+        if release is not None or hub is not None or preset is None or why is None:
+            raise typer.BadParameter("--force takes --preset, --overrides and --why, and makes the release again from the cache")
+        from flows.release_model import main as release_model
+
+        arguments = ["--preset", preset, "--overrides", overrides, f"--force={why}", *["--dry-run"] * dry_run]
+        raise typer.Exit(release_model(arguments))
+    if release is None or (preset, overrides, why) != (None, "{}", None):
+        raise typer.BadParameter("give a release folder; --preset, --overrides and --why go with --force")
+    if dry_run:
+        print("\n".join(plan_lines(promotion.plan_promotion(release, hub))))
+    else:
+        _print_published(promotion.promote(release, hub))
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[str, typer.Option(metavar="VERSION", help="the version to publish again")],
+    why: Annotated[str, typer.Option(help="the reason, for the history")],
+    folder: Folder = RELEASES,
+    hub: Hub = None,
+) -> None:
+    """Publish an earlier version of a release again."""
+    from tinycats_core.files import home
+    from tinycats_core.release import hub as on_hub
+    from tinycats_core.release import registry
+
+    if hub:
+        _print_published(on_hub.rollback(hub, name, to, why, home("downloads")))
+    else:
+        _print_published(registry.rollback(folder, name, to, why))
+
+
+@app.command()
+def history(name: Name, folder: Folder = RELEASES, hub: Hub = None) -> None:
+    """Print what was published under a name, when, how and why, oldest first."""
+    from tinycats_core.release import hub as on_hub
+    from tinycats_core.release import registry
+
+    entries = on_hub.read_history(hub, name) if hub else registry.read_history(folder, name)
+    rows = [(entry.at or "unknown", entry.how, entry.version, entry.before or "-", entry.why or "") for entry in entries]
+    _print_table([("at", "how", "version", "instead of", "why"), *rows])
 
 
 @app.command()
@@ -70,6 +131,16 @@ def prune(
     from tinycats_core.compute.volumes import prune
 
     print("\n".join(prune(keep, dry_run)) or "no runs")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_published(release: Release) -> None:
+    print(f"{release.name} {release.version} is published: {release.location}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,13 +12,14 @@ from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
-from tasks.preflight import check_judgeable, check_ready, configure
+from tasks.preflight import check_force, check_judgeable, check_ready, configure
 from tasks.publishing import (
     build_bundle,
     find_published,
     is_release_of,
     publish,
     read_back,
+    show_plan,
     summarize,
     wait_for_approval,
 )
@@ -29,15 +30,23 @@ from tinycats_core.records import Release, ReleaseParts
 
 
 @flow(name="release-model")
-def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None, keep_results: bool = False) -> Release:
+def release_model(
+    preset: str = "smoke",
+    overrides: dict[str, Any] | None = None,
+    keep_results: bool = False,
+    force: str | None = None,
+    dry_run: bool = False,
+) -> Release:
     """Train, judge and publish a cat generator. The same parameters again find everything done.
 
     Args:
         preset: smoke, photos, standard, budget, high-accuracy, aggressive or max-quality.
         overrides: nested settings on top of the preset, such as {"train": {"steps": 100}}.
         keep_results: use finished results of a stage although its code has changed since; the release records it.
+        force: why the release is published even if the gate refuses it. Recorded in decision.json and on the card.
+        dry_run: print what publishing would change, and publish nothing.
     """
-    config = configure(preset, overrides, keep_results)
+    config, reason = configure(preset, overrides, keep_results), check_force(force)
     check_ready(config)
 
     dataset = prepare_data(config.data)
@@ -53,7 +62,7 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
     choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
     compared = compare_with_raw(choice.weights, trained.raw, choice.sample, config.compute)
     samples, report = evaluate(choice.weights, choice.sample, dataset, config, classifier)
-    decision = require_promoted(decide(report, baseline, published, config.evaluate), config.publish.name)
+    decision = require_promoted(decide(report, baseline, published, config.evaluate, reason), config.publish.name)
 
     fp32 = check_onnx(choice.weights, export_onnx(choice.weights, config.export), config.export)
     int8 = check_onnx(choice.weights, quantize(fp32), config.export) if config.export.int8 else None
@@ -77,6 +86,8 @@ def release_model(preset: str = "smoke", overrides: dict[str, Any] | None = None
         code=used_code("build_bundle"),
     )
     release = build_bundle(parts)
+    if dry_run:
+        return show_plan(release, config.publish, decision.baseline)
     wait_for_approval(config.publish, release)
     shipped = publish(release, config.publish, decision.baseline)
     return summarize(read_back(shipped, config.publish), "published")
@@ -87,8 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.release_model", description=__doc__)
     add_settings(parser, '{"train": {"steps": 100}}')
     parser.add_argument("--keep-results", action="store_true", help="use finished results of stages whose code has changed since")
+    parser.add_argument("--force", metavar="WHY", help="publish it even if the gate refuses it, and record why")
+    parser.add_argument("--dry-run", action="store_true", help="print what publishing would change, and publish nothing")
     given = parser.parse_args(arguments)
-    return run(lambda: release_model(**settings(given), keep_results=given.keep_results))
+    chosen = {"keep_results": given.keep_results, "force": given.force, "dry_run": given.dry_run}
+    return run(lambda: release_model(**settings(given), **chosen))
 
 
 if __name__ == "__main__":

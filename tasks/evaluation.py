@@ -49,10 +49,16 @@ def present(report: FidelityReport, title: str) -> FidelityReport:
 
 @task
 @uncached(gate.decide)
-def decide(report: FidelityReport, baseline: FidelityReport | None, published: Release | None, config: EvaluateConfig) -> Decision:
+def decide(
+    report: FidelityReport,
+    baseline: FidelityReport | None,
+    published: Release | None,
+    config: EvaluateConfig,
+    force: str | None = None,
+) -> Decision:
     """Compare the candidate with the bars and with the published release. Not cached, so that every run shows it."""
-    folder = home("decisions") / key_of(report, baseline, config)
-    decision = gate.decide(report, baseline, published.version if published else None, config, folder)
+    folder = home("decisions") / key_of(report, baseline, config, *([force] if force else []))
+    decision = gate.decide(report, baseline, published.version if published else None, config, folder, force)
     columns = {
         "candidate": report.metrics,
         f"published {decision.baseline}": baseline.metrics if baseline else None,
@@ -62,13 +68,15 @@ def decide(report: FidelityReport, baseline: FidelityReport | None, published: R
     verdict = "promoted" if decision.promoted else "rejected"
     show.table("decision", pd.DataFrame([term.model_dump() for term in decision.terms]), f"The candidate is {verdict}")
     log().info("the candidate is %s", verdict)
+    if force:
+        log().warning("published anyway: %s" if decision.forced else "the gate lets it through; no force is needed: %s", force)
     return decision
 
 
 @task
 def require_promoted(decision: Decision, name: str, otherwise: str = "rejected") -> Decision:
-    """Stop the run if the candidate was rejected, and emit an event `tinycats.release.<otherwise>` for automations."""
-    if not decision.promoted:
+    """Stop the run if the candidate was rejected and nobody forces it, and emit the event `tinycats.release.<otherwise>`."""
+    if not decision.promoted and decision.forced is None:
         failed = {term.name: term.why for term in decision.terms if not term.passed}
         show.event(f"tinycats.release.{otherwise}", f"tinycats.release.{name}", failed)
     return gate.require_promoted(decision)

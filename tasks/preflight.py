@@ -19,7 +19,7 @@ from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
-from tinycats_core.release import hub, registry, signature
+from tinycats_core.release import history, hub, registry, signature
 from tinycats_core.training import run_folder, start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,11 @@ def check_names(config: ReleaseConfig) -> None:
     """Raise ConfigError if the source or the sampler is unknown, or the source does not go with the other settings."""
     sources.check(config.data, config.model.num_classes)
     sampling.find_sampler(config.sample.sampler)
+
+
+def check_force(why: str | None) -> str | None:
+    """Return the reason for publishing what the gate refuses, on one line. Raises RegistryError if it says nothing."""
+    return None if why is None else history.check_why(why)
 
 
 def check_ready(config: ReleaseConfig) -> None:

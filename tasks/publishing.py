@@ -15,7 +15,8 @@ from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Dataset, Release, ReleaseParts
-from tinycats_core.release import bundle, hub, manifest, registry
+from tinycats_core.release import bundle, hub, manifest, promotion, registry
+from tinycats_core.release.plan import plan_lines
 
 APPROVAL_SECONDS = 7 * 24 * 3600
 
@@ -29,10 +30,7 @@ class Approval(RunInput):
 @task(**NETWORK)
 def find_published(config: PublishConfig) -> Release | None:
     """Look up the published release of this name, and verify every file of it."""
-    if config.to == "hub":
-        published = hub.download_release(hub.check_credentials(config), home("downloads"))
-    else:
-        published = registry.find_published(config)
+    published = hub.find_published(config, home("downloads")) if config.to == "hub" else registry.find_published(config)
     log().info("published now: %s", f"{published.name} {published.version}" if published else "nothing yet")
     return published
 
@@ -87,6 +85,14 @@ def publish(release: Release, config: PublishConfig, instead_of: str | None) -> 
 
 
 @task(**NETWORK)
+def show_plan(release: Release, config: PublishConfig, instead_of: str | None) -> Release:
+    """Print what publishing the release would change, file by file, and publish nothing."""
+    changes = promotion.plan(release, config, instead_of)
+    print("\n".join(plan_lines(changes)), f"not published: {release.folder}", sep="\n")
+    return release
+
+
+@task(**NETWORK)
 def read_back(release: Release, config: PublishConfig) -> Release:
     """Read the published release as a user would, and verify every file of it."""
     if config.to == "hub":
@@ -111,11 +117,12 @@ def summarize(release: Release, what: str) -> Release:
         }
     )
     compared = f"compared with {decision['baseline']}" if decision["baseline"] else "the first release of this name"
+    verdict = "promoted" if decision["promoted"] else "forced" if decision.get("forced") else "rejected"
     lines = {
         "release": f"{release.name} {release.version}, {what}",
         "folder": str(release.folder),
         "location": release.location,
-        "decision": f"{'promoted' if decision['promoted'] else 'rejected'} ({compared})",
+        "decision": f"{verdict} ({compared})",
         "stages": tally(),
     }
     print("\n".join(f"{name:9} {value}" for name, value in lines.items()), frame.to_string(index=False), sep="\n\n")

@@ -93,6 +93,15 @@ def test_an_error_for_people_is_one_line(script: str, monkeypatch: pytest.Monkey
     assert capsys.readouterr() == ("", "error: no\n")
 
 
+def test_a_publication_survives_faults_and_kills():
+    command = [sys.executable, "-m", "benchmarks.publish_faults", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["cases"] >= 20
+    assert figures["kills"] == 40
+
+
 @pytest.mark.usefixtures("outspoken")
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
@@ -130,6 +139,8 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
         ("corruption", "--cases"),
         ("judge", "--resamples"),
         ("modal_faults", "--preemptions"),
+        ("publish_faults", "--kills"),
+        ("publish_faults", "--pairs"),
         ("resume", "--kills"),
         ("sampling", "--count"),
         ("smoke_quality", "--seeds"),

@@ -20,7 +20,7 @@ from flows import cli
 from tinycats_core.config import ReleaseConfig
 from tinycats_core.files import HOME, HomeFolder
 from tinycats_core.presets import PRESETS, resolve
-from tinycats_core.release import inference
+from tinycats_core.release import hub_access, inference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +42,9 @@ EXECUTED = {  # the file that executes a command, and what stands there
     "tinycats verify": ("tests/core/release/test_cli.py", "def test_the_console_script_exits_as_the_check_says("),
     "tinycats bench": ("tests/core/release/test_cli.py", "def test_bench_prints_its_figures_as_json("),
     "tinycats costs": ("tests/core/release/test_cli.py", "def test_costs_prints_a_row_for_each_preset("),
+    "tinycats promote": ("tests/core/release/test_cli.py", "def test_promote_rollback_and_history_say_what_they_did("),
+    "tinycats rollback": ("tests/core/release/test_cli.py", "def test_promote_rollback_and_history_say_what_they_did("),
+    "tinycats history": ("tests/core/release/test_cli.py", "def test_promote_rollback_and_history_say_what_they_did("),
     "prefect deployment": ("tests/flows/test_serve.py", "def test_a_deployment_runs_in_the_worker_and_everything_stops("),
 }
 PURGED = ("where there is none", "goes on", "to be had", "of Modal's", "without a word")
@@ -144,6 +147,21 @@ def test_what_modal_does_not_break_is_what_its_benchmark_measured():
     assert "[Ten preemptions](../benchmarks/results/modal_faults.json)" in said
     assert f"one call and bit-identical weights, with {found['steps_run']} steps run for {found['steps']}." in said
     assert f"A cancelled call ended after {found['cancel_seconds']:.2f} s." in said
+
+
+def test_what_a_publication_survives_is_what_its_benchmark_measured():
+    found = load("benchmarks/results/publish_faults.json")
+    block = " ".join(TEXTS["docs/releasing.md"].split("<!-- faults:begin -->")[1].split("<!-- faults:end -->")[0].split())
+    assert [int(number) for number in re.findall(r"\d+", block)] == [
+        found[name] for name in ("cases", "mixed", "not_recovered", "double_commits", "foreign_lost", "kills")
+    ]
+    assert (found["kills_mixed"], found["kills_not_recovered"]) == (0, 0)
+    assert found["cases"] >= 200
+    said = " ".join(TEXTS["docs/releasing.md"].split())
+    assert (
+        f"after {hub_access.XET_SECONDS / 60:.0f} minutes plus {1e6 / hub_access.XET_BYTES_PER_S:.0f} seconds for each MB" in said
+    )
+    assert f"no byte for {hub_access.TIMEOUT_S:.0f} seconds" in said
 
 
 def test_what_the_classifier_gets_right_is_what_its_benchmark_measured():

@@ -18,8 +18,8 @@ AT_HOME_IN = {
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "onnx": {"release.export"},
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
-    "huggingface_hub": {"release.hub", "release.card"},
-    "httpx2": {"release.hub"},  # what huggingface_hub talks through
+    "huggingface_hub": {"release.hub", "release.hub_access", "release.card"},
+    "httpx2": {"release.hub_access"},  # what huggingface_hub talks through
     "modal": {"compute.modal_client", "compute.modal_auth"},
     "grpclib": {"compute.modal_client"},  # what modal talks through
     "aiohttp": {"compute.modal_client"},

@@ -216,6 +216,7 @@ class Decision(FileRecord):
     promoted: bool
     terms: tuple[Term, ...]
     baseline: str | None  # version of the published release it was compared with
+    forced: str | None = None  # why a person publishes it although the gate refuses it
 
 
 class OnnxModel(FileRecord):

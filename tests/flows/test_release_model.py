@@ -18,7 +18,7 @@ from flows.release_model import main, release_model
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 from tinycats_core.files import home
 from tinycats_core.records import Release
-from tinycats_core.release import manifest
+from tinycats_core.release import manifest, registry
 from tinycats_core.tensors import read_header
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +149,23 @@ def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: di
     assert run.state_name == "Failed"
 
 
+def test_a_refused_candidate_can_be_forced_and_says_why(
+    tiny: dict[str, Any], released: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worse, before = merged(tiny, train={"steps": 2, "warmup_steps": 1}), latest(tiny).readlink()
+    looked = release_model("smoke", worse, force="they wait", dry_run=True)
+    assert f"not published: {looked.folder}" in capsys.readouterr().out
+    assert latest(tiny).readlink() == before
+    forced = release_model("smoke", worse, force="they wait")
+    assert (forced.version, latest(tiny).resolve()) == (looked.version, looked.folder)
+    decision = json.loads((forced.folder / "decision.json").read_text())
+    assert (decision["promoted"], decision["forced"], decision["baseline"]) == (False, "they wait", str(before))
+    assert "A person published it anyway: they wait" in (forced.folder / "README.md").read_text()
+    assert "forced (compared with" in capsys.readouterr().out
+    entry = registry.read_history(forced.folder.parents[1], "tiny")[-1]
+    assert (entry.version, entry.how, entry.why) == (forced.version, "forced", "they wait")
+
+
 def test_a_candidate_is_judged_beside_the_published_one(tiny: dict[str, Any], released: Release) -> None:
     second = release_model("smoke", merged(tiny, sample={"seed": 7, "guidance": 1.25, "guidance_interval": [0.1, 1]}))
     assert second.version != released.version
@@ -188,6 +205,12 @@ def test_high_accuracy_without_credentials_says_what_to_do_before_any_stage(capl
     with caplog.at_level(logging.INFO), pytest.raises(TinycatsError, match="modal token new"):
         release_model("high-accuracy")
     assert executed(caplog) == set()
+
+
+def test_a_force_without_a_reason_fails_before_any_stage(tiny: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), pytest.raises(TinycatsError, match="Say why in a few words"):
+        release_model("smoke", tiny, force=" ")
+    assert "done in" not in caplog.text
 
 
 def test_a_folder_that_is_no_registry_is_left_alone(tiny: dict[str, Any], tmp_path: Path) -> None:

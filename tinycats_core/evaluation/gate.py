@@ -27,6 +27,7 @@ def decide(
     published_version: str | None,
     config: EvaluateConfig,
     folder: Path,
+    force: str | None = None,
 ) -> Decision:
     """Compare a candidate with the built-in bars, the configured bars and the published model.
 
@@ -37,6 +38,7 @@ def decide(
     Args:
         published: the published model, measured on the same images with the same extractor; None for a first release.
         published_version: its version, for the record.
+        force: why a person publishes the candidate even if it is refused. Recorded only if it is.
 
     Raises:
         TinycatsError: a report is missing or has changed since it was written.
@@ -49,13 +51,14 @@ def decide(
     path = folder / "decision.json"
     reports = {"candidate": candidate.sha256, "published": published.sha256 if published is not None else None}
     dumped = [term.model_dump(mode="json") for term in terms]
-    write_json(path, {"promoted": promoted, "baseline": baseline, "reports": reports, "terms": dumped})
-    return Decision(path=path, sha256=sha256_of(path), promoted=promoted, terms=tuple(terms), baseline=baseline)
+    facts = {"promoted": promoted, "baseline": baseline, "forced": None if promoted else force}
+    write_json(path, {**facts, "reports": reports, "terms": dumped})
+    return Decision(path=path, sha256=sha256_of(path), terms=tuple(terms), **facts)
 
 
 def require_promoted(decision: Decision) -> Decision:
-    """Return the decision if the candidate is promoted. Raises ReleaseRejected, which names every failed term."""
-    if not decision.promoted:
+    """Return the decision if the candidate is promoted or forced. Raises ReleaseRejected, which names every failed term."""
+    if not decision.promoted and decision.forced is None:
         failed = "; ".join(f"{term.name}: {term.why}" for term in decision.terms if not term.passed)
         raise ReleaseRejected(f"not published. {failed}. All terms are in {decision.path}.", decision)
     return decision

@@ -1,5 +1,6 @@
 """The model card: what a release is, what was measured of it, and how to use it. Every number comes from the release's files."""
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def model_card(folder: Path, name: str, version: str, kept: Mapping[str, Sequenc
         library_name="tinycats",
         pipeline_tag="unconditional-image-generation",
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
-        model_name=f"{name} {version}",
+        model_name=name,
         eval_results=[
             EvalResult(
                 task_type="unconditional-image-generation",
@@ -125,8 +126,11 @@ def _measurements(metrics: Mapping[str, Any], benchmark: Mapping[str, Any]) -> l
 
 def _verdict(decision: Mapping[str, Any]) -> list[str]:
     compared = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
+    verdict = f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {compared}."
+    if why := decision.get("forced"):
+        verdict += f" A person published it anyway: {html.escape(why, quote=False)}"
     return [
-        f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {compared}.",
+        verdict,
         _table(
             ["term", "value", "bar", "passed"],
             [

@@ -1,57 +1,75 @@
-"""Releases on the Hugging Face Hub: one repository for a name, one commit for a release."""
+"""Releases on the Hugging Face Hub: one repository for a name, one commit and one tag for a version."""
 
-import os
+import glob
+import hashlib
+import re
 import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinycats_core.config import PublishConfig
-from tinycats_core.errors import RegistryError
-from tinycats_core.files import atomic_path, read_json
+from tinycats_core.errors import RegistryError, shortened
+from tinycats_core.files import atomic_path, sha256_of
 from tinycats_core.records import Release
+from tinycats_core.release import history
+from tinycats_core.release.history import Entry
+from tinycats_core.release.hub_access import check_credentials, explained, open_api, upload
+from tinycats_core.release.hub_access import is_transient as is_transient
 from tinycats_core.release.manifest import NAME, inspect, read_release, verify
+from tinycats_core.release.plan import Change, make_plan
 from tinycats_core.release.registry import require_unchanged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 GITATTRIBUTES = ".gitattributes"  # the Hub's own file in every repository: says which files are large
-RETRYABLE = (408, 409, 412, 429)  # 409 and 412: another commit came in between; publishing again starts from it
-TIMEOUT_S = 300.0  # without a byte; the library itself would wait for ever
+README = "README.md"
+NAMED = 3  # files of the owner in one message
 
 
-def check_credentials(config: PublishConfig) -> str:
-    """Return the repository that would be published to, `owner/name`, after asking the Hub whether it may be written.
+def find_published(config: PublishConfig, folder: Path) -> Release | None:
+    """Return the release that is published on the Hub, verified, in `<folder>/<commit>`; None if there is none.
+
+    Its version gets its tag if it has none: the publication that should have set it was interrupted.
 
     Raises:
-        RegistryError: there is no token, the Hub rejects it, it may not write there, or the Hub cannot be reached.
+        RegistryError: the token may not write there, or what `download_release` raises.
     """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    repo_id = check_credentials(config)
+    release = download_release(repo_id, folder)
+    if release is not None:
+        _tag(open_api(), repo_id, release, release.location.rsplit("/", 1)[1])
+    return release
 
-    with _explained("checking the Hugging Face token"):
-        token = get_token()
-        if token is None:
-            raise RegistryError(
-                "publish.to is 'hub' but there is no Hugging Face token here. Set HF_TOKEN to a token with write access, "
-                "run `hf auth login`, or set publish.to to 'folder'."
-            )
-        api = _api()
-        account = api.whoami(token)
-        repo_id = config.repo_id or f"{account['name']}/{config.name}"
-        validate_repo_id(repo_id)
-        _check_role(account, repo_id)
-        with suppress(RepositoryNotFoundError):  # it will be created
-            api.auth_check(repo_id, write=True)
-        return repo_id
+
+def plan_on_hub(release: Release, config: PublishConfig, instead_of: str | None) -> list[Change]:
+    """Return what publishing a release would change in the repository, file by file. Changes nothing.
+
+    Raises:
+        RegistryError: as `publish_to_hub`.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    manifest = verify(release.folder)
+    repo_id = check_credentials(config)
+    with explained(f"looking at {repo_id}"):
+        api, head = open_api(), None
+        with suppress(RepositoryNotFoundError):
+            head = api.model_info(repo_id).sha
+        plan, published = _plan(api, repo_id, head, release, manifest)
+        require_unchanged(release, published, instead_of)
+        return plan
 
 
 def publish_to_hub(release: Release, config: PublishConfig, instead_of: str | None) -> Release:
-    """Replace what the repository holds by this release, in one commit. The commits before stay in its history.
+    """Replace the release that the repository holds by this one, in one commit, and tag it with its version.
+
+    Only files that the `release.json` there lists are replaced or deleted. The commits before stay in the history.
 
     Args:
         instead_of: the version that it was compared with; None = nothing was published.
@@ -60,39 +78,67 @@ def publish_to_hub(release: Release, config: PublishConfig, instead_of: str | No
         The release with the address of the commit as its location.
 
     Raises:
-        RegistryError: the release is damaged, another one was published meanwhile, or the Hub did not take it; `is_transient`
-            says whether trying again may help.
+        RegistryError: the release is damaged, another one was published meanwhile, the repository holds what must not be
+            replaced, or the Hub did not take it; `is_transient` says whether trying again may help.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     manifest = verify(release.folder)
     repo_id = check_credentials(config)
-    files = {NAME, *manifest["files"]}
-    with _explained(f"publishing {release.name} {release.version} to {repo_id}"):
-        api = _api()
+    with explained(f"publishing {release.name} {release.version} to {repo_id}"):
+        api = open_api()
         api.create_repo(repo_id, private=config.private, exist_ok=True)
-        parent = api.model_info(repo_id).sha
-        there = set(api.list_repo_files(repo_id, revision=parent))
-        published = read_json(Path(api.hf_hub_download(repo_id, NAME, revision=parent)))["version"] if NAME in there else None
+        head = api.model_info(repo_id).sha
+        plan, published = _plan(api, repo_id, head, release, manifest)
         require_unchanged(release, published, instead_of)
-        stale = sorted(there - files - {GITATTRIBUTES})
-        changes = [
-            *(CommitOperationAdd(file, release.folder / file) for file in sorted(files)),
-            *(CommitOperationDelete(file) for file in stale),
-        ]
-        with warnings.catch_warnings():
-            # The library's own plain uploads, where Xet is off.
-            warnings.filterwarnings("ignore", message="Use 'content=<...>' to upload", category=DeprecationWarning)
-            # The parent is named because it decided what is stale, and what is replaced.
-            commit = api.create_commit(repo_id, changes, commit_message=f"{release.name} {release.version}", parent_commit=parent)
-    location = f"{api.endpoint}/{repo_id}/tree/{commit.oid}"
-    return release.model_copy(update={"published": True, "location": location})
+        return _commit(api, repo_id, head, release, plan, *history.origin(release.folder))
+
+
+def rollback(repo_id: str, name: str, version: str, why: str, folder: Path) -> Release:
+    """Publish an earlier version again, in one commit that restores its files.
+
+    Args:
+        why: the reason, for the commit's message.
+        folder: where the version is downloaded to.
+
+    Raises:
+        RegistryError: the repository holds no such version, it is damaged or published now, or there is no reason.
+    """
+    why = history.check_why(why)
+    check_credentials(PublishConfig(to="hub", repo_id=repo_id))
+    with explained(f"rolling {repo_id} back to {version}"):
+        api = open_api()
+        release = download_release(repo_id, folder, _commit_of(api, repo_id, name, version))
+        if release is None or (release.name, release.version) != (name, version):
+            raise RegistryError(f"the tag {version} of {repo_id} holds no release {name} {version}. Give another version.")
+        head = api.model_info(repo_id).sha
+        plan, published = _plan(api, repo_id, head, release, verify(release.folder))
+        if published == version:
+            raise RegistryError(f"{name} {version} is the published version already: there is nothing to roll back.")
+        return _commit(api, repo_id, head, release, plan, "rollback", why)
+
+
+def read_history(repo_id: str, name: str) -> list[Entry]:
+    """Return what was published under a name, oldest first, from the commits of a repository.
+
+    Raises:
+        RegistryError: the Hub cannot be reached or refuses, or there is no such repository.
+    """
+    with explained(f"reading the history of {repo_id}"):
+        commits = open_api().list_repo_commits(repo_id)
+    entries: list[Entry] = []
+    for commit in reversed(commits):
+        if (found := _title(name).fullmatch(commit.title)) is not None:
+            at, before = commit.created_at.isoformat(timespec="seconds"), entries[-1].version if entries else None
+            why = " ".join((commit.message or "").split()) or None
+            how: Any = found["how"] or "release"
+            entries.append(Entry(at=at, version=found["version"], how=how, why=why, before=before))
+    return entries
 
 
 def download_release(repo_id: str, folder: Path, revision: str | None = None) -> Release | None:
-    """Return a release of the Hub, verified, in `<folder>/<commit>`; None where the repository is missing or has none.
+    """Return a release of the Hub, verified, in `<folder>/<commit>`; None if the repository is missing or has none.
 
-    A commit never changes: one that lies there intact is not downloaded again.
+    Files that its `release.json` does not list stay where they are. A commit never changes: one that lies there intact is
+    not downloaded again.
 
     Args:
         revision: commit, branch or tag; None = the newest.
@@ -102,8 +148,8 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    with _explained(f"downloading {repo_id}"):
-        api = _api()
+    with explained(f"downloading {repo_id}"):
+        api = open_api()
         try:
             commit = api.model_info(repo_id, revision=revision).sha
         except GatedRepoError:
@@ -116,7 +162,10 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
         target = folder / commit
         if inspect(target)[1]:
             with atomic_path(target) as temporary:
-                api.snapshot_download(repo_id, revision=commit, local_dir=temporary, ignore_patterns=[GITATTRIBUTES])
+                api.hf_hub_download(repo_id, NAME, revision=commit, local_dir=temporary)
+                files = inspect(temporary)[0].get("files")
+                listed = [NAME, *(map(glob.escape, files) if isinstance(files, dict) else ())]
+                api.snapshot_download(repo_id, revision=commit, local_dir=temporary, allow_patterns=listed)
                 shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes about the download
                 _require_intact(temporary, f"{repo_id} at {commit[:12]}")
         return read_release(target).model_copy(update={"published": True, "location": f"{api.endpoint}/{repo_id}/tree/{commit}"})
@@ -136,91 +185,112 @@ def read_back(release: Release, folder: Path) -> Release:
     return found
 
 
-def is_transient(error: BaseException) -> bool:
-    """Return whether the same call may succeed later: the network failed, the Hub was busy, or another commit came in between.
+def _plan(
+    api: "HfApi", repo_id: str, head: str | None, release: Release, manifest: Mapping[str, Any]
+) -> tuple[list[Change], str | None]:
+    """Return the changes that make a repository hold a release, and the version that it holds at the commit `head`."""
+    from huggingface_hub.hf_api import RepoFile
 
-    Follows the chain of causes. A rejected token, missing rights, a missing repository and invalid input stay as they are.
+    tree = [] if head is None else api.list_repo_tree(repo_id, recursive=True, revision=head)
+    there = {item.path: item for item in tree if isinstance(item, RepoFile)}
+    before = _listed(api, repo_id, head, there)
+    new = {file: (release.folder / file).stat().st_size for file in (NAME, *manifest["files"])}
+    same = {file for file in new.keys() & there.keys() if _is_same(there[file], release.folder / file)}
+    ours = {NAME, *before["files"]} if before else {*there} - {GITATTRIBUTES}
+    changes = make_plan(new, {file: item.size for file, item in there.items()}, ours, same, repo_id)
+    return changes, before["version"] if before else None
+
+
+def _listed(api: "HfApi", repo_id: str, head: str | None, there: "Mapping[str, RepoFile]") -> Mapping[str, Any] | None:
+    """Return the manifest in a repository, None if it holds nothing but what the Hub itself writes into a new one.
+
+    The Hub writes a .gitattributes and, if a licence is chosen, a README.md that is a YAML header and nothing else.
     """
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            return status in RETRYABLE or status >= 500
-        if isinstance(cause, OfflineModeIsEnabled):
-            return False
-        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
-            return True
-        cause = cause.__cause__
-    return False
-
-
-def _api() -> "HfApi":
-    from huggingface_hub import HfApi, constants, get_session
-
-    get_session().timeout = TIMEOUT_S
-    # Read at the time of the call: the library's own constant is read when it is first imported.
-    return HfApi(endpoint=(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), library_name="tinycats")
-
-
-def _check_role(account: dict[str, Any], repo_id: str) -> None:
-    """Refuse what the token's own description rules out. What it leaves open is asked of the repository itself."""
-    owner = repo_id.split("/")[0]
-    token = account.get("auth", {}).get("accessToken", {})
-    writable = [organisation["name"] for organisation in account.get("orgs", []) if organisation.get("roleInOrg") != "read"]
-    owners = [account["name"], *writable]
-    if owner not in owners:
+    if head is None:
+        return None
+    if NAME in there:
+        with tempfile.TemporaryDirectory(prefix="tinycats-") as folder:
+            api.hf_hub_download(repo_id, NAME, revision=head, local_dir=folder)
+            manifest, wrong = inspect(Path(folder))
+        if manifest and not any(line.startswith(NAME) for line in wrong):
+            return manifest
         raise RegistryError(
-            f"the Hugging Face token belongs to {account['name']}, which cannot write to {owner}/… (allowed: "
-            f"{', '.join(owners)}). Set publish.repo_id to a repository of one of these, or use another token."
+            f"{repo_id} holds a {NAME} that is not of this project, or has changed. Give another repository with "
+            "publish.repo_id, or remove that file."
         )
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _may_write(token, owner, repo_id)):
+    foreign = sorted(there.keys() - {GITATTRIBUTES})
+    if foreign == [README]:
+        with tempfile.TemporaryDirectory(prefix="tinycats-") as folder:
+            card = Path(api.hf_hub_download(repo_id, README, revision=head, local_dir=folder)).read_bytes()
+        if re.fullmatch(rb"\s*(---\r?\n.*?\r?\n---\s*)?", card, re.DOTALL):
+            return None
+    if foreign:
         raise RegistryError(
-            f"the Hugging Face token of {account['name']} has no write access to {repo_id} (its role is {token['role']}). "
-            "Make one with write access at https://huggingface.co/settings/tokens and set HF_TOKEN to it."
+            f"{repo_id} holds files ({shortened(foreign, NAMED)}) and no release of this project. Give a new or an empty "
+            "repository with publish.repo_id."
         )
+    return None
 
 
-def _may_write(token: dict[str, Any], owner: str, repo_id: str) -> bool:
-    rights = token.get("fineGrained", {})
-    return "repo.write" in rights.get("global", []) or any(
-        "repo.write" in scope.get("permissions", []) and scope.get("entity", {}).get("name") in (owner, repo_id)
-        for scope in rights.get("scoped", [])
-    )
+def _commit(
+    api: "HfApi", repo_id: str, head: str | None, release: Release, plan: list[Change], how: history.How, why: str | None
+) -> Release:
+    """Carry out a plan in one commit on top of `head`, and tag it. Without a change there is no commit."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    additions = [CommitOperationAdd(file, release.folder / file) for action, file, _ in plan if action in ("add", "replace")]
+    changes = [*additions, *(CommitOperationDelete(file) for action, file, _ in plan if action == "delete")]
+    commit = head
+    if changes:
+        with warnings.catch_warnings():
+            # The library's own plain uploads, where Xet is off.
+            warnings.filterwarnings("ignore", message="Use 'content=<...>' to upload", category=DeprecationWarning)
+            upload(api, repo_id, additions)
+            title = f"{release.name} {release.version}" + ("" if how == "release" else f": {how}")
+            # The parent is named because it decided what is deleted, and what is replaced.
+            commit = api.create_commit(repo_id, changes, commit_message=title, commit_description=why, parent_commit=head).oid
+    assert commit is not None
+    _tag(api, repo_id, release, commit)
+    return release.model_copy(update={"published": True, "location": f"{api.endpoint}/{repo_id}/tree/{commit}"})
+
+
+def _tag(api: "HfApi", repo_id: str, release: Release, commit: str) -> None:
+    """Tag a commit with the version that it holds, unless the version has a tag."""
+    with explained(f"tagging {repo_id} with {release.version}"):
+        if release.version not in {tag.name for tag in api.list_repo_refs(repo_id).tags}:
+            api.create_tag(repo_id, tag=release.version, revision=commit, exist_ok=True)
+
+
+def _commit_of(api: "HfApi", repo_id: str, name: str, version: str) -> str:
+    """Return the commit of a version: that of its tag or, if it has none, the newest one with its title."""
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+    if version in tags:
+        return tags[version]
+    versions = []
+    for commit in api.list_repo_commits(repo_id):
+        if (found := _title(name).fullmatch(commit.title)) is not None:
+            versions.append(found["version"])
+            if found["version"] == version:
+                return commit.commit_id
+    known = ", ".join(dict.fromkeys([*tags, *versions])) or "none"
+    raise RegistryError(f"{repo_id} has no version {version!r} of {name}; there are: {known}.")
+
+
+def _title(name: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(name)} (?P<version>[^\s:]+)(?:: (?P<how>forced|rollback))?")
+
+
+def _is_same(there: "RepoFile", path: Path) -> bool:
+    """Return whether a file of a repository has the bytes of a local one."""
+    if there.size != path.stat().st_size:
+        return False
+    if there.lfs is not None:
+        return there.lfs.sha256 == sha256_of(path)
+    content = path.read_bytes()  # small: git itself holds it
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _require_intact(folder: Path, where: str) -> None:
     _, wrong = inspect(folder)
     if wrong:
         raise RegistryError(f"the release in {where} is damaged: {'; '.join(wrong)}. Publish it again.")
-
-
-@contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn the library's errors into one line each; the original stays as the cause."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = {
-            401: "The token is rejected: make a new one at https://huggingface.co/settings/tokens and set HF_TOKEN to it",
-            403: "The token has no write access there: use one that has, or set publish.repo_id to a repository of yours",
-            404: "There is no such repository or revision for this token: check publish.repo_id",
-            429: "Too many requests: wait and run it again",
-        }.get(status, "Run it again later" if is_transient(error) else "Check publish.repo_id and the release")
-        said = " ".join((error.server_message or "").split())[:200]
-        raise RegistryError(f"{doing} failed: HTTP {status}{f' ({said})' if said else ''}. {advice}.") from error
-    except OfflineModeIsEnabled as error:
-        raise RegistryError(f"{doing} failed: HF_HUB_OFFLINE is set. Unset it, or set publish.to to 'folder'.") from error
-    except HFValidationError as error:
-        raise RegistryError(f"{doing} failed: {error} Set publish.repo_id to 'owner/name'.") from error
-    except (httpx2.TransportError, OSError, RuntimeError, ValueError) as error:
-        causes = [error, *([error.__cause__] if error.__cause__ else [])]
-        reason = " ".join("; ".join(f"{type(cause).__name__}: {cause}" for cause in causes).split())[:300]
-        advice = f"Check the network to {_api().endpoint} and run it again" if is_transient(error) else "Mend that and run it again"
-        raise RegistryError(f"{doing} failed: {reason}. {advice}, or set publish.to to 'folder'.") from error

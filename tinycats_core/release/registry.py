@@ -1,5 +1,6 @@
 """The folder registry: `<folder>/<name>/<version>` holds a release, `<folder>/<name>/latest` names the published one."""
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,11 +12,15 @@ from tinycats_core.config import PublishConfig
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import check_writable, make_folder, read_json, write_json
 from tinycats_core.records import Release
-from tinycats_core.release.manifest import as_record, inspect, verify
+from tinycats_core.release import history
+from tinycats_core.release.history import Entry
+from tinycats_core.release.manifest import NAME, as_record, inspect, verify
+from tinycats_core.release.plan import Change, make_plan
 
 MARKER = "registry.json"
 FORMAT = "tinycats-registry/1"
 LATEST = "latest"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of publish.name
 
 
 def open_registry(folder: Path) -> Path:
@@ -25,7 +30,7 @@ def open_registry(folder: Path) -> Path:
         RegistryError: it is a file, a folder that holds something else, or it cannot be written to.
     """
     try:
-        if not _is_registry(folder):
+        if not is_registry(folder):
             make_folder(folder)
             write_json(folder / MARKER, {"format": FORMAT})
         return check_writable(folder)
@@ -43,7 +48,7 @@ def find_published(config: PublishConfig) -> Release | None:
     """
     latest = config.folder / config.name / LATEST
     # The link is read once: another publisher may point it elsewhere in between.
-    if not _is_registry(config.folder) or (version := _named_by(latest)) is None:
+    if not is_registry(config.folder) or (version := _named_by(latest)) is None:
         return None
     advice = _advice(latest)
     folder = latest.with_name(version)
@@ -56,7 +61,7 @@ def find_published(config: PublishConfig) -> Release | None:
 
 
 def publish_to_folder(release: Release, instead_of: str | None) -> Release:
-    """Publish a release of the registry, in one step. The one before stays where it is.
+    """Publish a release of the registry, in one step, and record it in the history. The one before stays where it is.
 
     Args:
         instead_of: the version that it was compared with; None = nothing was published.
@@ -66,20 +71,66 @@ def publish_to_folder(release: Release, instead_of: str | None) -> Release:
     """
     verify(release.folder)
     latest = release.folder.parent / LATEST
-    temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with _alone_in(latest.parent):
-            require_unchanged(release, _named_by(latest), instead_of)
-            temporary.symlink_to(release.folder.name)
-            temporary.replace(latest)
-    except OSError as error:
-        raise RegistryError(
-            f"{latest} cannot be pointed at {release.version}: {error.strerror}. Remove what is there, "
-            "or give a folder that you may write to, and run it again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    how, why = history.origin(release.folder)
+    with _alone_in(latest.parent):
+        before = _named_by(latest)
+        require_unchanged(release, before, instead_of)
+        _point(latest, history.entry(release.version, how, why, before))
     return release.model_copy(update={"published": True})
+
+
+def rollback(folder: Path, name: str, version: str, why: str) -> Release:
+    """Publish an earlier version again, in one step, and record it in the history. Returns its record.
+
+    Args:
+        folder: the registry.
+        why: the reason, for the history.
+
+    Raises:
+        RegistryError: there is no such registry, name or published version, it is damaged, it is published now, or there is
+            no reason.
+    """
+    why, latest = history.check_why(why), _latest(folder, name)
+    with _alone_in(latest.parent):
+        before = _named_by(latest)
+        release = _published_before(latest, version, before)
+        _point(latest, history.entry(version, "rollback", why, before))
+    return release.model_copy(update={"published": True})
+
+
+def read_history(folder: Path, name: str) -> list[Entry]:
+    """Return what was published under a name, oldest first; what is older than the history has no date.
+
+    Raises:
+        RegistryError: there is no such registry or name, or its history cannot be read.
+    """
+    latest = _latest(folder, name)
+    published = _named_by(latest)
+    entries = history.read(latest.parent, published)
+    first = entries[0].before if entries else published
+    unrecorded = [Entry(at="", version=first, how="release")] if first else []
+    if entries and published not in (None, entries[-1].version):
+        return [*unrecorded, *entries, Entry(at="", version=published, how="release", before=entries[-1].version)]
+    return [*unrecorded, *entries]
+
+
+def plan_in_folder(release: Release, instead_of: str | None) -> list[Change]:
+    """Return what publishing a release of the registry would change below the folder of its name. Changes nothing.
+
+    Raises:
+        RegistryError: as `publish_to_folder`.
+    """
+    files = {f"{release.version}/{file}" for file in (NAME, *verify(release.folder)["files"])}
+    folder, (how, why) = release.folder.parent, history.origin(release.folder)
+    before = _named_by(folder / LATEST)
+    require_unchanged(release, before, instead_of)
+    there = {file: (folder / file).stat().st_size for file in files}
+    new = dict(there)
+    if before != release.version:
+        entries = [*history.read(folder, before), history.entry(release.version, how, why, before)]
+        new |= {LATEST: len(release.version), history.FILE: len(history.text(entries))}
+        there |= {file: 0 for file in (LATEST, history.FILE) if (folder / file).is_symlink() or (folder / file).exists()}
+    return make_plan(new, there, {LATEST, history.FILE}, files, str(folder))
 
 
 def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:
@@ -89,6 +140,53 @@ def require_unchanged(release: Release, published: str | None, instead_of: str |
             f"{release.name} {release.version} was compared with {instead_of or 'nothing'}, and meanwhile {published or 'that'} "
             f"was {'published' if published else 'withdrawn'}. Run the same command again: it compares anew."
         )
+
+
+def _latest(folder: Path, name: str) -> Path:
+    """Return the link of a name in a registry. Raises RegistryError if there is no such registry or name."""
+    place = folder / name if NAME_PATTERN.fullmatch(name) else None
+    if not is_registry(folder) or place is None or not place.is_dir():
+        raise RegistryError(f"{folder} holds no releases of {name!r}. Give the name of a release there, and --folder.")
+    return place / LATEST
+
+
+def _published_before(latest: Path, version: str, published: str | None) -> Release:
+    """Return an intact release that was published before. Raises RegistryError for any other version."""
+    folder, name = latest.parent, latest.parent.name
+    known = {path.parent.name for path in folder.glob(f"*/{NAME}") if not path.parent.is_symlink()}
+    if version not in known:
+        raise RegistryError(f"{name} has no version {version!r}; there are: {', '.join(sorted(known)) or 'none'}.")
+    if version == published:
+        raise RegistryError(f"{name} {version} is the published version already: there is nothing to roll back.")
+    manifest, wrong = inspect(folder / version)
+    if wrong:
+        raise RegistryError(f"{name} {version} is damaged: {'; '.join(wrong)}. Restore it, or give another version.")
+    if (manifest["name"], manifest["version"]) != (name, version):
+        raise RegistryError(f"{folder / version} holds {manifest['name']} {manifest['version']}. Give another version.")
+    entries = history.read(folder, published)
+    seen = {*(item.version for item in entries), *(item.before for item in entries)}
+    if entries and entries[0].before is None and version not in seen:
+        raise RegistryError(f"{name} {version} was never published. Publish it with `tinycats promote {folder / version}`.")
+    return as_record(folder / version, manifest)
+
+
+def _point(latest: Path, change: Entry) -> None:
+    """Point `latest` at a version, with an entry in the history. The caller holds the lock."""
+    if change.version == change.before:
+        return
+    temporary = latest.with_name(f".{LATEST}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        # The entry comes first: without the change of `latest` it does not count.
+        history.write(latest.parent, [*history.read(latest.parent, change.before), change])
+        temporary.symlink_to(change.version)
+        temporary.replace(latest)
+    except OSError as error:
+        raise RegistryError(
+            f"{latest} cannot be pointed at {change.version}: {error.strerror}. Remove what is there, "
+            "or give a folder that you may write to, and run it again."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _named_by(latest: Path) -> str | None:
@@ -117,7 +215,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_registry(folder: Path) -> bool:
+def is_registry(folder: Path) -> bool:
     """Return whether the folder is a registry; False if it is missing or empty. Raises RegistryError for anything else."""
     if not folder.exists():
         return False

@@ -160,3 +160,16 @@ def test_changed_report_is_not_judged(tmp_path: Path, decide: Callable[..., Deci
     report.path.unlink()
     with pytest.raises(TinycatsError, match=r"a\.json is gone"):
         decide(report)
+
+
+def test_a_person_may_force_what_is_refused_and_only_that(tmp_path: Path) -> None:
+    def decide(force: str | None, **metrics: float) -> Decision:
+        return gate.decide(make_report(tmp_path / "a.json", None, **metrics), None, None, CONFIG, tmp_path / "decisions", force)
+
+    forced = decide("they wait", kid_breed=3.1)
+    assert (forced.promoted, forced.forced, failed(forced)) == (False, "they wait", ["learnt"])
+    assert read_json(forced.verify().path)["forced"] == "they wait"
+    assert gate.require_promoted(forced) is forced
+    assert decide("they wait").forced is None
+    old = {name: value for name, value in decide(None).model_dump().items() if name != "forced"}
+    assert Decision.model_validate(old).forced is None

@@ -167,3 +167,16 @@ def test_the_card_shows_a_command_that_works(built: Release, tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(TinycatsError, match=r"sweep.json does not exist"):
         card.model_card(tmp_path, "tinycats", "abc")
+
+
+def test_a_forced_release_says_so_in_plain_words(built: Release, tmp_path: Path):
+    assert f"model-index:\n- name: {built.name}\n" in (built.folder / "README.md").read_text()
+    for file in ("sweep", "data", "metrics", "benchmark"):
+        (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
+    decision = json.loads((built.folder / "decision.json").read_text())
+    (tmp_path / "decision.json").write_text(json.dumps(decision | {"promoted": False, "forced": "<b> they wait"}))
+    text = card.model_card(tmp_path, "tinycats", "abc")
+    assert "The gate refused this version; compared with version" in text
+    assert "A person published it anyway: &lt;b&gt; they wait\n" in text
+    (tmp_path / "decision.json").write_text(json.dumps({key: value for key, value in decision.items() if key != "forced"}))
+    assert "anyway" not in card.model_card(tmp_path, "tinycats", "abc")  # of a release from before

@@ -10,6 +10,7 @@ import pytest
 from flows import cli
 from tinycats_core.presets import PRESETS
 from tinycats_core.records import Release
+from tinycats_core.release import manifest, registry
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -67,9 +68,58 @@ def test_costs_prints_a_row_for_each_preset(capsys: pytest.CaptureFixture[str]):
     assert (status, head.split()[0], [row.split()[0] for row in rows]) == (0, "preset", list(PRESETS))
 
 
+def test_promote_rollback_and_history_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for version, before in (("111", None), ("222", "111")):
+        place = registry.open_registry(tmp_path) / "cats" / version
+        place.mkdir(parents=True)
+        (place / "decision.json").write_text(json.dumps({"promoted": True, "baseline": before}))
+        manifest.seal(place, "cats", version, "key", {})
+        status, out, _ = run(capsys, "promote", place, "--dry-run")
+        assert (status, out.splitlines()[-1].split(";")[0].split(", ")[2:]) == (0, ["delete 0", "keep 2"])
+        status, out, _ = run(capsys, "promote", place)
+        assert (status, out) == (0, f"cats {version} is published: {place}\n")
+    status, out, _ = run(capsys, "rollback", "cats", "--folder", tmp_path, "--to", "111", "--why", "it was better")
+    assert (status, out) == (0, f"cats 111 is published: {tmp_path / 'cats/111'}\n")
+    status, out, _ = run(capsys, "history", "cats", "--folder", tmp_path)
+    head, *rows = out.splitlines()
+    assert (status, head) == (0, f"{'at':25}  how       version  instead of  why")
+    assert [row[27:] for row in rows] == [
+        "release   111      -",
+        "release   222      111",
+        "rollback  111      222         it was better",
+    ]
+
+
+def test_a_forced_promotion_runs_the_release_flow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    asked: list[list[str]] = []
+    monkeypatch.setattr("flows.release_model.main", lambda given: asked.append(given) or 3)
+    status, _, _ = run(capsys, "promote", "--preset", "smoke", "--force", "--why", "-- they wait", "--dry-run")
+    assert (status, asked) == (3, [["--preset", "smoke", "--overrides", "{}", "--force=-- they wait", "--dry-run"]])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["promote"],
+        ["promote", "--force", "--why", "they wait"],
+        ["promote", "--force", "--preset", "smoke"],
+        ["promote", "release", "--force", "--preset", "smoke", "--why", "they wait"],
+        ["promote", "release", "--why", "they wait"],
+        ["promote", "release", "--preset", "smoke"],
+        ["rollback", "cats", "--to", "111"],
+        ["rollback", "cats", "--why", "it was better"],
+        ["history"],
+    ],
+)
+def test_arguments_that_do_not_go_together_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run(capsys, *arguments)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["history", "cats", "--folder", "/nowhere"], "/nowhere holds no releases of 'cats'"),
+        (["rollback", "cats", "--to", "1", "--why", " "], "--why is ' '. Say why in a few words"),
         (["costs", "--preset", "tiny"], "preset is 'tiny'; allowed: smoke, "),
         (["costs", "--gpu", "abacus"], "compute.gpu is 'abacus'; allowed: T4, "),
         (["costs", "--overrides", "{"], "overrides is not JSON"),

@@ -41,7 +41,7 @@ def test_publishing_points_latest_at_the_release_and_keeps_the_one_before(config
     assert (found.version, found.published, found.folder) == ("222", True, config.folder / "cats/222")
     assert found.location == str(config.folder / "cats/222")
     manifest.verify(first.folder)
-    assert sorted(path.name for path in (config.folder / "cats").glob("[!.]*")) == ["111", "222", "latest"]
+    assert sorted(path.name for path in (config.folder / "cats").glob("[!.]*")) == ["111", "222", "history.jsonl", "latest"]
 
 
 def test_latest_is_relative_so_that_a_registry_can_be_moved(config: PublishConfig):
@@ -184,7 +184,7 @@ def test_of_two_publishers_each_replaces_what_it_has_seen(config: PublishConfig)
     assert len(seen) == len(set(seen)) == 40
     assert (config.folder / "cats/latest").readlink() == Path(version)
     manifest.verify(config.folder / "cats/latest")
-    assert len(list((config.folder / "cats").glob("[!.]*"))) == 41
+    assert len(list((config.folder / "cats").glob("[!.]*"))) == 42
 
 
 HOLDER = """
@@ -209,3 +209,106 @@ def test_a_killed_publisher_leaves_no_lock(config: PublishConfig):
             FileLock(release.folder.parent / ".lock").acquire(timeout=0)
         holder.kill()
     assert registry.publish_to_folder(release, None).published
+
+
+WHY = "the eyes are gone"
+
+
+def published_twice(config: PublishConfig) -> tuple[Release, Release]:
+    first, second = make_release(config.folder, "111"), make_release(config.folder, "222")
+    registry.publish_to_folder(first, None)
+    registry.publish_to_folder(second, "111")
+    return first, second
+
+
+def told(config: PublishConfig) -> list[tuple[str, str, str | None, str | None]]:
+    return [(entry.version, entry.how, entry.why, entry.before) for entry in registry.read_history(config.folder, "cats")]
+
+
+def test_a_rollback_publishes_the_old_bytes_again_and_is_recorded(config: PublishConfig):
+    first, second = published_twice(config)
+    before = manifest.verify(first.folder)
+    assert registry.rollback(config.folder, "cats", "111", " the eyes\nare gone ") == first.model_copy(update={"published": True})
+    found = registry.find_published(config)
+    assert found is not None
+    assert (found.version, manifest.verify(found.folder)) == ("111", before)
+    manifest.verify(second.folder)
+    assert told(config) == [("111", "release", None, None), ("222", "release", None, "111"), ("111", "rollback", WHY, "222")]
+    assert all(entry.at.endswith("+00:00") for entry in registry.read_history(config.folder, "cats"))
+    registry.publish_to_folder(second, "111")
+    assert told(config)[3:] == [("222", "release", None, "111")]
+
+
+def test_a_rollback_that_cannot_be_is_refused_and_changes_nothing(config: PublishConfig, tmp_path: Path):
+    first, _ = published_twice(config)
+    make_release(config.folder, "333")
+    before = told(config)
+    for name, version, why, message in (
+        ("cats", "999", WHY, "cats has no version '999'; there are: 111, 222, 333"),
+        ("cats", "../111", WHY, "cats has no version '../111'"),
+        ("cats", "latest", WHY, "cats has no version 'latest'"),
+        ("cats", "222", WHY, "222 is the published version already"),
+        ("cats", "333", WHY, "333 was never published. Publish it with `tinycats promote .*333`"),
+        ("cats", "111", " \t\n", "Say why in a few words"),
+        ("dogs", "111", WHY, "holds no releases of 'dogs'"),
+        ("../cats", "111", WHY, "holds no releases of '../cats'"),
+    ):
+        with pytest.raises(RegistryError, match=message):
+            registry.rollback(config.folder, name, version, why)
+    (first.folder / "model.safetensors").write_text("rotten")
+    with pytest.raises(RegistryError, match="cats 111 is damaged: model.safetensors has changed"):
+        registry.rollback(config.folder, "cats", "111", WHY)
+    with pytest.raises(RegistryError, match="holds no releases of 'cats'"):
+        registry.read_history(tmp_path / "nowhere", "cats")
+    assert told(config) == before
+    assert (config.folder / "cats/latest").readlink() == Path("222")
+
+
+def test_a_registry_from_before_there_was_a_history_works(config: PublishConfig):
+    published_twice(config)
+    history = config.folder / "cats/history.jsonl"
+    history.unlink()
+    assert told(config) == [("222", "release", None, None)]
+    registry.rollback(config.folder, "cats", "111", WHY)
+    assert told(config) == [("222", "release", None, None), ("111", "rollback", WHY, "222")]
+    (config.folder / "cats/latest").unlink()
+    (config.folder / "cats/latest").symlink_to("333")  # by what keeps no record
+    assert told(config)[2:] == [("333", "release", None, "111")]
+
+
+def test_an_entry_whose_change_never_came_does_not_count(config: PublishConfig):
+    published_twice(config)
+    text = (config.folder / "cats/history.jsonl").read_text()
+    registry.rollback(config.folder, "cats", "111", WHY)
+    (config.folder / "cats/latest").unlink()
+    (config.folder / "cats/latest").symlink_to("222")  # as if killed in between
+    assert [entry[0] for entry in told(config)] == ["111", "222"]
+    registry.rollback(config.folder, "cats", "111", "another reason")
+    assert (config.folder / "cats/history.jsonl").read_text().startswith(text)
+    assert told(config)[2:] == [("111", "rollback", "another reason", "222")]
+
+
+def test_a_history_that_is_none_is_named(config: PublishConfig):
+    published_twice(config)
+    for text in ("[]\n", '{"version": 3}\n', "\0"):
+        (config.folder / "cats/history.jsonl").write_text(text)
+        with pytest.raises(RegistryError, match=r"line 1 of .*history.jsonl is no entry of a history. Restore it, or remove it"):
+            registry.read_history(config.folder, "cats")
+
+
+def test_a_plan_says_what_would_change_and_changes_nothing(config: PublishConfig):
+    first, second = published_twice(config)
+    before = {path: path.read_bytes() for path in (config.folder / "cats").glob("*.jsonl")}
+    plan = registry.plan_in_folder(make_release(config.folder, "333"), "222")
+    assert [(action, file) for action, file, _ in plan] == [
+        ("replace", "history.jsonl"),
+        ("replace", "latest"),
+        ("keep", "333/model.safetensors"),
+        ("keep", "333/release.json"),
+    ]
+    assert {path: path.read_bytes() for path in (config.folder / "cats").glob("*.jsonl")} == before
+    registry.publish_to_folder(manifest.read_release(config.folder / "cats/333"), "222")
+    assert dict(item[1:] for item in plan)["history.jsonl"] == (config.folder / "cats/history.jsonl").stat().st_size
+    assert {change.action for change in registry.plan_in_folder(second.model_copy(update={"version": "333"}), "333")} == {"keep"}
+    with pytest.raises(RegistryError, match="was compared with nothing, and meanwhile 333"):
+        registry.plan_in_folder(first, None)
