@@ -86,7 +86,7 @@ def load(*layers: Mapping[str, Any]) -> ReleaseConfig:
     try:
         return ReleaseConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError(explain(error)) from None
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -106,6 +106,11 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def explain(error: ValidationError) -> str:
+    """Return a validation error in one line: each field, its value, and what is allowed."""
+    return "; ".join(_explain(item) for item in error.errors())
 
 
 def _explain(item: Any) -> str:

@@ -54,6 +54,10 @@ class OxfordPets(Source):
     fixed = True  # by the checksums of its archives
     known_odd = KNOWN_ODD
     licence = "cc-by-sa-4.0"
+    licence_text = (
+        "Creative Commons Attribution-ShareAlike 4.0 International: https://creativecommons.org/licenses/by-sa/4.0/legalcode"
+    )
+    hub_datasets = ("timm/oxford-iiit-pet",)
     dataset_id = "oxford-iiit-pet"
     dataset_name = "Oxford-IIIT Pet"
     note = (

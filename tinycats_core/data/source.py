@@ -14,6 +14,29 @@ from tinycats_core.errors import ConfigError
 
 Splits = dict[Split, list[Decoded]]
 
+MIT = """MIT License
+
+Copyright (c) 2026 The tinycats authors
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+
 
 class Collected(NamedTuple):
     """The images of a source at one size, and what was found wrong with its files."""
@@ -37,6 +60,8 @@ class Source(ABC):
 
     licence: str  # of the weights, as the Hub spells it
     licence_name: str | None = None  # if `licence` is "other"
+    licence_text: str | None = None  # for a release's LICENSE; None: `note` says what there is to say
+    hub_datasets: tuple[str, ...] = ()  # the same images on the Hub
     dataset_id: str
     dataset_name: str
     note: str  # the model card's paragraph on the training data

@@ -8,7 +8,7 @@ from typing import Any
 from tinycats_core.config import CLASSES, DataConfig
 from tinycats_core.data import toy_drawing
 from tinycats_core.data.decode import Decoded, Progress
-from tinycats_core.data.source import Collected, Source, split_as_given
+from tinycats_core.data.source import MIT, Collected, Source, split_as_given
 from tinycats_core.data.splits import Split
 
 
@@ -20,6 +20,7 @@ class ToyCats(Source):
     split_rule = "three seeds"
     classes = CLASSES
     licence = "mit"
+    licence_text = MIT
     dataset_id = "toycats"
     dataset_name = "Toy cats (generated drawings)"
     note = "It was trained on drawings of cats that the project itself generates (MIT licence). No photo was used."

@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.n < 1 or given.seed < 0:
         parser.error(f"-n is {given.n} and --seed is {given.seed}; at least 1 and 0 are needed")
+    if given.out.resolve().is_relative_to(release):
+        parser.error(f"--out is {given.out}, inside the release, which would damage it; give a folder elsewhere")
     session = onnxruntime.InferenceSession(release / given.model)
     labels = np.repeat([classes.index(given.name)] if given.name else np.arange(len(classes)), given.n)
     images = draw(session, labels, settings | {"seed": given.seed, "guidance": given.guidance})

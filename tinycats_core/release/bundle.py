@@ -79,7 +79,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _copy_files(folder, parts)
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
-            write_text(folder / "README.md", card.model_card(folder, name, version, kept))
+            write_text(folder / "README.md", card.model_card(folder, name, version, kept, _repo_id(config)))
             seal(folder, name, version, key, parents, parts.code)
     except OSError as error:
         if not inspect(target)[1]:  # another process made the same release meanwhile
@@ -131,6 +131,8 @@ def _copy_files(folder: Path, parts: ReleaseParts) -> None:
         if part is not None:
             shutil.copyfile(part.path, folder / file)
     shutil.copyfile(samplers.__file__, folder / "sample.py")
+    source = sources.find(parts.dataset.source)
+    write_text(folder / "LICENSE", (source.licence_text or source.note).strip() + "\n")
     for name, shipped_as in TRAINING.items():
         if (beside := weights.path.with_name(name)).is_file():
             write_text(folder / shipped_as, portable(beside.read_text(encoding="utf-8")))
@@ -156,6 +158,13 @@ def _write_facts(folder: Path, parts: ReleaseParts) -> None:
     for file, value in facts.items():
         write_json(folder / file, portable(value))
     _metrics_frame(facts["metrics.json"]).to_csv(folder / "metrics.csv", index=False)
+
+
+def _repo_id(config: ReleaseConfig) -> str | None:
+    """Return where a release will be on the Hub; with OWNER in place of an owner that only the token knows."""
+    if config.publish.to != "hub":
+        return None
+    return config.publish.repo_id or f"OWNER/{config.publish.name}"
 
 
 def _settings(config: ReleaseConfig) -> dict[str, Any]:

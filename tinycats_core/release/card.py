@@ -1,360 +1,148 @@
 """The model card: what a release is, what was measured of it, and how to use it. Every number comes from the release's files."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinycats_core.data import sources
+from tinycats_core.evaluation.metrics import DETAILS
 from tinycats_core.files import read_json
-from tinycats_core.release.card_words import ENDINGS, FILES, METRICS
+from tinycats_core.release import card_sections as sections
+from tinycats_core.release.card_sections import number, table
+from tinycats_core.release.card_words import FILES, HEADLINES
+
+TASK = "unconditional-image-generation"
+PARTS = ("sweep", "data", "metrics", "benchmark", "decision")
 
 
-def model_card(folder: Path, name: str, version: str, kept: Mapping[str, Sequence[str]] | None = None) -> str:
+def model_card(
+    folder: Path, name: str, version: str, kept: Mapping[str, Sequence[str]] | None = None, repo_id: str | None = None
+) -> str:
     """Return the README.md of a release from the JSON files that already lie in its folder.
 
     Args:
         kept: by stage, the files that changed after its result was made, which was used all the same.
+        repo_id: where it is published on the Hub, `owner/name`; None: in a folder.
     """
+    facts = {part: read_json(folder / f"{part}.json") for part in PARTS}
+    header = _header(name, facts["data"], facts["metrics"]["candidate"]["metrics"])
+    body = [*_front(name, version, repo_id, facts, kept or {}), *_details(folder, facts)]
+    return f"---\n{header}\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def _header(name: str, data: Mapping[str, Any], metrics: Mapping[str, float | None]) -> str:
+    """Return the YAML header that the Hub reads. The model index has no standard errors and no ends of intervals."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    sweep, data, metrics, benchmark, decision = (
-        read_json(folder / f"{part}.json") for part in ("sweep", "data", "metrics", "benchmark", "decision")
-    )
-    candidate = metrics["candidate"]
     source = sources.find(data["source"])
+    results = [
+        EvalResult(
+            task_type=TASK,
+            task_name="Class-conditional image generation",
+            dataset_type=source.dataset_id,
+            dataset_name=source.dataset_name,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in metrics.items()
+        if value is not None and not metric.endswith(("_std", *DETAILS))
+    ]
     header = ModelCardData(
         license=source.licence,
         license_name=source.licence_name,
+        license_link="LICENSE" if source.licence == "other" else None,
+        datasets=list(source.hub_datasets) or None,
         library_name="tinycats",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=TASK,
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
         model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="unconditional-image-generation",
-                task_name="Class-conditional image generation",
-                dataset_type=source.dataset_id,
-                dataset_name=source.dataset_name,
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=metric,
-                metric_value=value,
-            )
-            for metric, value in candidate["metrics"].items()
-            if value is not None
-        ],
+        eval_results=results,
     )
-    return (
-        f"---\n{header.to_yaml()}\n---\n\n{_body(folder, name, version, sweep, data, metrics, benchmark, decision, kept or {})}\n"
-    )
+    return header.to_yaml()
 
 
-def number(value: Any) -> str:
-    """Write a number for people: four significant digits, whole numbers in full, a dash for what is not given."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _body(
-    folder: Path,
-    name: str,
-    version: str,
-    sweep: Mapping[str, Any],
-    data: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    benchmark: Mapping[str, Any],
-    decision: Mapping[str, Any],
-    kept: Mapping[str, Sequence[str]],
-) -> str:
+def _front(name: str, version: str, repo_id: str | None, facts: Mapping[str, Any], kept: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what everybody should read: the picture, five figures, how to use it, the verdict and the limits."""
+    data, metrics, benchmark = facts["data"], facts["metrics"], facts["benchmark"]
     candidate = metrics["candidate"]
-    sections = [
-        _opening(name, version, data, benchmark),
+    return [
+        f"# {name}",
         "![Samples, a row a class](samples/grid.png)",
-        *_measurements(metrics, benchmark),
-        *_verdict(decision),
-        *_kept(kept),
-        *_classes(candidate["classes"]),
-        *_neighbours(folder / "samples" / "neighbours.png"),
-        *_choice(sweep),
-        *_raw(folder / "samples" / "ema_and_raw.png"),
-        *_onnx(benchmark),
-        *_speed(benchmark["inference"]),
-        *_use(data["classes"][0]),
-        *_classifier(folder / "classifier.json"),
-        *_training(folder / "training_cost.json"),
+        _opening(version, data, benchmark),
+        _headlines(candidate),
+        *_use(data["classes"][0], name, repo_id),
+        *sections.verdict(facts["decision"]),
+        *sections.kept(kept),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in sections.limits(data, candidate, benchmark)),
         f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, candidate, benchmark)),
-        "## Where the numbers are\n\n"
-        + _table(
-            ["file", "holds"],
-            [[f"`{file}`", what] for file, what in FILES.items() if file == "release.json" or (folder / file).exists()],
-        ),
-        "`tinycats verify .` checks every file against `release.json`.",
     ]
-    return "\n\n".join(sections)
 
 
-def _opening(name: str, version: str, data: Mapping[str, Any], benchmark: Mapping[str, Any]) -> str:
+def _details(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Return what is folded: every measurement, how it was made, and where the numbers are."""
+    metrics, benchmark = facts["metrics"], facts["benchmark"]
+    present = [[f"`{file}`", what] for file, what in FILES.items() if file == "release.json" or (folder / file).exists()]
+    folded = {
+        "All measurements": [
+            *sections.measurements(metrics, benchmark),
+            *sections.classes(metrics["candidate"]["classes"]),
+            *sections.neighbours(folder / "samples" / "neighbours.png"),
+        ],
+        "Choice of weights and guidance": [
+            *sections.choice(facts["sweep"]),
+            *sections.raw(folder / "samples" / "ema_and_raw.png"),
+        ],
+        "ONNX files and speed": [*sections.onnx(benchmark), *sections.speed(benchmark["inference"])],
+        "Breed classifier": sections.classifier(folder / "classifier.json"),
+        "Training": sections.training(folder / "training_cost.json"),
+        "Files": [
+            table(["file", "holds"], present),
+            "`tinycats verify .` checks every file against `release.json`.",
+        ],
+    }
+    return [
+        f"<details>\n<summary>{title}</summary>\n\n" + "\n\n".join(texts) + "\n\n</details>"
+        for title, texts in folded.items()
+        if texts
+    ]
+
+
+def _opening(version: str, data: Mapping[str, Any], benchmark: Mapping[str, Any]) -> str:
     parameters = next((facts["parameters"] for facts in benchmark["onnx"].values() if "parameters" in facts), None)
     size, classes = data["image_size"], data["classes"]
     return (
-        f"# {name}\n\nVersion `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
+        f"Version `{version}`. A small diffusion transformer (TinyDiT) that draws {size} × {size} pictures of "
         f"{len(classes)} classes, trained by flow matching: {', '.join(classes)}."
         + (f" It has {number(parameters)} parameters." if parameters else "")
     )
 
 
-def _measurements(metrics: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
-    candidate = metrics["candidate"]
+def _headlines(candidate: Mapping[str, Any]) -> str:
+    """Return the table of the five figures that say most, beside the same figures of real images."""
+    extractor = candidate["conditions"]["extractor"]
+    names = [name.format(extractor=extractor, frechet="fid" if extractor == "inception" else "fd") for name in HEADLINES]
+    known = [name for name in names if name in candidate["metrics"]]
+    rows = [
+        [f"`{name}`", number(candidate["metrics"][name]), number(candidate["floor"].get(name)), sections.meaning(name)]
+        for name in known
+    ]
+    return table(["headline", "this model", "real images", "what it is"], rows)
+
+
+def _use(example: str, name: str, repo_id: str | None) -> list[str]:
+    folder = name if repo_id else "RELEASE"
+    download = f"hf download {repo_id} --local-dir {folder}\n" if repo_id else ""
+    library = "huggingface_hub " if repo_id else ""
+    where = "" if repo_id else f" `{folder}` is the folder of this file."
     return [
-        "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
-        "generated ones. A perfect generator would be near the floor, not at zero.",
-        _table(["metric", "this model", *_others(metrics), "floor", "what it is"], _metric_rows(metrics)),
-        *(f"- {note}" for note in candidate["notes"]),
-        "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
-        + _table(
-            ["condition", "value"],
-            [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
-        ),
+        f"## Use\n\nThis draws four images of a class, with the sampler and the settings that were measured.{where}\n\n"
+        f"```sh\npip install {library}numpy onnxruntime pillow\n{download}"
+        f"python {folder}/sample.py --class {example} -n 4 --out cats\n```\n\n"
+        f"Without `--class` it draws every class; `python {folder}/sample.py --help` lists the other options.",
+        "With tinycats installed, the same in Python:\n\n"
+        f'```python\nimport tinycats_core\n\ncats = tinycats_core.load("{repo_id or folder}")\n'
+        f'cats.sample("{example}", n=4, seed=3)[0].save("cat.png")\n```',
     ]
-
-
-def _verdict(decision: Mapping[str, Any]) -> list[str]:
-    compared = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
-    verdict = f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {compared}."
-    if why := decision.get("forced"):
-        verdict += f" A person published it anyway: {html.escape(why, quote=False)}"
-    return [
-        verdict,
-        _table(
-            ["term", "value", "bar", "passed"],
-            [
-                [term["name"], number(term["value"]), number(term["bar"]), "yes" if term["passed"] else "no"]
-                for term in decision["terms"]
-            ],
-        ),
-    ]
-
-
-def _kept(kept: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a warning for each stage whose result was made by other code than the rest."""
-    return [
-        f"The result of the stage `{stage}` was made by earlier code and kept: {', '.join(f'`{file}`' for file in files)} changed "
-        "after it was made."
-        for stage, files in kept.items()
-    ]
-
-
-def _onnx(benchmark: Mapping[str, Any]) -> list[str]:
-    return [
-        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
-        "all classes.",
-        _table(
-            ["file", "bytes", "relative error", "allowed"],
-            [
-                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
-                for precision, facts in benchmark["onnx"].items()
-            ],
-        ),
-    ]
-
-
-def _use(example: str) -> list[str]:
-    return [
-        "## Use\n\nWith `pip install numpy onnxruntime pillow`, this draws four images of a class, by the sampler and the settings "
-        f"that were measured:\n\n```sh\npython sample.py --class {example} -n 4 --out ~/cats\n```\n\n"
-        "Without `--class` it draws every class; `python sample.py --help` lists the other options.",
-        "`model.safetensors` holds the same network for PyTorch: `tinycats_core.generator.weights.load_generator` reads it, and "
-        "its own metadata says how the network is built.",
-    ]
-
-
-def _neighbours(path: Path) -> list[str]:
-    """Return the section on what the images are nearest to; none if its picture is not in the release."""
-    if not path.is_file():
-        return []
-    return [
-        "## Is it a copy?\n\nImages of each class, each with the training image that lies nearest to it, pixel by pixel, at its "
-        f"right. `copy_rate` above counts all of them.\n\n![Images and their nearest training images](samples/{path.name})"
-    ]
-
-
-def _choice(sweep: Mapping[str, Any]) -> list[str]:
-    """Return the section on which average and which guidance were chosen, and by what."""
-    low, high = sweep["sample"]["guidance_interval"]
-    chosen = (
-        f"## Choice\n\nThese are the EMA weights of decay {number(sweep['ema_decay'])}, drawn with guidance "
-        f"{number(sweep['sample']['guidance'])} for t from {number(low)} to {number(high)}. The rule: {sweep['rule']}."
-    )
-    if not sweep["rows"]:
-        return [chosen + (f" Note: {sweep['note']}" if sweep["note"] else "")]
-    return [
-        f"{chosen} Of each pair {number(sweep['images'])} images were drawn and held against {number(sweep['validation_images'])} "
-        "validation images. The test images had no say.",
-        _table(
-            sweep["rows"][0],
-            [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],
-        ),
-    ]
-
-
-def _raw(path: Path) -> list[str]:
-    """Return the section on what averaging does; none if its picture is not in the release."""
-    if not path.is_file():
-        return []
-    return [
-        "## EMA and raw weights\n\nImages of the EMA weights that are shipped, each with the one that the last weights of the "
-        "training draw without averaging, at its right: from the same noise, of the same class, by the same settings.\n\n"
-        f"![Images of the EMA weights and of the raw ones](samples/{path.name})"
-    ]
-
-
-def _speed(inference: Mapping[str, Any]) -> list[str]:
-    """Return the section on how fast each runtime draws, on which machine."""
-    rows, sample = inference["rows"], inference["sample"]
-    ratio = inference["ratios"].get("fp32_over_int8")
-    memory = sorted({f"{row['memory']} ({row['device']})" for row in rows})
-    percentiles, batches = rows[0]["latency_ms"], rows[0]["images_per_s"]
-    return [
-        f"## Speed\n\nWhole images, from noise to pixels, by {sample['sampler']} in {number(sample['steps'])} steps at guidance "
-        f"{number(sample['guidance'])}. The percentiles are of the time of one image, in ms, after a warm-up; memory is the "
-        f"{', '.join(memory)} at its peak, in MB."
-        + (f" The int8 file draws one image {number(ratio)} times as fast as the fp32 file." if ratio else ""),
-        _table(
-            ["runtime", "device", *percentiles, "images", *(f"images/s at {batch}" for batch in batches), "MB", "ms to load"],
-            [
-                [row["runtime"], row["device"]]
-                + [number(value) for value in (*row["latency_ms"].values(), row["repeats"], *row["images_per_s"].values())]
-                + [number(row["peak_memory_mb"]), number(row["load_ms"])]
-                for row in rows
-            ],
-        ),
-        *(f"- {note}" for note in inference["notes"]),
-        ", ".join(f"{key} {value}" for key, value in inference["machine"].items() if value is not None) + ".",
-    ]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
-
-
-def _classes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the section on the classes one by one; none if there was no classifier."""
-    if not rows:
-        return []
-    cells = [[row["class"], number(row["breed_accuracy"]), number(row["floor"])] for row in rows]
-    return [
-        "## Class by class\n\nHow often the breed classifier sees the class that was asked for; the floor is how often it is "
-        "right of held-out images of that class.",
-        _table(["class", "this model", "floor"], cells),
-    ]
-
-
-def _classifier(path: Path) -> list[str]:
-    """Return the section on the breed classifier; none if the release has none."""
-    if not path.is_file():
-        return []
-    report = read_json(path)
-    accuracy, majority, recall = (number(report[key]) for key in ("accuracy", "majority_accuracy", "macro_recall"))
-    made, parity = report["conditions"], report["onnx"]
-    return [
-        f"## Classifier\n\nThe breed classifier ({made['config']['backbone']}) names the class of a share of {accuracy} of the "
-        f"{number(made['test_images'])} test images; always naming the commonest class would reach {majority}. The mean of the "
-        f"classes' recall is {recall}."
-        + (
-            f" `classifier.onnx` gives PyTorch's logits but for {number(parity['relative_error'])} of the largest (allowed: "
-            f"{number(parity['tolerance'])})."
-            if parity
-            else ""
-        ),
-        _table(
-            ["class", "precision", "recall", "F1", "test images"],
-            [[row["class"], *(number(row[key]) for key in ("precision", "recall", "f1", "support"))] for row in report["classes"]],
-        ),
-    ]
-
-
-def _training(path: Path) -> list[str]:
-    """Return the section on what the training took; none if it was not recorded."""
-    if not path.is_file():
-        return []
-    cost = read_json(path)
-    price = cost["price"]
-    gpus = f"{number(cost['gpus'])} × {cost['gpu']} of Modal ({cost['device']})" if cost["gpu"] else cost["device"]
-    money = cost["charge"]
-    if price:
-        dated = f"{price['source']}, {'dated ' + price['seen'] if price['seen'] else 'undated'}"
-        hourly = number(price["usd_per_hour"])
-        money = f"${number(cost['dollars'])} for the GPU alone, at ${hourly} an hour and GPU ({dated})"
-    again = f", steps run: {number(cost['steps_run'])}" if cost["steps_run"] > cost["steps"] else ""
-    return [
-        f"## Training\n\n{number(cost['steps'])} steps in {number(cost['hours'])} hours at {number(cost['images_per_s'])} images/s "
-        f"on {gpus}, {cost['precision']}, attempts: {number(cost['attempts'])}{again}; {money}."
-    ]
-
-
-def _others(metrics: Mapping[str, Any]) -> list[str]:
-    return [*metrics["onnx"], *(["published before"] if metrics["baseline"] else [])]
-
-
-def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    candidate = metrics["candidate"]
-    others = [*metrics["onnx"].values(), *([metrics["baseline"]] if metrics["baseline"] else [])]
-    return [
-        [
-            f"`{metric}`",
-            number(value),
-            *(number(other["metrics"].get(metric)) for other in others),
-            number(candidate["floor"].get(metric)),
-            _meaning(metric),
-        ]
-        for metric, value in candidate["metrics"].items()
-    ]
-
-
-def _meaning(metric: str) -> str:
-    said = next((meaning for ending, meaning in ENDINGS.items() if metric.endswith(ending)), None)
-    return said or METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
-
-
-def _limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
-    copies, real = candidate["metrics"].get("copy_rate"), candidate["floor"].get("copy_rate")
-    limits = [
-        f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
-        "it understands no text.",
-        "Whether it repeats training images has not been measured here."
-        if copies is None
-        else f"Of its images a share of {number(copies)} lies three times nearer to one training image than to any other, pixel by "
-        f"pixel; of the test images, which nobody could copy, {number(real)}. Copies in other colours or poses are not counted.",
-    ]
-    if "int8" in benchmark["onnx"]:
-        limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
-    if any(metric.endswith("_breed") for metric in candidate["metrics"]):
-        limits.append(
-            "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
-            "compare versions of this model with each other and with nothing else."
-        )
-    return [*limits, *sources.find(data["source"]).limits]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    rows = []
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            rows += _flat(item, f"{prefix}{key}.")
-        else:
-            rows.append([f"{prefix}{key}", _cell(item)])
-    return rows
-
-
-def _table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    columns = list(head)
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -23,8 +23,10 @@ ENDINGS = {  # of metrics that say more about another one
     "_high": "upper end of its 95 % interval",
     "_infinite": "the same distance, extrapolated to infinitely many generated images",
 }
+HEADLINES = ("kid_{extractor}", "{frechet}_{extractor}", "coverage", "copy_rate", "breed_accuracy")
 FILES = {
     "sample.py": "draws images with one of the ONNX files, without tinycats",
+    "LICENSE": "the licence of the weights",
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",
     "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",

@@ -9,7 +9,9 @@ from typing import Any, Literal, Self
 import torch
 from huggingface_hub import ModelHubMixin, constants
 from PIL import Image
+from pydantic import ValidationError
 
+from tinycats_core.config import SampleConfig
 from tinycats_core.device import pick_device
 from tinycats_core.errors import ConfigError, RegistryError
 from tinycats_core.files import atomic_path, make_folder
@@ -17,6 +19,7 @@ from tinycats_core.generator.onnx_file import onnx_velocity
 from tinycats_core.generator.sampling import sample
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.pictures import to_pil
+from tinycats_core.presets import explain
 from tinycats_core.release import hub, manifest, shipped
 
 Runtime = Literal["pytorch", "onnx"]
@@ -68,8 +71,11 @@ class Cats(ModelHubMixin, library_name="tinycats", pipeline_tag="unconditional-i
         """
         if n < 1:
             raise ConfigError(f"n is {n}; at least 1 is needed")
-        given = {"seed": seed, "guidance": guidance}
-        settings = shipped.with_settings(self.settings, {key: value for key, value in given.items() if value is not None})
+        given = {key: value for key, value in {"seed": seed, "guidance": guidance}.items() if value is not None}
+        try:
+            settings = SampleConfig.model_validate(self.settings.model_dump() | given)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
         labels = torch.tensor(self._labels(name)).repeat_interleave(n)
         images = sample(self.velocity, labels, self.image_size, len(self.classes), settings, self.device)
         return [to_pil(image) for image in images]
@@ -86,28 +92,32 @@ class Cats(ModelHubMixin, library_name="tinycats", pipeline_tag="unconditional-i
         return [by_name[wanted]]
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
         **model_kwargs: Any,
     ) -> Self:
-        if Path(model_id).is_dir():
-            return cls(model_id, **model_kwargs)
-        folder = Path(cache_dir or Path(constants.HF_HOME) / "tinycats") / model_id.replace("/", "--")
-        if force_download and not local_files_only:
-            shutil.rmtree(folder, ignore_errors=True)
-        if local_files_only:
-            return cls(_newest(folder, revision), **model_kwargs)
-        release = hub.download_release(model_id, make_folder(folder), revision, token)
-        if release is None:
-            raise RegistryError(f"{model_id} holds no release. Give another repository, or the folder of a release.")
-        return cls(release.folder, **model_kwargs)
+        """Load a release folder, or a repository of the Hub, `owner/name`, which is downloaded once for each commit.
+
+        The arguments are huggingface_hub's; `runtime` and `device` may follow.
+        """
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).is_dir():
+            folder = Path(cache_dir or Path(constants.HF_HOME) / "tinycats") / name.replace("/", "--")
+            if force_download and not local_files_only:
+                shutil.rmtree(folder, ignore_errors=True)
+            name = str(_newest(folder, revision) if local_files_only else _download(name, folder, revision, token))
+        return super().from_pretrained(name, **model_kwargs)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, runtime: Runtime = "pytorch", device: str = "auto", **of_the_hub: Any) -> Self:
+        return cls(model_id, runtime, device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for file in self.release.folder.rglob("*"):
@@ -132,6 +142,13 @@ def load(release: str | Path, runtime: Runtime = "pytorch", device: str = "auto"
     if name.startswith("hub:") or (name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/"))):
         return Cats.from_pretrained(name.removeprefix("hub:"), runtime=runtime, device=device)
     return Cats(Path(release).expanduser(), runtime, device)
+
+
+def _download(repo_id: str, folder: Path, revision: str | None, token: str | bool | None) -> Path:
+    release = hub.download_release(repo_id, make_folder(folder), revision, token)
+    if release is None:
+        raise RegistryError(f"{repo_id} holds no release. Give another repository, or the folder of a release.")
+    return release.folder
 
 
 def _newest(folder: Path, revision: str | None) -> Path:

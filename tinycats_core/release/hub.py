@@ -19,7 +19,7 @@ from tinycats_core.release import history
 from tinycats_core.release.history import Entry
 from tinycats_core.release.hub_access import check_credentials, explained, open_api, upload
 from tinycats_core.release.hub_access import is_transient as is_transient
-from tinycats_core.release.manifest import NAME, inspect, read_release, verify
+from tinycats_core.release.manifest import NAME, SIGNATURE, inspect, read_release, verify
 from tinycats_core.release.plan import Change, make_plan
 from tinycats_core.release.registry import require_unchanged
 
@@ -134,7 +134,7 @@ def read_history(repo_id: str, name: str) -> list[Entry]:
     return entries
 
 
-def download_release(repo_id: str, folder: Path, revision: str | None = None) -> Release | None:
+def download_release(repo_id: str, folder: Path, revision: str | None = None, token: str | bool | None = None) -> Release | None:
     """Return a release of the Hub, verified, in `<folder>/<commit>`; None if the repository is missing or has none.
 
     Files that its `release.json` does not list stay where they are. A commit never changes: one that lies there intact is
@@ -142,6 +142,7 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
 
     Args:
         revision: commit, branch or tag; None = the newest.
+        token: of the Hub; None = the one that is configured, False = none.
 
     Raises:
         RegistryError: the Hub cannot be reached or refuses, the revision does not exist, or the release is damaged.
@@ -149,7 +150,7 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     with explained(f"downloading {repo_id}"):
-        api = open_api()
+        api = open_api(token)
         try:
             commit = api.model_info(repo_id, revision=revision).sha
         except GatedRepoError:
@@ -164,7 +165,7 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
             with atomic_path(target) as temporary:
                 api.hf_hub_download(repo_id, NAME, revision=commit, local_dir=temporary)
                 files = inspect(temporary)[0].get("files")
-                listed = [NAME, *(map(glob.escape, files) if isinstance(files, dict) else ())]
+                listed = [NAME, SIGNATURE, *(map(glob.escape, files) if isinstance(files, dict) else ())]
                 api.snapshot_download(repo_id, revision=commit, local_dir=temporary, allow_patterns=listed)
                 shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes about the download
                 _require_intact(temporary, f"{repo_id} at {commit[:12]}")
@@ -194,11 +195,15 @@ def _plan(
     tree = [] if head is None else api.list_repo_tree(repo_id, recursive=True, revision=head)
     there = {item.path: item for item in tree if isinstance(item, RepoFile)}
     before = _listed(api, repo_id, head, there)
-    new = {file: (release.folder / file).stat().st_size for file in (NAME, *manifest["files"])}
+    new = {file: (release.folder / file).stat().st_size for file in (NAME, *manifest["files"], *_signature(release.folder))}
     same = {file for file in new.keys() & there.keys() if _is_same(there[file], release.folder / file)}
-    ours = {NAME, *before["files"]} if before else {*there} - {GITATTRIBUTES}
+    ours = {NAME, SIGNATURE, *before["files"]} if before else {*there} - {GITATTRIBUTES}
     changes = make_plan(new, {file: item.size for file, item in there.items()}, ours, same, repo_id)
     return changes, before["version"] if before else None
+
+
+def _signature(folder: Path) -> list[str]:
+    return [SIGNATURE] if (folder / SIGNATURE).is_file() else []
 
 
 def _listed(api: "HfApi", repo_id: str, head: str | None, there: "Mapping[str, RepoFile]") -> Mapping[str, Any] | None:

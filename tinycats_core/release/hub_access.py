@@ -54,13 +54,13 @@ def check_credentials(config: PublishConfig) -> str:
         return repo_id
 
 
-def open_api() -> "HfApi":
+def open_api(token: str | bool | None = None) -> "HfApi":
     """Return the library's client for the Hub that HF_ENDPOINT names now, with a timeout."""
     from huggingface_hub import HfApi, constants, get_session
 
     get_session().timeout = TIMEOUT_S
     # Read at the time of the call: the library's own constant is read when it is first imported.
-    return HfApi(endpoint=(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), library_name="tinycats")
+    return HfApi(endpoint=(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), library_name="tinycats", token=token)
 
 
 def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]") -> None:

@@ -28,7 +28,15 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     assert files == sheets | {
         *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
-        *("training_diary.jsonl", "training_cost.json", "sweep.json", "samples/neighbours.png", "README.md", "release.json"),
+        *(
+            "training_diary.jsonl",
+            "training_cost.json",
+            "sweep.json",
+            "samples/neighbours.png",
+            "LICENSE",
+            "README.md",
+            "release.json",
+        ),
         "sample.py",
         "samples/ema_and_raw.png",
     }

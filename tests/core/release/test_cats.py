@@ -1,0 +1,102 @@
+"""A release as an object that draws: from a folder and from the Hub, with PyTorch and onnxruntime."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import Hub, loopback_hub
+
+import tinycats_core
+from tinycats_core.config import PublishConfig
+from tinycats_core.errors import ConfigError, RegistryError
+from tinycats_core.records import Release
+from tinycats_core.release import hub, manifest
+from tinycats_core.release.cats import Cats
+
+REPO = "someone/cats"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with loopback_hub(monkeypatch, tmp_path / "huggingface") as running:
+        yield running
+
+
+def pixels(pictures: list) -> np.ndarray:
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def test_the_same_call_draws_the_same_cats(built: Release):
+    cats = tinycats_core.load(str(built.folder))
+    first = pixels(cats.sample("Siamese", n=3, seed=3))
+    assert first.shape == (3, cats.image_size, cats.image_size, 3)
+    assert np.array_equal(first, pixels(Cats.from_pretrained(built.folder).sample("siamese", n=3, seed=3)))
+    assert np.array_equal(first[:2], pixels(cats.sample("Siamese", n=2, seed=3)))
+    assert not np.array_equal(first, pixels(cats.sample("Siamese", n=3, seed=4)))
+    assert not np.array_equal(first, pixels(cats.sample("Siamese", n=3, seed=3, guidance=3)))
+    assert len(cats.sample()) == len(cats.classes)
+
+
+def test_the_shipped_script_draws_the_same_pixels_as_onnxruntime_here(built: Release, tmp_path: Path):
+    cats = tinycats_core.load(str(built.folder), runtime="onnx")
+    options = ["--class", "Siamese", "-n", "2", "--seed", "3", "--model", "denoiser-int8.onnx", "--out", str(tmp_path / "out")]
+    subprocess.run([sys.executable, built.folder / "sample.py", *options], check=True, cwd=tmp_path)
+    from PIL import Image
+
+    shipped = [Image.open(path) for path in sorted((tmp_path / "out").glob("Siamese-*.png"))]
+    assert np.array_equal(pixels(shipped), pixels(cats.sample("Siamese", n=2, seed=3)))
+
+
+def test_the_shipped_script_does_not_write_into_the_release(release: Path):
+    done = subprocess.run([sys.executable, "sample.py", "-n", "1"], cwd=release, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "inside the release, which would damage it; give a folder elsewhere" in done.stderr
+    assert manifest.inspect(release)[1] == []
+
+
+def test_from_the_hub_and_again_without_it(server: Hub, built: Release, tmp_path: Path):
+    hub.publish_to_hub(built, PublishConfig(name=built.name, to="hub", repo_id=REPO), None)
+    drawn = pixels(tinycats_core.load(f"hub:{REPO}").sample("Siamese", seed=3))
+    assert np.array_equal(drawn, pixels(tinycats_core.load(str(built.folder)).sample("Siamese", seed=3)))
+    assert np.array_equal(drawn, pixels(Cats.from_pretrained(REPO, local_files_only=True).sample("Siamese", seed=3)))
+    with pytest.raises(RegistryError, match="holds no downloaded release"):
+        Cats.from_pretrained(REPO, local_files_only=True, cache_dir=tmp_path / "empty")
+    with pytest.raises(RegistryError, match="someone/none holds no release"):
+        tinycats_core.load("someone/none")
+
+
+def test_what_cannot_be_drawn_is_named(built: Release, release: Path, tmp_path: Path):
+    cats = tinycats_core.load(str(built.folder))
+    for call, message in (
+        (lambda: cats.sample("Siamse"), "there is no class 'Siamse'; did you mean Siamese?"),
+        (lambda: cats.sample("xyz"), "there is no class 'xyz'; allowed: Abyssinian, "),
+        (lambda: cats.sample("Siamese", n=0), "n is 0; at least 1 is needed"),
+        (lambda: cats.sample("Siamese", seed=-1), "seed is -1: input should be greater than or equal to 0"),
+        (lambda: cats.sample("Siamese", guidance=-1), "guidance is -1"),
+        (lambda: Cats(built.folder, runtime="tflite"), "runtime is 'tflite'; allowed: pytorch, onnx"),  # pyright: ignore
+    ):
+        with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+            call()
+    with pytest.raises(RegistryError, match="does not exist"):
+        tinycats_core.load(str(tmp_path / "none"))
+    (release / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RegistryError, match="is not an intact release"):
+        tinycats_core.load(str(release))
+    with pytest.raises(RegistryError, match="published by its flow"):
+        cats.push_to_hub("someone/cats")
+
+
+def test_a_saved_copy_is_the_same_release(built: Release, tmp_path: Path):
+    cats = tinycats_core.load(str(built.folder))
+    cats.save_pretrained(tmp_path / "copy")
+    assert manifest.read_release(tmp_path / "copy").sha256 == built.sha256
+
+
+def test_prefect_is_not_imported(built: Release):
+    code = "import sys, tinycats_core; tinycats_core.load(sys.argv[1]).sample('Siamese'); sys.exit('prefect' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(built.folder)], check=True)
+    assert json.loads((built.folder / "data.json").read_text())["classes"]

@@ -1,0 +1,260 @@
+"""The sections of the model card, each from the JSON files of a release."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinycats_core.data import sources
+from tinycats_core.files import read_json
+from tinycats_core.release.card_words import ENDINGS, METRICS
+
+
+def number(value: Any) -> str:
+    """Write a number for people: four significant digits, whole numbers in full, a dash for what is not given."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def measurements(metrics: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+    candidate = metrics["candidate"]
+    return [
+        "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
+        "generated ones. A perfect generator would be near the floor, not at zero.",
+        table(["metric", "this model", *_columns(metrics), "floor", "what it is"], _metric_rows(metrics)),
+        *(f"- {note}" for note in candidate["notes"]),
+        "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
+        + table(
+            ["condition", "value"],
+            [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
+        ),
+    ]
+
+
+def verdict(decision: Mapping[str, Any]) -> list[str]:
+    compared = f"compared with version {decision['baseline']}" if decision["baseline"] else "nothing was published before it"
+    verdict = f"The gate {'let this version through' if decision['promoted'] else 'refused this version'}; {compared}."
+    if why := decision.get("forced"):
+        verdict += f" A person published it anyway: {html.escape(why, quote=False)}"
+    return [
+        verdict,
+        table(
+            ["term", "value", "bar", "passed"],
+            [
+                [term["name"], number(term["value"]), number(term["bar"]), "yes" if term["passed"] else "no"]
+                for term in decision["terms"]
+            ],
+        ),
+    ]
+
+
+def kept(kept: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning for each stage whose result was made by other code than the rest."""
+    return [
+        f"The result of the stage `{stage}` was made by earlier code and kept: {', '.join(f'`{file}`' for file in files)} changed "
+        "after it was made."
+        for stage, files in kept.items()
+    ]
+
+
+def onnx(benchmark: Mapping[str, Any]) -> list[str]:
+    return [
+        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
+        "all classes.",
+        table(
+            ["file", "bytes", "relative error", "allowed"],
+            [
+                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
+                for precision, facts in benchmark["onnx"].items()
+            ],
+        ),
+    ]
+
+
+def neighbours(path: Path) -> list[str]:
+    """Return the section on what the images are nearest to; none if its picture is not in the release."""
+    if not path.is_file():
+        return []
+    return [
+        "## Is it a copy?\n\nImages of each class, each with the training image that lies nearest to it, pixel by pixel, at its "
+        f"right. `copy_rate` above counts all of them.\n\n![Images and their nearest training images](samples/{path.name})"
+    ]
+
+
+def choice(sweep: Mapping[str, Any]) -> list[str]:
+    """Return the section on which average and which guidance were chosen, and by what."""
+    low, high = sweep["sample"]["guidance_interval"]
+    chosen = (
+        f"## Choice\n\nThese are the EMA weights of decay {number(sweep['ema_decay'])}, drawn with guidance "
+        f"{number(sweep['sample']['guidance'])} for t from {number(low)} to {number(high)}. The rule: {sweep['rule']}."
+    )
+    if not sweep["rows"]:
+        return [chosen + (f" Note: {sweep['note']}" if sweep["note"] else "")]
+    return [
+        f"{chosen} Of each pair {number(sweep['images'])} images were drawn and held against {number(sweep['validation_images'])} "
+        "validation images. The test images had no say.",
+        table(
+            sweep["rows"][0],
+            [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],
+        ),
+    ]
+
+
+def raw(path: Path) -> list[str]:
+    """Return the section on what averaging does; none if its picture is not in the release."""
+    if not path.is_file():
+        return []
+    return [
+        "## EMA and raw weights\n\nImages of the EMA weights that are shipped, each with the one that the last weights of the "
+        "training draw without averaging, at its right: from the same noise, of the same class, by the same settings.\n\n"
+        f"![Images of the EMA weights and of the raw ones](samples/{path.name})"
+    ]
+
+
+def speed(inference: Mapping[str, Any]) -> list[str]:
+    """Return the section on how fast each runtime draws, on which machine."""
+    rows, sample = inference["rows"], inference["sample"]
+    ratio = inference["ratios"].get("fp32_over_int8")
+    memory = sorted({f"{row['memory']} ({row['device']})" for row in rows})
+    percentiles, batches = rows[0]["latency_ms"], rows[0]["images_per_s"]
+    return [
+        f"## Speed\n\nWhole images, from noise to pixels, by {sample['sampler']} in {number(sample['steps'])} steps at guidance "
+        f"{number(sample['guidance'])}. The percentiles are of the time of one image, in ms, after a warm-up; memory is the "
+        f"{', '.join(memory)} at its peak, in MB."
+        + (f" The int8 file draws one image {number(ratio)} times as fast as the fp32 file." if ratio else ""),
+        table(
+            ["runtime", "device", *percentiles, "images", *(f"images/s at {batch}" for batch in batches), "MB", "ms to load"],
+            [
+                [row["runtime"], row["device"]]
+                + [number(value) for value in (*row["latency_ms"].values(), row["repeats"], *row["images_per_s"].values())]
+                + [number(row["peak_memory_mb"]), number(row["load_ms"])]
+                for row in rows
+            ],
+        ),
+        *(f"- {note}" for note in inference["notes"]),
+        ", ".join(f"{key} {value}" for key, value in inference["machine"].items() if value is not None) + ".",
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
+
+
+def classes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the section on the classes one by one; none if there was no classifier."""
+    if not rows:
+        return []
+    cells = [[row["class"], number(row["breed_accuracy"]), number(row["floor"])] for row in rows]
+    return [
+        "## Class by class\n\nHow often the breed classifier sees the class that was asked for; the floor is how often it is "
+        "right of held-out images of that class.",
+        table(["class", "this model", "floor"], cells),
+    ]
+
+
+def classifier(path: Path) -> list[str]:
+    """Return the section on the breed classifier; none if the release has none."""
+    if not path.is_file():
+        return []
+    report = read_json(path)
+    accuracy, majority, recall = (number(report[key]) for key in ("accuracy", "majority_accuracy", "macro_recall"))
+    made, parity = report["conditions"], report["onnx"]
+    return [
+        f"## Classifier\n\nThe breed classifier ({made['config']['backbone']}) names the class of a share of {accuracy} of the "
+        f"{number(made['test_images'])} test images; always naming the commonest class would reach {majority}. The mean of the "
+        f"classes' recall is {recall}."
+        + (
+            f" `classifier.onnx` gives PyTorch's logits but for {number(parity['relative_error'])} of the largest (allowed: "
+            f"{number(parity['tolerance'])})."
+            if parity
+            else ""
+        ),
+        table(
+            ["class", "precision", "recall", "F1", "test images"],
+            [[row["class"], *(number(row[key]) for key in ("precision", "recall", "f1", "support"))] for row in report["classes"]],
+        ),
+    ]
+
+
+def training(path: Path) -> list[str]:
+    """Return the section on what the training took; none if it was not recorded."""
+    if not path.is_file():
+        return []
+    cost = read_json(path)
+    price = cost["price"]
+    gpus = f"{number(cost['gpus'])} × {cost['gpu']} of Modal ({cost['device']})" if cost["gpu"] else cost["device"]
+    money = cost["charge"]
+    if price:
+        dated = f"{price['source']}, {'dated ' + price['seen'] if price['seen'] else 'undated'}"
+        hourly = number(price["usd_per_hour"])
+        money = f"${number(cost['dollars'])} for the GPU alone, at ${hourly} an hour and GPU ({dated})"
+    again = f", steps run: {number(cost['steps_run'])}" if cost["steps_run"] > cost["steps"] else ""
+    return [
+        f"## Training\n\n{number(cost['steps'])} steps in {number(cost['hours'])} hours at {number(cost['images_per_s'])} images/s "
+        f"on {gpus}, {cost['precision']}, attempts: {number(cost['attempts'])}{again}; {money}."
+    ]
+
+
+def _columns(metrics: Mapping[str, Any]) -> list[str]:
+    return [*metrics["onnx"], *(["published before"] if metrics["baseline"] else [])]
+
+
+def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    candidate = metrics["candidate"]
+    others = [*metrics["onnx"].values(), *([metrics["baseline"]] if metrics["baseline"] else [])]
+    return [
+        [
+            f"`{metric}`",
+            number(value),
+            *(number(other["metrics"].get(metric)) for other in others),
+            number(candidate["floor"].get(metric)),
+            meaning(metric),
+        ]
+        for metric, value in candidate["metrics"].items()
+    ]
+
+
+def meaning(metric: str) -> str:
+    said = next((meaning for ending, meaning in ENDINGS.items() if metric.endswith(ending)), None)
+    return said or METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
+
+
+def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+    copies, real = candidate["metrics"].get("copy_rate"), candidate["floor"].get("copy_rate")
+    limits = [
+        f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
+        "it understands no text.",
+        "Whether it repeats training images has not been measured here."
+        if copies is None
+        else f"Of its images a share of {number(copies)} lies three times nearer to one training image than to any other, pixel by "
+        f"pixel; of the test images, which nobody could copy, {number(real)}. Copies in other colours or poses are not counted.",
+    ]
+    if "int8" in benchmark["onnx"]:
+        limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
+    if any(metric.endswith("_breed") for metric in candidate["metrics"]):
+        limits.append(
+            "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
+            "compare versions of this model with each other and with nothing else."
+        )
+    return [*limits, *sources.find(data["source"]).limits]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    rows = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            rows += _flat(item, f"{prefix}{key}.")
+        else:
+            rows.append([f"{prefix}{key}", _cell(item)])
+    return rows
+
+
+def table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    columns = list(head)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
