@@ -19,9 +19,9 @@ from tinycats_core.release import history
 from tinycats_core.release.history import Entry
 from tinycats_core.release.hub_access import check_credentials, explained, open_api, upload
 from tinycats_core.release.hub_access import is_transient as is_transient
-from tinycats_core.release.manifest import NAME, inspect, read_release, verify
+from tinycats_core.release.manifest import NAME, SIGNATURE, inspect, read_release, verify
 from tinycats_core.release.plan import Change, make_plan, shown
-from tinycats_core.release.registry import require_unchanged
+from tinycats_core.release.registry import release_files, require_unchanged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -163,7 +163,7 @@ def download_release(repo_id: str, folder: Path, revision: str | None = None) ->
             with atomic_path(target) as temporary:
                 api.hf_hub_download(repo_id, NAME, revision=commit, local_dir=temporary)
                 files = inspect(temporary)[0].get("files")
-                listed = [NAME, *(map(glob.escape, files) if isinstance(files, dict) else ())]
+                listed = [NAME, SIGNATURE, *(map(glob.escape, files) if isinstance(files, dict) else ())]
                 api.snapshot_download(repo_id, revision=commit, local_dir=temporary, allow_patterns=listed)
                 shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the library's notes about the download
                 _require_intact(temporary, f"{repo_id} at {commit[:12]}")
@@ -193,9 +193,9 @@ def _plan(
     tree = [] if head is None else api.list_repo_tree(repo_id, recursive=True, revision=head)
     there = {item.path: item for item in tree if isinstance(item, RepoFile)}
     before = _listed(api, repo_id, head, there)
-    new = {file: (release.folder / file).stat().st_size for file in (NAME, *manifest["files"])}
+    new = {file: (release.folder / file).stat().st_size for file in release_files(release.folder, manifest)}
     same = {file for file in new.keys() & there.keys() if _is_same(there[file], release.folder / file)}
-    ours = {NAME, *before["files"]} if before else {*there} - {GITATTRIBUTES}
+    ours = {NAME, SIGNATURE, *before["files"]} if before else {*there} - {GITATTRIBUTES}
     changes = make_plan(new, {file: item.size for file, item in there.items()}, ours, same, repo_id)
     return changes, before["version"] if before else None
 

@@ -41,6 +41,16 @@ def test_what_the_owner_added_stays_and_does_no_harm(server: Hub, first: Release
         manifest.verify(found.folder)
 
 
+def test_a_signature_goes_with_its_release(server: Hub, tmp_path: Path):
+    first, second = make_release(tmp_path, "111"), make_release(tmp_path, "222")
+    (first.folder / "model.sig").write_text("signed")
+    published = hub.publish_to_hub(first, CONFIG, None)
+    assert held(server)["model.sig"] == b"signed"
+    assert on_disk(hub.read_back(published, tmp_path / "back").folder) == on_disk(first.folder)
+    hub.publish_to_hub(second, CONFIG, "111")
+    assert held(server) == on_disk(second.folder)
+
+
 def test_a_file_of_the_owner_is_not_overwritten(server: Hub, first: Release, tmp_path: Path):
     release, before = make_release(tmp_path, "222", **{"notes.md": "ours"}), held(server)
     for use in (hub.publish_to_hub, hub.plan_on_hub):
