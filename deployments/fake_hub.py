@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(503, {"error": "as the test asked"})
         for part, statuses in hub.failures.items():
             if part in line and statuses:
-                return self.answer(statuses.pop(0), {"error": "as the test asked"})
+                return self.answer(statuses.pop(0), {"error": f"as the test asked {self.headers.get('Authorization', '')}"})
         if fault == "lost":
             self.wfile = io.BytesIO()
         if path.startswith(STORAGE):

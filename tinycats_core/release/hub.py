@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinycats_core.config import PublishConfig
-from tinycats_core.errors import RegistryError, shortened
+from tinycats_core.errors import RegistryError
 from tinycats_core.files import atomic_path, sha256_of
 from tinycats_core.records import Release
 from tinycats_core.release import history
@@ -20,8 +20,8 @@ from tinycats_core.release.history import Entry
 from tinycats_core.release.hub_access import check_credentials, explained, open_api, upload
 from tinycats_core.release.hub_access import is_transient as is_transient
 from tinycats_core.release.manifest import NAME, SIGNATURE, inspect, read_release, verify
-from tinycats_core.release.plan import Change, make_plan
-from tinycats_core.release.registry import require_unchanged
+from tinycats_core.release.plan import Change, make_plan, shown
+from tinycats_core.release.registry import release_files, require_unchanged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 GITATTRIBUTES = ".gitattributes"  # the Hub's own file in every repository: says which files are large
 README = "README.md"
-NAMED = 3  # files of the owner in one message
 
 
 def find_published(config: PublishConfig, folder: Path) -> Release | None:
@@ -195,15 +194,11 @@ def _plan(
     tree = [] if head is None else api.list_repo_tree(repo_id, recursive=True, revision=head)
     there = {item.path: item for item in tree if isinstance(item, RepoFile)}
     before = _listed(api, repo_id, head, there)
-    new = {file: (release.folder / file).stat().st_size for file in (NAME, *manifest["files"], *_signature(release.folder))}
+    new = {file: (release.folder / file).stat().st_size for file in release_files(release.folder, manifest)}
     same = {file for file in new.keys() & there.keys() if _is_same(there[file], release.folder / file)}
     ours = {NAME, SIGNATURE, *before["files"]} if before else {*there} - {GITATTRIBUTES}
     changes = make_plan(new, {file: item.size for file, item in there.items()}, ours, same, repo_id)
     return changes, before["version"] if before else None
-
-
-def _signature(folder: Path) -> list[str]:
-    return [SIGNATURE] if (folder / SIGNATURE).is_file() else []
 
 
 def _listed(api: "HfApi", repo_id: str, head: str | None, there: "Mapping[str, RepoFile]") -> Mapping[str, Any] | None:
@@ -231,7 +226,7 @@ def _listed(api: "HfApi", repo_id: str, head: str | None, there: "Mapping[str, R
             return None
     if foreign:
         raise RegistryError(
-            f"{repo_id} holds files ({shortened(foreign, NAMED)}) and no release of this project. Give a new or an empty "
+            f"{repo_id} holds files ({shown(foreign)}) and no release of this project. Give a new or an empty "
             "repository with publish.repo_id."
         )
     return None
@@ -298,4 +293,4 @@ def _is_same(there: "RepoFile", path: Path) -> bool:
 def _require_intact(folder: Path, where: str) -> None:
     _, wrong = inspect(folder)
     if wrong:
-        raise RegistryError(f"the release in {where} is damaged: {'; '.join(wrong)}. Publish it again.")
+        raise RegistryError(f"the release in {where} is damaged: {'; '.join(wrong)}. Publish it again, with `tinycats promote`.")

@@ -72,7 +72,7 @@ def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]"
     Raises:
         RegistryError: the Xet storage took longer.
     """
-    from huggingface_hub.utils._runtime import is_xet_available
+    from huggingface_hub.utils._runtime import is_xet_available  # the library exports neither; tests use both
     from huggingface_hub.utils._xet import abort_xet_session
 
     if not is_xet_available():
@@ -135,27 +135,44 @@ def _status(error: BaseException) -> int | None:
 
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Turn the library's errors into one line each; the original stays as the cause."""
+    """Turn the library's errors into one line each, without the token; the original stays as the cause."""
     import httpx2
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
         yield
-    except OfflineModeIsEnabled as error:
-        raise RegistryError(f"{doing} failed: HF_HUB_OFFLINE is set. Unset it, or set publish.to to 'folder'.") from error
-    except HFValidationError as error:
-        raise RegistryError(f"{doing} failed: {error} Set publish.repo_id to 'owner/name'.") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        if (status := _status(error)) is not None:
-            advice = ADVICE.get(status, "Run it again later" if is_transient(error) else "Check publish.repo_id and the release")
-            said = _one_line(getattr(error, "server_message", str(error)) or "", 200)
-            raise RegistryError(f"{doing} failed: HTTP {status}{f' ({said})' if said else ''}. {advice}.") from error
-        causes = [error, *([error.__cause__] if error.__cause__ else [])]
-        reason = _one_line("; ".join(f"{type(cause).__name__}: {cause}" for cause in causes), 300)
-        advice = (
-            f"Check the network to {open_api().endpoint} and run it again" if is_transient(error) else "Mend that and run it again"
-        )
-        raise RegistryError(f"{doing} failed: {reason}. {advice}, or set publish.to to 'folder'.") from error
+        _mask(error)
+        raise RegistryError(f"{doing} failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a call failed, and what to do about it."""
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set. Unset it, or set publish.to to 'folder'."
+    if isinstance(error, HFValidationError):
+        return f"{error} Set publish.repo_id to 'owner/name'."
+    if (status := _status(error)) is not None:
+        advice = ADVICE.get(status, "Run it again later" if is_transient(error) else "Check publish.repo_id and the release")
+        said = _one_line(getattr(error, "server_message", str(error)) or "", 200)
+        return f"HTTP {status}{f' ({said})' if said else ''}. {advice}."
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    said = _one_line("; ".join(f"{type(cause).__name__}: {cause}" for cause in causes), 300)
+    network = f"Check the network to {open_api().endpoint} and run it again"
+    return f"{said}. {network if is_transient(error) else 'Mend that and run it again'}, or set publish.to to 'folder'."
+
+
+def _mask(error: BaseException | None) -> None:
+    """Take the token out of an error and what led to it: a server may say again what it was sent."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    while token and error is not None:
+        error.args = tuple(part.replace(token, "***") if isinstance(part, str) else part for part in error.args)
+        if isinstance(said := getattr(error, "server_message", None), str):
+            error.server_message = said.replace(token, "***")  # pyright: ignore[reportAttributeAccessIssue]
+        error = error.__cause__ or error.__context__
 
 
 def _one_line(text: str, limit: int) -> str:

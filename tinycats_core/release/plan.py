@@ -30,8 +30,7 @@ def make_plan(
     """
     if taken := sorted(new.keys() & there.keys() - {*ours} - {*same}):
         raise RegistryError(
-            f"{where} holds files of its owner that the release would overwrite: {shortened(taken, NAMED)}. "
-            "Rename or remove them there."
+            f"{where} holds files of its owner that the release would overwrite: {shown(taken)}. Rename or remove them there."
         )
     changes = [
         *(Change("add", file, size) for file, size in new.items() if file not in there),
@@ -43,10 +42,20 @@ def make_plan(
     return sorted(changes, key=lambda change: (actions.index(change.action), change.file))
 
 
+def shown(files: Sequence[str]) -> str:
+    """Return the first few names of files for a message."""
+    return shortened([*map(printable, files)], NAMED)
+
+
+def printable(name: str) -> str:
+    """Return a name that others chose as it may be printed: without line breaks and escape codes."""
+    return ascii(name)[1:-1]
+
+
 def plan_lines(changes: Sequence[Change]) -> list[str]:
     """Return a plan for people, a line for each file, and a last one with the sums."""
     width = max((len(f"{change.bytes:,}") for change in changes), default=1)
-    lines = [f"{change.action:7}  {change.bytes:>{width},}  {ascii(change.file)[1:-1]}" for change in changes]
+    lines = [f"{change.action:7}  {change.bytes:>{width},}  {printable(change.file)}" for change in changes]
     sent = sum(change.bytes for change in changes if change.action in ("add", "replace"))
     count = {action: sum(change.action == action for change in changes) for action in ("add", "replace", "delete", "keep")}
     return [*lines, f"{', '.join(f'{action} {number}' for action, number in count.items())}; {sent:,} bytes to send"]

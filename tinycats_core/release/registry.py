@@ -2,9 +2,10 @@
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -14,7 +15,7 @@ from tinycats_core.files import check_writable, make_folder, read_json, write_js
 from tinycats_core.records import Release
 from tinycats_core.release import history
 from tinycats_core.release.history import Entry
-from tinycats_core.release.manifest import NAME, as_record, inspect, verify
+from tinycats_core.release.manifest import NAME, SIGNATURE, as_record, inspect, verify
 from tinycats_core.release.plan import Change, make_plan
 
 MARKER = "registry.json"
@@ -120,7 +121,7 @@ def plan_in_folder(release: Release, instead_of: str | None) -> list[Change]:
     Raises:
         RegistryError: as `publish_to_folder`.
     """
-    files = {f"{release.version}/{file}" for file in (NAME, *verify(release.folder)["files"])}
+    files = {f"{release.version}/{file}" for file in release_files(release.folder, verify(release.folder))}
     folder, (how, why) = release.folder.parent, history.origin(release.folder)
     before = _named_by(folder / LATEST)
     require_unchanged(release, before, instead_of)
@@ -131,6 +132,11 @@ def plan_in_folder(release: Release, instead_of: str | None) -> list[Change]:
         new |= {LATEST: len(release.version), history.FILE: len(history.text(entries))}
         there |= {file: 0 for file in (LATEST, history.FILE) if (folder / file).is_symlink() or (folder / file).exists()}
     return make_plan(new, there, {LATEST, history.FILE}, files, str(folder))
+
+
+def release_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return what is published of a verified release: its manifest, the files that it lists and, if there is one, its signature."""
+    return [NAME, *manifest["files"], *([SIGNATURE] if (folder / SIGNATURE).is_file() else [])]
 
 
 def require_unchanged(release: Release, published: str | None, instead_of: str | None) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,13 @@ def test_what_is_worth_another_try(server: Hub, tmp_path: Path, status: int, tra
     assert len(server.commits[REPO]) == 1
     assert len(held(server)) == 0
     assert hub.publish_to_hub(release, CONFIG, None).published  # and the next try takes up where this one was left
+
+
+def test_a_token_that_the_server_says_again_is_masked(server: Hub, tmp_path: Path):
+    server.failures["/commit/"] = [400]
+    with pytest.raises(RegistryError, match=r"as the test asked Bearer \*\*\*") as caught:
+        hub.publish_to_hub(make_release(tmp_path, "111"), CONFIG, None)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_busy_upload_is_worth_another_try(server: Hub, tmp_path: Path, impatient: None):

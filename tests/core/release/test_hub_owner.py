@@ -7,6 +7,7 @@ import pytest
 from hub_server import Hub, loopback_hub
 from small_releases import CONFIG, REPO, held, make_release, on_disk
 
+from flows import cli
 from tinycats_core.errors import RegistryError
 from tinycats_core.records import Release
 from tinycats_core.release import hub, manifest
@@ -40,6 +41,16 @@ def test_what_the_owner_added_stays_and_does_no_harm(server: Hub, first: Release
         manifest.verify(found.folder)
 
 
+def test_a_signature_goes_with_its_release(server: Hub, tmp_path: Path):
+    first, second = make_release(tmp_path, "111"), make_release(tmp_path, "222")
+    (first.folder / "model.sig").write_text("signed")
+    published = hub.publish_to_hub(first, CONFIG, None)
+    assert held(server)["model.sig"] == b"signed"
+    assert on_disk(hub.read_back(published, tmp_path / "back").folder) == on_disk(first.folder)
+    hub.publish_to_hub(second, CONFIG, "111")
+    assert held(server) == on_disk(second.folder)
+
+
 def test_a_file_of_the_owner_is_not_overwritten(server: Hub, first: Release, tmp_path: Path):
     release, before = make_release(tmp_path, "222", **{"notes.md": "ours"}), held(server)
     for use in (hub.publish_to_hub, hub.plan_on_hub):
@@ -51,7 +62,10 @@ def test_a_file_of_the_owner_is_not_overwritten(server: Hub, first: Release, tmp
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"thesis.tex": b"years", "a.bin": b"", "b": b"", "c": b""}, r"holds files \(a.bin, b, c and 1 more\) and no release"),
+        (
+            {"thesis.tex": b"years", "a.bin": b"", "b": b"", "c\x1b\n": b""},
+            r"holds files \(a.bin, b, c\\x1b\\n, thesis.tex\) and no release",
+        ),
         ({"README.md": b"---\nlicense: mit\n---\n# My own model"}, r"holds files \(README.md\) and no release"),
         ({"release.json": b'{"version": "of another program"}'}, "holds a release.json that is not of this project"),
         ({"release.json": b"not JSON", "README.md": b""}, "holds a release.json that is not of this project"),
@@ -137,6 +151,21 @@ def test_a_version_without_a_tag_is_found_by_its_commit(server: Hub, first: Rele
     hub.publish_to_hub(make_release(tmp_path, "222"), CONFIG, "111")
     server.tags.clear()
     assert hub.rollback(REPO, CONFIG.name, "111", "why", tmp_path / "back").version == "111"
+
+
+def test_the_commands_take_a_repository(
+    server: Hub, first: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TINYCATS_HOME", str(tmp_path / "home"))
+    second = make_release(tmp_path, "222", **{"decision.json": '{"promoted": true, "baseline": "111"}'})
+    on_hub = ["--hub", REPO]
+    assert cli.main(["promote", str(second.folder), *on_hub, "--dry-run"]) == 0
+    assert "keep" in capsys.readouterr().out
+    assert cli.main(["promote", str(second.folder), *on_hub]) == 0
+    assert cli.main(["rollback", CONFIG.name, "--to", "111", "--why", "it was better", *on_hub]) == 0
+    assert f"tinycats-test 111 is published: {server.url}/{REPO}/tree/" in capsys.readouterr().out
+    assert cli.main(["history", CONFIG.name, *on_hub]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[1:] == ["rollback", "111", "222", "it", "was", "better"]
 
 
 def test_a_rollback_that_cannot_be_is_refused(server: Hub, first: Release, tmp_path: Path):
