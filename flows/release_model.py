@@ -81,7 +81,7 @@ def release_model(
         classifier_onnx=export_classifier(classifier, dataset, config.export) if classifier else None,
         baseline=baseline,
         onnx_reports=(onnx_report,),
-        inference=benchmark_inference(choice.weights, models, choice.sample, config.compute.device),
+        inference=benchmark_inference(choice.weights, models, choice.sample, config.compute),
         ema_and_raw=compared,
         code=used_code("build_bundle"),
     )

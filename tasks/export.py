@@ -8,7 +8,7 @@ from tasks import show
 from tasks.cache import key_of
 from tasks.runs import log
 from tasks.stage import stage
-from tinycats_core.config import ExportConfig, SampleConfig
+from tinycats_core.config import ComputeConfig, ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
 from tinycats_core.release import export, inference
@@ -35,10 +35,12 @@ def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> O
 
 
 @stage(inference.benchmark)
-def benchmark_inference(checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, device: str) -> InferenceReport:
+def benchmark_inference(
+    checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, compute: ComputeConfig
+) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
-    folder = home("export") / key_of(checkpoint, models, config, device)
-    report = inference.benchmark(checkpoint, models, config, folder, device)
+    folder = home("export") / key_of(checkpoint, models, config)
+    report = inference.benchmark(checkpoint, models, config, folder, compute.device)
     machine = report.facts["machine"]
     what = f"Whole images in {config.steps} steps on {machine['cpu']}, threads: {machine['torch_threads']}"
     show.table("inference", pd.json_normalize(report.facts["rows"]), what)
