@@ -155,9 +155,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
         if _is_full(error):
             return Failed(error=f"the outputs volume is full: {error} {PRUNE} removes old runs.")
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return Failed(
-                error=f"out of memory: {error}; ask for a larger compute.gpu or more compute.memory_gb, or for a smaller batch or model"
-            )
+            return Failed(error=f"out of memory: {error}; ask for {LARGER}, or a smaller batch or model")
         if not isinstance(error, TinycatsError):
             raise
         return Failed(error=str(error))
