@@ -6,7 +6,8 @@ Seeded runs with random GPUs, regions, cores, memory, caps, steps, checkpoints a
 its meter, on a clock that is advanced instead of waited for. The work is made up: steps that take time and checkpoints that
 are written. A bill of the same price list counts each container from its start to its end, with what no meter sees: the last
 commit. A container that starts with next to nothing of the budget left exceeds the cap by the time until its code runs, which
-counts as an excess here. Two more runs, none with --quick, train a tiny network in real processes of the stand-in, on the real clock.
+counts as an excess here. Two more runs, none with --quick, train a tiny network in real processes of the stand-in, on the real
+clock.
 """
 
 import argparse
