@@ -25,6 +25,7 @@ from modal import exception as modal_errors
 
 from deployments import modal_app as app
 from tinycats_core.compute import jobs, modal_client, remote
+from tinycats_core.compute.gpus import usd_per_second
 from tinycats_core.config import ComputeConfig
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import read_json, write_json
@@ -74,7 +75,7 @@ class FakeModal(modal_client.ModalClient):
     def spawn(self, function: str, request: jobs.Request, compute: ComputeConfig) -> str:
         self._reach()
         call = self._new_call()
-        limits = {"retries": compute.retries, "timeout": compute.timeout_hours * 3600}
+        limits = {"retries": compute.retries, "timeout": compute.timeout_hours * 3600, "usd_per_second": usd_per_second(compute)}
         write_json(call / "request.json", {"function": function, "request": request, **limits})
         code = "import sys; from deployments.fake_modal import supervise; supervise(*sys.argv[1:])"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -131,6 +132,12 @@ class FakeModal(modal_client.ModalClient):
     def claims(self) -> "Claims":
         self._reach()
         return Claims(self.root / "claims")
+
+    def bill(self, call_id: str) -> float:
+        """Return the dollars that the containers of a call have cost, as far as they have ended."""
+        call = self.root / "calls" / call_id
+        seconds = read_json(call / "billed.json") if (call / "billed.json").is_file() else []
+        return sum(seconds) * read_json(call / "request.json")["usd_per_second"]
 
     # ---- what Modal does on its own
 
@@ -230,6 +237,7 @@ def supervise(root: str, call: str) -> None:
     folder = Path(call)
     asked = read_json(folder / "request.json")
     attempt = failures = 0
+    billed: list[float] = []  # seconds of each container
     while failures <= asked["retries"]:
         attempt += 1
         mounted = folder / f"attempt-{attempt}"
@@ -238,7 +246,10 @@ def supervise(root: str, call: str) -> None:
         if pid == 0:
             _contain(Path(root), folder, mounted)
         write_json(folder / "container.json", [pid, attempt])
+        started = time.monotonic()
         outcome = _await(pid, mounted, asked["timeout"])
+        billed.append(round(time.monotonic() - started, 3))
+        write_json(folder / "billed.json", billed)
         if (mounted / "preempted").exists() and "result" not in outcome:
             continue
         failures += 1

@@ -17,7 +17,7 @@ from typing import Any
 import modal
 import torch
 
-from tinycats_core.compute import costs, jobs, modal_client, remote
+from tinycats_core.compute import budget, costs, jobs, modal_client, remote
 from tinycats_core.config import ModelConfig, ReleaseConfig
 from tinycats_core.errors import ComputeError, exit_on_error
 from tinycats_core.files import home
@@ -55,7 +55,7 @@ image = make_image()
 data_volume = modal.Volume.from_name(modal_client.DATA_VOLUME, create_if_missing=True)
 outputs_volume = modal.Volume.from_name(modal_client.OUTPUTS_VOLUME, create_if_missing=True)
 claims = modal.Dict.from_name(modal_client.CLAIMS, create_if_missing=True)
-# GPU, timeout, retries, region and secrets are set by the caller; these are the defaults.
+# GPU, cores, memory, timeout, retries, region and secrets are set by the caller; these are the defaults.
 training: dict[str, Any] = {
     "image": image,
     "volumes": {str(DATA): data_volume, str(OUTPUTS): outputs_volume},
@@ -128,7 +128,7 @@ def site() -> jobs.Site:
     def is_over(call_id: str) -> bool:
         return modal_client.is_over(modal_client.ModalClient(), call_id)
 
-    return jobs.Site(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over)
+    return jobs.Site(DATA, OUTPUTS, reload, keep, modal.current_function_call_id() or "", claims, is_over, budget.process_start())
 
 
 def keep(must: bool) -> None:
@@ -220,6 +220,6 @@ def read_shape(run: str) -> ModelConfig:
 
 
 def on_gpu(function: Any, config: ReleaseConfig) -> Any:
-    """Return a function of the app with the GPU, the region and the secrets of a configuration."""
+    """Return a function of the app with the GPU, cores, memory, region and secrets of a configuration."""
     compute = config.compute.one_gpu()
-    return function.with_options(gpu=compute.gpu, region=compute.region, secrets=modal_client.secrets(compute))
+    return function.with_options(**modal_client.resources(compute), secrets=modal_client.secrets(compute))

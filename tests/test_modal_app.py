@@ -200,7 +200,7 @@ def test_images_drawn_in_shards_are_those_drawn_at_once(
         modal_app.generate(request_["run"], 2, shards, "smoke", json.dumps(overrides), str(mounted / f"in-{shards}"))
         assert len(drawer.asked) == shards
     assert [repr(secret) for secret in drawer.options.pop("secrets")] == ["modal.Secret.from_name('proxy')"]
-    assert drawer.options == {"gpu": "L4", "region": None}
+    assert drawer.options == {"gpu": "L4", "cpu": (2.0, 2.0), "memory": (16384, 16384), "region": None}
     whole, parts = (read_safetensors(mounted / f"in-{shards}.safetensors", "samples")[0] for shards in (1, 3))
     assert whole["labels"].tolist() == [number // 2 for number in range(26)]
     assert whole["images"].shape == (26, 3, 16, 16)

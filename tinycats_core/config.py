@@ -268,6 +268,8 @@ class ComputeConfig(Part):
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
     patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call goes on
     max_cost_usd: Annotated[float, Field(gt=0)] | None = None  # of one training on Modal, all its calls together; None: no limit
+    cpu: Annotated[float, Field(ge=0.125)] = 2.0  # physical cores on Modal for each GPU, reserved and no more than that
+    memory_gb: Annotated[float, Field(ge=1)] = 16.0  # GiB on Modal for each GPU, likewise
     region: str | None = None  # of Modal's; None: wherever there is a GPU
     secrets: tuple[str, ...] = ()  # of Modal's, by name: environment variables where it trains
 

@@ -108,10 +108,10 @@ def sharing() -> Iterator[None]:
 def _watch(openmp: ctypes.CDLL, threads: int, ended: threading.Event) -> None:
     """Look at the load until the end, and keep sleeping threads while the machine is busy."""
     release: threading.Event | None = None
-    calm, before, pause = 0, _reading(), WINDOW  # the first look is a short one
+    calm, before, pause = 0, reading(), WINDOW  # the first look is a short one
     while not ended.wait(pause):
-        pause, after = LOOK_EVERY, _reading()
-        load = _between(before, after)
+        pause, after = LOOK_EVERY, reading()
+        load = between(before, after)
         before = after
         calm = 0 if load is None or _lack_cores(threads, load) else calm + 1
         if release is None and calm == 0 and load is not None:
@@ -149,17 +149,17 @@ def _openmp() -> ctypes.CDLL | None:
 
 def others(seconds: float = WINDOW) -> float | None:
     """Return how many of this process's cores other programs take, measured for this long; None where the system does not say."""
-    before = _reading()
+    before = reading()
     time.sleep(seconds)
-    return _between(before, _reading())
+    return between(before, reading())
 
 
-def _reading() -> tuple[float, float | None, float]:
+def reading() -> tuple[float, float | None, float]:
     """Return the time, what all programs have used of this process's cores, and what this process has used, in seconds."""
     return time.monotonic(), used(), time.process_time()
 
 
-def _between(before: tuple[float, float | None, float], after: tuple[float, float | None, float]) -> float | None:
+def between(before: tuple[float, float | None, float], after: tuple[float, float | None, float]) -> float | None:
     """Return how many cores other programs took between two readings."""
     if before[1] is None or after[1] is None:
         return None

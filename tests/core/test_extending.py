@@ -95,4 +95,5 @@ def test_a_gpu():
     compute = ComputeConfig(where="modal", gpu="B300:2", processes=2)
     found = costs.estimate(ModelConfig(), TrainConfig(), compute)
     assert found.hours
-    assert found.dollars == pytest.approx([hours * 7.5 * 2 for hours in found.hours])
+    hourly = 7.5 + 2 * 0.0000131 * 3600 + 16 * 0.00000222 * 3600  # with its cores and memory
+    assert found.dollars == pytest.approx([hours * hourly * 2 for hours in found.hours])

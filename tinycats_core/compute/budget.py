@@ -1,5 +1,6 @@
 """The budget of a training on Modal, and the meter that says what it has cost."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     usd: float | None  # None: no limit
-    usd_per_second: float | None  # of all its GPUs; None: no price is known
+    usd_per_second: float | None  # of its container; None: no price is known
+    charge: str = ""  # what that price consists of
 
 
 class Spent(BaseModel):
@@ -35,6 +37,20 @@ class Spent(BaseModel):
     max_cost_usd: float | None = None
     attempts: tuple[float, ...]  # seconds of each
     usd: float | None = None  # of all attempts; None: no price of one is known
+    charge: str = ""  # what the price of the last attempt consists of; older records do not say
+
+
+def process_start() -> float:
+    """Return when this process began, in the time of `time.monotonic`; now if the system does not say.
+
+    A container is billed from its start, and to import PyTorch takes it seconds.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.monotonic()
+    return time.monotonic() - max(0.0, age)
 
 
 @dataclass
@@ -76,7 +92,14 @@ class Meter:
         """Write `meter.json`."""
         seconds, usd = self._taken()
         attempts = (*self.before, seconds)
-        spent = Spent(call_id=self.call_id, gpu=self.gpu, max_cost_usd=self.budget.usd, attempts=attempts, usd=usd)
+        spent = Spent(
+            call_id=self.call_id,
+            gpu=self.gpu,
+            max_cost_usd=self.budget.usd,
+            attempts=attempts,
+            usd=usd,
+            charge=self.budget.charge,
+        )
         write_json(self.path, spent.model_dump(mode="json"))
 
     def explain(self, last_good: str) -> str:
@@ -100,4 +123,4 @@ class Meter:
             raise ComputeError(
                 f"compute.max_cost_usd is {limit:g} but an earlier attempt was on a GPU without a known price; leave the limit out"
             )
-        return (limit - self.usd_before) / rate
+        return (limit - self.usd_before) / rate - (time.monotonic() - self.since)

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinycats_core.compute.budget import Spent
-from tinycats_core.compute.gpus import GPUS, Gpu, Price, parse_gpu
+from tinycats_core.compute.gpus import GPUS, Price, charge, parse_gpu, usd_per_second
 from tinycats_core.config import ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.device import PRECISIONS, fast_arithmetic, matmul_peak, name_of, pick_device, pick_precision
 from tinycats_core.errors import ComputeError, TinycatsError
@@ -126,9 +126,10 @@ def estimate(model: ModelConfig, train: TrainConfig, compute: ComputeConfig) -> 
     rate, basis = measured_rate(model, train, hardware) or _assumed_rate(model, train, hardware)
     images = train.steps * train.batch_size
     hours = (images / rate[1] / 3600, images / rate[0] / 3600) if rate else None
-    price = _price(hardware)
-    dollars = (_dollars(price, hours[0], hardware), _dollars(price, hours[1], hardware)) if price and hours else None
-    return Estimate(train.steps, train.batch_size, hardware, rate, hours, dollars, price, basis, _charge(hardware))
+    price = GPUS[hardware.gpu].price if hardware.gpu else None
+    hourly = _usd_per_hour(compute)
+    dollars = (hourly * hours[0], hourly * hours[1]) if hourly and hours else None
+    return Estimate(train.steps, train.batch_size, hardware, rate, hours, dollars, price, basis, _charge(compute))
 
 
 def check_budget(before: Estimate, compute: ComputeConfig) -> None:
@@ -182,7 +183,8 @@ def record(folder: Path, model: ModelConfig, train: TrainConfig, compute: Comput
         return None
     path, on_modal = folder / "cost.json", compute.where == "modal"
     spent = _read(folder / "meter.json", Spent) if on_modal else None
-    gpu, count = parse_gpu(spent.gpu if spent else compute.gpu) if on_modal else (None, None)
+    paid = compute.model_copy(update={"gpu": spent.gpu}) if spent else compute
+    gpu, count = parse_gpu(paid.gpu) if on_modal else (None, None)
     hardware = Hardware(gpu.name if gpu else None, end["device"], end["processes"], end["precision"])
     billed = sum(spent.attempts) if spent else end["seconds"]  # an attempt is metered from its very start to its end
     first = _read(path, Cost)
@@ -197,19 +199,20 @@ def record(folder: Path, model: ModelConfig, train: TrainConfig, compute: Comput
         tflop_per_s=end["images_per_s"] * training_flops(model) / 1e12,
         price=gpu.price if gpu else None,
         billed_seconds=billed if gpu else None,
-        dollars=_charged(billed, gpu, count or 1, spent),
-        charge=_charge(hardware),
+        dollars=_charged(billed, paid, spent),
+        charge=spent.charge if spent and spent.charge else _charge(paid),
         estimate=first.estimate if first else asdict(before),
     )
     write_json(path, cost.model_dump(mode="json"))
     return cost
 
 
-def _charged(billed: float, gpu: Gpu | None, count: int, spent: Spent | None) -> float | None:
+def _charged(billed: float, compute: ComputeConfig, spent: Spent | None) -> float | None:
     """Return the dollars of all attempts: as metered, because they may have been on different GPUs, else by the price."""
     if spent and "usd" in spent.model_fields_set:
         return spent.usd
-    return billed / 3600 * gpu.price.usd_per_hour * count if gpu and gpu.price else None
+    hourly = _usd_per_hour(compute)
+    return None if hourly is None else billed / 3600 * hourly
 
 
 def account(cost: Cost) -> str:
@@ -281,20 +284,14 @@ def _peak_here(device: str, precision: str) -> float:
         return matmul_peak(torch.device(device), types[precision])
 
 
-def _price(hardware: Hardware) -> Price | None:
-    return GPUS[hardware.gpu].price if hardware.gpu else None
+def _usd_per_hour(compute: ComputeConfig) -> float | None:
+    """Return what an hour of the container costs; None on a machine of one's own, and if no price is known."""
+    rate = usd_per_second(compute) if compute.where == "modal" else None
+    return None if rate is None else 3600 * rate
 
 
-def _dollars(price: Price, hours: float, hardware: Hardware) -> float:
-    return price.usd_per_hour * hours * hardware.processes
-
-
-def _charge(hardware: Hardware) -> str:
-    if hardware.gpu is None:
-        return HERE
-    if price := _price(hardware):
-        return f"{price}, for the GPU alone while it trains"
-    return f"no dollars: no price of {hardware.gpu} is known, see https://modal.com/pricing"
+def _charge(compute: ComputeConfig) -> str:
+    return charge(compute) if compute.where == "modal" else HERE
 
 
 def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:

@@ -8,7 +8,7 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -28,6 +28,7 @@ from tinycats_core.training.run_folder import RunFolder
 
 KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the metered seconds, of this time
 DEPLOY = "run `modal deploy deployments/modal_app.py`"
+LARGER = "a larger compute.gpu, or more compute.memory_gb if it was no GPU's memory"
 PRUNE = "`tinycats prune --keep 3`"
 Request = dict[str, Any]
 OnLog = Callable[[dict[str, Any]], None]
@@ -89,6 +90,7 @@ class Site:
     call_id: str
     claims: Claims
     is_over: Callable[[str], bool]  # whether a call has ended
+    since: float = field(default_factory=time.monotonic)  # when the container began
 
 
 def perform(request: Request, site: Site, work: Work) -> Result:
@@ -108,7 +110,7 @@ def perform(request: Request, site: Site, work: Work) -> Result:
         folder = make_folder(site.outputs / run_folder(request["run"]))
         if (finished := _finished(folder)) is not None:
             return finished
-        meter = Meter(folder / "meter.json", site.call_id, request["gpu"], Budget(**request["budget"]))
+        meter = Meter(folder / "meter.json", site.call_id, request["gpu"], Budget(**request["budget"]), since=site.since)
         with stop_on_signals() as stop:
             try:
                 result = _work(request, site, work, folder, meter, stop)
@@ -153,7 +155,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
         if _is_full(error):
             return Failed(error=f"the outputs volume is full: {error} {PRUNE} removes old runs.")
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            return Failed(error=f"out of memory: {error}; ask for a larger compute.gpu, or for a smaller batch or model")
+            return Failed(error=f"out of memory: {error}; ask for {LARGER}, or a smaller batch or model")
         if not isinstance(error, TinycatsError):
             raise
         return Failed(error=str(error))

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from tinycats_core.compute import modal_auth
+from tinycats_core.compute.gpus import parse_gpu
 from tinycats_core.compute.jobs import DEPLOY, Claims, Request, Result, parse_result
 from tinycats_core.compute.modal_auth import SET_BOTH, one_line
 from tinycats_core.config import ComputeConfig
@@ -52,10 +53,9 @@ class ModalClient:
         import modal
 
         configured = self._function(function).with_options(
-            gpu=compute.gpu,
+            **resources(compute),
             timeout=round(compute.timeout_hours * 3600),
             retries=modal.Retries(initial_delay=0.0, max_retries=compute.retries),
-            region=compute.region,
             secrets=secrets(compute),
         )
         return configured.spawn(request).object_id
@@ -108,6 +108,13 @@ class ModalClient:
         import modal
 
         return modal.Volume.from_name(name, create_if_missing=True)
+
+
+def resources(compute: ComputeConfig) -> dict[str, Any]:
+    """Return what a container gets, as Modal's functions take it: of cores and memory as much as is requested, and no more."""
+    _, count = parse_gpu(compute.gpu)
+    cores, memory = compute.cpu * count, round(compute.memory_gb * count * 1024)  # in MiB
+    return {"gpu": compute.gpu, "cpu": (cores, cores), "memory": (memory, memory), "region": compute.region}
 
 
 def secrets(compute: ComputeConfig) -> list[Any] | None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from tinycats_core.compute import jobs
 from tinycats_core.compute.budget import Budget
-from tinycats_core.compute.gpus import parse_gpu, usd_per_second
+from tinycats_core.compute.gpus import charge, parse_gpu, usd_per_second
 from tinycats_core.compute.jobs import OnLog, run_folder
 from tinycats_core.compute.modal_client import ModalClient, explained, is_over
 from tinycats_core.compute.volumes import download, read_result, upload
@@ -176,7 +176,7 @@ def _budget(compute: ComputeConfig) -> Budget:
             f"compute.max_cost_usd is {compute.max_cost_usd:g} but no price of {compute.gpu} is known; ask for another "
             "compute.gpu, or leave the limit out"
         )
-    return Budget(usd=compute.max_cost_usd, usd_per_second=rate)
+    return Budget(usd=compute.max_cost_usd, usd_per_second=rate, charge=charge(compute))
 
 
 def _find_call(client: ModalClient, job: Job) -> str | None:

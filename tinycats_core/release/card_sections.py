@@ -186,13 +186,8 @@ def training(path: Path) -> list[str]:
     if not path.is_file():
         return []
     cost = read_json(path)
-    price = cost["price"]
     gpus = f"{number(cost['gpus'])} × {cost['gpu']} of Modal ({cost['device']})" if cost["gpu"] else cost["device"]
-    money = cost["charge"]
-    if price:
-        dated = f"{price['source']}, {'dated ' + price['seen'] if price['seen'] else 'undated'}"
-        hourly = number(price["usd_per_hour"])
-        money = f"${number(cost['dollars'])} for the GPU alone, at ${hourly} an hour and GPU ({dated})"
+    money = cost["charge"] if cost["dollars"] is None else f"${number(cost['dollars'])}, {cost['charge']}"
     again = f", steps run: {number(cost['steps_run'])}" if cost["steps_run"] > cost["steps"] else ""
     return [
         f"## Training\n\n{number(cost['steps'])} steps in {number(cost['hours'])} hours at {number(cost['images_per_s'])} images/s "

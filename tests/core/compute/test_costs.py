@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinycats_core.compute import costs
-from tinycats_core.compute.gpus import GPUS, parse_gpu
+from tinycats_core.compute.gpus import BROAD_REGIONS, GPUS, Gpu, parse_gpu, usd_per_second
 from tinycats_core.config import ComputeConfig, ModelConfig, ReleaseConfig, TrainConfig
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import home
@@ -20,7 +20,7 @@ MODEL = ModelConfig()
 TRAIN = TrainConfig()
 HERE = ComputeConfig(where="local", device="cpu")
 PEAK = 1e11
-L4_USD_PER_HOUR = 0.7992
+L4_USD_PER_HOUR = 0.7992 + 2 * 0.0000131 * 3600 + 16 * 0.00000222 * 3600  # with its cores and memory
 
 
 def modal(gpu: str) -> ComputeConfig:
@@ -100,7 +100,7 @@ def test_hours_rate_and_dollars_belong_together():
     share = slow * costs.training_flops(MODEL) / (121 * 1e12)
     assert share == pytest.approx(costs.SHARE_OF_DATA_SHEET[0])
     assert "assumed, not measured" in str(found)
-    assert "not verified, dated 2026-05-07" in str(found)
+    assert "not verified, dated 2026-07-01" in str(found)
 
 
 def test_four_gpus_cost_four_times_as_much_an_hour_and_are_four_times_as_fast():
@@ -152,7 +152,28 @@ def test_the_prices_say_that_nobody_has_verified_them():
     assert all("not verified" in str(gpu.price) for gpu in GPUS.values() if gpu.price)
 
 
-def test_a_gpu_without_a_price_gives_hours_and_says_why_there_are_no_dollars():
+@pytest.mark.parametrize(("region", "factor"), [(None, 1), ("us", 1.5), ("uk", 1.5), ("us-east", 1.75), ("jp", 1.75)])
+def test_a_container_costs_its_gpus_cores_and_memory_times_its_region(region: str | None, factor: float):
+    compute = ComputeConfig(where="modal", gpu="B200:2", cpu=4, memory_gb=32, region=region)
+    hourly = 2 * (6.2496 + 4 * 0.04716 + 32 * 0.007992) * factor
+    assert usd_per_second(compute) == pytest.approx(hourly / 3600)
+    said = costs.estimate(MODEL, TRAIN, compute).charge
+    assert "$6.2496/h a GPU (second-hand list, not verified, dated 2026-07-01), 8 cores and 64 GiB on top" in said
+    assert said.endswith(f", times {factor:g} for the region {region}" if region else "on top")
+
+
+def test_the_part_of_a_broad_region_is_none():
+    assert not any("-" in region for region in BROAD_REGIONS)
+
+
+@pytest.mark.parametrize(("gpu", "most"), [("H100:9", "8 of H100"), ("a10:5", "4 of A10"), ("B200+:16", "8 of B200\\+")])
+def test_more_gpus_than_a_container_can_have_are_refused(gpu: str, most: str):
+    with pytest.raises(ComputeError, match=rf"a container has at most {most}; ask for fewer$"):
+        costs.estimate(MODEL, TRAIN, modal(gpu))
+
+
+def test_a_gpu_without_a_price_gives_hours_and_says_why_there_are_no_dollars(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(GPUS, "B200", Gpu("B200", tflops=2250.0))
     found = costs.estimate(MODEL, TRAIN, modal("B200"))
     assert found.hours
     assert found.dollars is None
@@ -209,14 +230,15 @@ def test_the_record_of_a_training_on_modal():
     cost = trained("one", config, modal("L4:2"), processes=2, images_per_s=1000.0, seconds=7200.0)
     assert cost["hours"] == 2
     assert cost["dollars"] == pytest.approx(2 * 2 * L4_USD_PER_HOUR)
-    assert cost["price"] == {"usd_per_hour": 0.7992, "seen": "2026-05-07", "source": "second-hand list, not verified"}
+    assert cost["price"] == {"usd_per_hour": 0.7992, "seen": "2026-07-01", "source": "second-hand list, not verified"}
     assert cost["tflop_per_s"] == pytest.approx(1000 * costs.training_flops(config.model) / 1e12)
     assert (cost["gpu"], cost["gpus"], cost["processes"], cost["model"]) == ("L4", 2, 2, config.model.digest())
     assert (cost["steps"], cost["attempts"], cost["seconds_lost"]) == (7, 2, 12.5)
     low, high = cost["estimate"]["hours"]
     assert 0 < low < high
     assert (cost["steps_run"], cost["billed_seconds"]) == (9, 7200.0)
-    said = "training took 2 h at 1,000 images/s on L4, 2 attempts with 9 steps for 7: $3.2, $0.7992/h a GPU ("
+    assert cost["charge"].endswith(", 4 cores and 32 GiB on top")
+    said = "training took 2 h at 1,000 images/s on L4, 2 attempts with 9 steps for 7: $4.09, $0.7992/h a GPU ("
     assert costs.account(costs.Cost.model_validate(cost)).startswith(said)
 
 

@@ -3,6 +3,7 @@
 import errno
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copy2
@@ -14,7 +15,7 @@ import torch
 from deployments.fake_modal import Claims
 from tinycats_core import source_code
 from tinycats_core.compute import jobs
-from tinycats_core.compute.budget import Budget, Meter
+from tinycats_core.compute.budget import Budget, Meter, process_start
 from tinycats_core.compute.remote import generator_job
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
 from tinycats_core.data.preparation import prepare
@@ -228,29 +229,44 @@ def test_work_stops_with_a_checkpoint_when_the_budget_is_used_up_and_goes_on_wit
         def row(row: dict[str, Any]) -> None:
             on_log(row)
             if row["step"] == 2:  # however long the way here has taken
+                timers[0].interval = 0.0
                 threading.Thread.start(timers[0])
                 timers[0].join()
 
         return jobs.train_generator(request, dataset, folder, row, stop)
 
     monkeypatch.setattr(threading.Timer, "start", lambda timer: timers.append(timer))
-    request = request_ | {"budget": {"usd": 0.01, "usd_per_second": 10.0}}
+    request = request_ | {"budget": {"usd": 900.0, "usd_per_second": 1.0}}
     run = RunFolder(volumes.outputs / "runs" / request_["run"])
     stopped = error_of(jobs.perform(request, volumes.site(), work))
     last = run.checkpoints()[0]
     assert (run.diary()[-1]["step"], run.diary()[-1]["cause"]) == (2, "budget")
     assert stopped.startswith("$")
     assert stopped.endswith(
-        f"is spent and compute.max_cost_usd is 0.01; give a higher one and run the same command to resume from {last.name}"
+        f"is spent and compute.max_cost_usd is 900; give a higher one and run the same command to resume from {last.name}"
     )
     assert sum(read_json(run.path / "meter.json")["attempts"]) >= 0.001
 
+    request["budget"]["usd"] = 0.0001
     again = jobs.perform(request, volumes.site(), lambda *given: pytest.fail("worked"))
-    assert "compute.max_cost_usd is 0.01" in error_of(again)
+    assert "compute.max_cost_usd is 0.0001" in error_of(again)
 
     result = done(request_ | {"budget": {"usd": 500.0, "usd_per_second": 0.01}}, volumes)
     assert result.made["averages"][0]["sha256"] == train(dataset, MODEL, TRAIN, tmp_path / "here", "cpu").ema.sha256
     assert [row["event"] for row in run.diary()] == ["start", "stop", "resume", "finish"]
+
+
+def test_the_seconds_before_the_meter_count_against_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, seconds = Budget(usd=10.0, usd_per_second=0.1), []
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: seconds.append(timer.interval))
+    meter = Meter(tmp_path / "meter.json", "fc-0", "T4", budget, since=time.monotonic() - 40.0)
+    with meter.running(Stop()):
+        pass
+    assert seconds == pytest.approx([60.0], abs=5.0)
+
+
+def test_a_process_began_a_while_ago() -> None:
+    assert 0 < time.monotonic() - process_start() < 24 * 3600
 
 
 def test_each_attempt_costs_what_its_gpu_costs(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_spawn_carries_the_configuration(server: Server) -> None:
-    compute = ComputeConfig(gpu="L40S", timeout_hours=2.5, retries=3, region="eu", secrets=("proxy",))
+    compute = ComputeConfig(gpu="L40S:2", cpu=3, memory_gb=20, timeout_hours=2.5, retries=3, region="eu", secrets=("proxy",))
     assert ModalClient().spawn("train_generator", {"run": "abc"}, compute) == "fc-1"
     assert server.asked["FunctionGet"].object_tag == "train_generator"
     options = server.asked["FunctionBindParams"].function_options
-    assert (options.resources.gpu_config.gpu_type, options.resources.gpu_config.count) == ("L40S", 1)
+    assert (options.resources.gpu_config.gpu_type, options.resources.gpu_config.count) == ("L40S", 2)
+    assert (options.resources.milli_cpu, options.resources.milli_cpu_max) == (6000, 6000)
+    assert (options.resources.memory_mb, options.resources.memory_mb_max) == (40 * 1024, 40 * 1024)
     assert options.timeout_secs == 9000
     assert (options.retry_policy.retries, options.retry_policy.initial_delay_ms) == (3, 0)
     assert list(options.scheduler_placement.regions) == ["eu"]
