@@ -305,7 +305,7 @@ def seconds_of_a_grid(run: Run, folder: Path, quick: bool) -> float:
             settings = SampleConfig(sampler="heun", steps=1)
             sample(run.net, labels, config.image_size, config.num_classes, settings, run.device)
         else:
-            loop._draw(run, folder)
+            loop.draw_sheet(run, folder)
         synchronize(run.device)
     return (time.perf_counter() - started) * (40 if quick else 1)
 

@@ -3,11 +3,12 @@
     tinycats bench releases/tinycats-smoke/latest
 
 Each runtime is measured in a fresh process of its own, so that its memory and the time that its file takes to load are
-nobody else's. They run one after another, so what else the machine does meanwhile may fall on one of them alone: a row records
-that load and the spread of its times, is measured once more if either is large, and has a note if it stays so.
+nobody else's. The processes draw in turns, round by round, so that whatever else the machine does falls on all of them. A row
+records that load and the spread of its times; if either is large, all rounds are repeated once, and a note says if it stays so.
 """
 
 import json
+import math
 import os
 import re
 import resource
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ BATCHES = (1, 4, 8, 16)
 PERCENTILES = (50, 95, 99)
 WARM_UP = 3  # calls that are not counted
 LEAST, MOST = 20, 100  # images of which each latency is taken: what a 95th and a 99th percentile need
+ROUNDS = 4  # in each of which every runtime draws a part of its images
 LATENCY_SECONDS = 4.0  # after which no more than LEAST are drawn
 THROUGHPUT_SECONDS = 0.6  # the same for each larger batch, of which at least two are drawn
 MEGABYTE = 2**20
-SPREAD, BUSY = 1.5, 0.5  # p75 over p25 of the latency, and cores of other programs, above which a row is measured once more
+SPREAD, BUSY = 1.5, 0.5  # p75 over p25 of the latency, and cores of other programs, above which all is measured once more
 CHILD = "from tinycats_core.release import inference; inference.answer()"
 
 
@@ -86,7 +88,7 @@ def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, dev
         for runtime, path in files.items()
         if runtime == "pytorch" or where in onnx_file.onnx_devices()
     ]
-    rows = [_settled(place | shared) for place in places]
+    rows = _measure_in_turns([place | shared for place in places])
     return {
         "machine": {**machine(), **versions("torch", "onnx", "onnxruntime", "onnxruntime-gpu"), "tinycats": __version__},
         "sample": config.model_dump(mode="json", exclude={"batch_size"}),
@@ -116,83 +118,142 @@ def repeat(call: Callable[[], object], warm_up: int, least: int, most: int, budg
 
 
 def answer() -> None:
-    """Be the fresh process: read a request from stdin, measure, and print the row as one JSON object, or the error."""
-    request = json.load(sys.stdin)
-    try:
-        result = _measure_here(**request)
-    except TinycatsError as error:
-        result = {"error": str(error)}
-    print(json.dumps(result, allow_nan=False), flush=True)
+    """Be the fresh process: answer each line of stdin, a JSON request, with a line of JSON, its result or an error."""
+    here = _Here()
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        try:
+            result = getattr(here, method)(*arguments)
+        except TinycatsError as error:
+            result = {"error": str(error)}
+        print(json.dumps(result, allow_nan=False), flush=True)
 
 
-def _settled(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of one runtime; if it is unsteady, the better of two measurements."""
-    row = _ask(request)
-    if not _unsteady(row):
-        return row
-    again = _ask(request)
-    return min(row, again, key=lambda found: (_unsteady(found), found["latency_ms"]["p50"]))
+class _Here:
+    """A runtime in this process: it is loaded, draws in rounds, and says at its end how much memory it took."""
+
+    def ready(self) -> bool:
+        """Import the libraries before any clock starts."""
+        onnx_file.onnx_devices()
+        return True
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        torch.set_num_threads(request["threads"])
+        self.request, self.config = request, SampleConfig.model_validate(request["settings"])
+        runtime, device, path = request["runtime"], request["device"], Path(request["path"])
+        place = torch.device(device)
+        self.drawn_on = torch.device(device if runtime == "pytorch" else "cpu")
+        torch.zeros(1, device=place)  # so that the GPU is there, too
+        what, self.memory = _memory(runtime, place)
+        started = time.perf_counter()
+        self.velocity = load_generator(path, place)[0] if runtime == "pytorch" else onnx_file.onnx_velocity(path, device)
+        synchronize(place)
+        return {"runtime": runtime, "device": device, "load_ms": 1000 * (time.perf_counter() - started), "memory": what}
+
+    def round(self, number: int) -> dict[str, Any]:
+        """Return the seconds of each draw by batch size, and the cores that other programs took."""
+        part, seconds = 1 / ROUNDS, {}
+        before = threads_.reading()
+        with fast_arithmetic(self.drawn_on):
+            for batch in BATCHES:
+                least, budget = (LEAST, LATENCY_SECONDS) if batch == 1 else (2, THROUGHPUT_SECONDS)
+                warm_up = (WARM_UP if batch == 1 else 1) if number == 0 else 0
+                counts = (math.ceil(least * part), math.ceil(MOST * part))
+                seconds[str(batch)] = repeat(lambda count=batch: self._draw(count), warm_up, *counts, budget * part)
+        return {"seconds": seconds, "load": threads_.between(before, threads_.reading())}
+
+    def end(self) -> int:
+        return self.memory()
+
+    def _draw(self, count: int) -> None:
+        labels = torch.arange(count) % self.request["num_classes"]
+        config = self.config.model_copy(update={"batch_size": count})
+        sample(self.velocity, labels, self.request["image_size"], self.request["num_classes"], config, self.drawn_on)
+
+
+class _Process:
+    """A fresh process that measures one runtime. It ends with the block."""
+
+    def __init__(self, request: dict[str, Any]):
+        self.request = request
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", CHILD]
+        pipe = subprocess.PIPE
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    def __enter__(self) -> "_Process":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.child.kill()
+        self.child.communicate()
+
+    def tell(self, *request: Any) -> None:
+        with suppress(BrokenPipeError):  # `hear` says why
+            print(json.dumps(request), file=self.child.stdin, flush=True)
+
+    def hear(self) -> Any:
+        """Return the answer to what was told. Raises ExportError if there is none, or if it is an error."""
+        assert self.child.stdout is not None
+        line = self.child.stdout.readline()
+        if not line:
+            said = self.child.communicate()[1].splitlines()
+            raise ExportError(
+                f"{self.request['runtime']} could not be measured on {self.request['device']}: its process ended with "
+                f"{self.child.returncode} ({said[-1] if said else 'and said nothing'}). Free memory, or set compute.device to "
+                "another, and try again."
+            )
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise ExportError(answer["error"])
+        return answer
+
+    def ask(self, *request: Any) -> Any:
+        self.tell(*request)
+        return self.hear()
+
+
+def _measure_in_turns(requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each runtime; if one is unsteady, for each the steadier of two measurements."""
+    with ExitStack() as stack:
+        runtimes = [stack.enter_context(_Process(request)) for request in requests]
+        for runtime in runtimes:
+            runtime.tell("ready")  # they import the libraries at the same time
+        for runtime in runtimes:
+            runtime.hear()
+        loaded = [runtime.ask("load", request) for runtime, request in zip(runtimes, requests, strict=True)]
+
+        def rounds(first: int) -> list[dict[str, Any]]:
+            by_round = [[runtime.ask("round", first + number) for runtime in runtimes] for number in range(ROUNDS)]
+            return [_figures(of_one) for of_one in zip(*by_round, strict=True)]
+
+        figures = rounds(0)
+        if any(map(_unsteady, figures)):
+            figures = [_steadier(*pair) for pair in zip(figures, rounds(ROUNDS), strict=True)]
+        peaks = [{"peak_memory_mb": runtime.ask("end") / MEGABYTE} for runtime in runtimes]
+    return [{**start, **found, **peak} for start, found, peak in zip(loaded, figures, peaks, strict=True)]
+
+
+def _figures(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures of a runtime from all its rounds."""
+    seconds = {str(batch): [second for part in rounds for second in part["seconds"][str(batch)]] for batch in BATCHES}
+    loads = [part["load"] for part in rounds if part["load"] is not None]
+    latency = seconds["1"]
+    return {
+        "latency_ms": percentiles(latency),
+        "repeats": len(latency),
+        "spread": float(np.percentile(latency, 75) / np.percentile(latency, 25)),
+        "load": round(sum(loads) / len(loads), 2) if loads else None,
+        "images_per_s": {batch: int(batch) * len(taken) / sum(taken) for batch, taken in seconds.items()},
+    }
+
+
+def _steadier(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    return min(first, second, key=lambda found: (_unsteady(found), found["latency_ms"]["p50"]))
 
 
 def _unsteady(row: Mapping[str, Any]) -> bool:
     return row["spread"] > SPREAD or (row["load"] or 0.0) > BUSY
-
-
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of one runtime, measured in a fresh process."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", CHILD]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment, check=False)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).splitlines()
-    if done.returncode or not lines:
-        raise ExportError(
-            f"{request['runtime']} could not be measured on {request['device']}: its process ended with {done.returncode} "
-            f"({lines[-1] if lines else 'and said nothing'}). Free memory, or set compute.device to another, and try again."
-        )
-    row = json.loads(lines[-1])
-    if "error" in row:
-        raise ExportError(row["error"])
-    return row
-
-
-def _measure_here(
-    runtime: str, device: str, path: str, settings: dict[str, Any], image_size: int, num_classes: int, threads: int
-) -> dict[str, Any]:
-    torch.set_num_threads(threads)
-    config = SampleConfig.model_validate(settings)
-    place, drawn_on = torch.device(device), torch.device(device if runtime == "pytorch" else "cpu")
-    onnx_file.onnx_devices()  # the library is there before the clock starts
-    torch.zeros(1, device=place)  # and so is the GPU
-    what, memory = _memory(runtime, place)
-    started = time.perf_counter()
-    velocity = load_generator(Path(path), place)[0] if runtime == "pytorch" else onnx_file.onnx_velocity(Path(path), device)
-    synchronize(place)
-    load_seconds = time.perf_counter() - started
-
-    def draw(count: int) -> None:
-        labels = torch.arange(count) % num_classes
-        sample(velocity, labels, image_size, num_classes, config.model_copy(update={"batch_size": count}), drawn_on)
-
-    before = threads_.reading()
-    with fast_arithmetic(drawn_on):
-        latency = repeat(lambda: draw(1), WARM_UP, LEAST, MOST, LATENCY_SECONDS)
-        per_s = {"1": len(latency) / sum(latency)}
-        for batch in BATCHES[1:]:
-            seconds = repeat(lambda count=batch: draw(count), 1, 2, MOST, THROUGHPUT_SECONDS)
-            per_s[str(batch)] = batch * len(seconds) / sum(seconds)
-        peak = memory()
-    return {
-        "runtime": runtime,
-        "device": device,
-        "load_ms": 1000 * load_seconds,
-        "latency_ms": percentiles(latency),
-        "repeats": len(latency),
-        "spread": float(np.percentile(latency, 75) / np.percentile(latency, 25)),
-        "load": threads_.between(before, threads_.reading()),
-        "images_per_s": per_s,
-        "peak_memory_mb": peak / MEGABYTE,
-        "memory": what,
-    }
 
 
 def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int]]:

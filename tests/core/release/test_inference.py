@@ -46,6 +46,16 @@ def test_calls_are_repeated_until_the_time_is_up_but_often_enough_and_not_too_of
     assert inference.repeat(call, warm_up=0, least=1, most=50, budget=1.1) == [0.25] * 5
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few repeats as are allowed, once, however busy the machine is."""
+    few = "inference.MOST, inference.THROUGHPUT_SECONDS = inference.LEAST, 0.0; "
+    monkeypatch.setattr(inference, "CHILD", inference.CHILD.replace("inference.answer()", f"{few}inference.answer()"))
+    monkeypatch.setattr(inference, "SPREAD", math.inf)
+    monkeypatch.setattr(inference, "BUSY", math.inf)
+
+
+@pytest.mark.usefixtures("quick")
 def test_every_runtime_of_a_release_is_measured(built: Release, parts: dict[str, Any]):
     found = inference.measure_release(built.folder, "cpu")
     rows = {row["runtime"]: row for row in found["rows"]}
@@ -71,6 +81,7 @@ def test_every_runtime_of_a_release_is_measured(built: Release, parts: dict[str,
     assert found["machine"].keys() >= {"cpu", "cores", "torch_threads", "gpu", "python", "torch", "onnxruntime", "tinycats"}
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_figures_are_kept_as_they_were_measured(checkpoint: Weights, parts: dict[str, Any], tmp_path: Path):
     report = inference.benchmark(checkpoint, [], parts["choice"].sample, tmp_path, "cpu").verify()
     assert read_json(report.path) == report.facts
@@ -96,26 +107,61 @@ def test_what_cannot_be_measured_is_named(
         inference.measure(checkpoint.path, {}, sample, "cpu")
 
 
+def figures(seconds: list[float], load: float | None) -> dict[str, Any]:
+    rounds = [{"seconds": {str(batch): seconds for batch in inference.BATCHES}, "load": load}]
+    return inference._figures(rounds * inference.ROUNDS)
+
+
+CALM, BURST = [0.04] * 5, [0.04, 0.04, 6.17, 6.17, 6.17]
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "asked", "kept"),
+    ("first", "second", "kept", "noted"),
     [
-        ((1.1, 0.0, 40.0), (1.0, 0.0, 30.0), 1, 40.0),
-        ((9.0, 0.0, 6170.0), (1.1, 0.1, 40.0), 2, 40.0),
-        ((1.1, 1.9, 80.0), (3.0, 1.0, 90.0), 2, 80.0),
-        ((1.1, None, 40.0), (1.0, None, 30.0), 1, 40.0),
+        ((BURST, 0.0), (CALM, 0.1), 40.0, False),
+        ((CALM, 1.9), ([0.09] * 5, 1.0), 40.0, True),
+        ((BURST, 0.0), (BURST, 0.0), 6170.0, True),
+        (([0.05] * 5, 0.0), (CALM, None), 40.0, False),
     ],
-    ids=["calm", "a burst", "busy twice", "no load known"],
+    ids=["a burst", "busy twice", "a burst twice", "calm"],
 )
-def test_an_unsteady_measurement_is_repeated_once(
-    first: tuple[Any, ...], second: tuple[Any, ...], asked: int, kept: float, monkeypatch: pytest.MonkeyPatch
+def test_of_two_measurements_the_steadier_one_is_kept(
+    first: tuple[list[float], float | None], second: tuple[list[float], float | None], kept: float, noted: bool
 ):
-    rows = [
-        {"runtime": "pytorch", "device": "cpu", "spread": spread, "load": load, "latency_ms": {"p50": p50}}
-        for spread, load, p50 in (first, second)
+    found = inference._steadier(figures(*first), figures(*second))
+    assert found["latency_ms"]["p50"] == pytest.approx(kept)
+    notes = [
+        note for note in inference._notes([found | {"runtime": "pytorch", "device": "cpu"}]) if "beside other programs" in note
     ]
-    left = iter(rows)
-    monkeypatch.setattr(inference, "_ask", lambda request: next(left))
-    row = inference._settled({})
-    assert row["latency_ms"]["p50"] == kept
-    assert len(list(left)) == 2 - asked
-    assert len(inference._notes([row])) == (kept == 80.0)
+    assert bool(notes) == noted
+
+
+def test_runtimes_draw_in_turns_and_again_if_one_is_unsteady(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, Any]] = []
+
+    class Process:
+        def __init__(self, request: dict[str, Any]):
+            self.name = request["runtime"]
+
+        def __enter__(self) -> "Process":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def tell(self, *request: Any) -> None: ...
+
+        def hear(self) -> bool:
+            return True
+
+        def ask(self, method: str, argument: Any = None) -> Any:
+            if method == "round":
+                asked.append((self.name, argument))
+                burst = self.name == "onnx-fp32" and argument < inference.ROUNDS
+                return {"seconds": {str(batch): BURST if burst else CALM for batch in inference.BATCHES}, "load": 0.0}
+            return {"runtime": self.name, "load_ms": 1.0} if method == "load" else 2**20
+
+    monkeypatch.setattr(inference, "_Process", Process)
+    rows = inference._measure_in_turns([{"runtime": "pytorch"}, {"runtime": "onnx-fp32"}])
+    assert asked == [(name, number) for number in range(2 * inference.ROUNDS) for name in ("pytorch", "onnx-fp32")]
+    assert [row["latency_ms"]["p50"] for row in rows] == pytest.approx([40, 40])
+    assert [row["peak_memory_mb"] for row in rows] == [1, 1]
