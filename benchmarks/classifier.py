@@ -93,7 +93,7 @@ def measure(preset: str, data: dict[str, Any], classifier: dict[str, Any], scrat
 
 
 def cats_from_others(confusion: list[list[int]], classes: tuple[str, ...], train_labels: list[int]) -> dict[str, Any] | None:
-    """Return how often a cat of any breed is told from what is no cat, None where there is no class `other`."""
+    """Return how often a cat of any breed is told from what is no cat; None if there is no class `other`."""
     if "other" not in classes:
         return None
     other = classes.index("other")

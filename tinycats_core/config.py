@@ -110,7 +110,7 @@ class TrainConfig(Part):
     max_skipped_steps: Annotated[int, Field(ge=0)] = (
         0  # steps whose loss or gradient is not finite are left out; more than this stop
     )
-    resume_from: FullPath | None = None  # a training's folder or checkpoint to go on from, as with more steps
+    resume_from: FullPath | None = None  # a training's folder or checkpoint to continue from, as with more steps
     checkpoint_every: Positive = 5_000
     sample_every: Positive = 10_000
     log_every: Positive = 100
@@ -198,7 +198,7 @@ class SampleOptions(SamplerPart):
         return tuple(self.at(*pair) for pair in pairs if pair[0] != 1 or pair[1] == self.guidance_interval[0])
 
     def single(self) -> SampleConfig:
-        """Return the only candidate. Raises ConfigError where there are several."""
+        """Return the only candidate. Raises ConfigError if there are several."""
         first, *others = self.candidates()
         if others:
             values = self.model_dump(mode="json")
@@ -210,7 +210,7 @@ class SampleOptions(SamplerPart):
 
 
 class EvaluateConfig(Part):
-    """What is measured, with which eyes, and the bars of the gate."""
+    """What is measured, with which feature extractor, and the bars of the gate."""
 
     extractor: Literal["inception", "breed"] = "inception"
     samples: Annotated[int, Field(ge=16)] = 5_000
@@ -266,12 +266,12 @@ class ComputeConfig(Part):
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0  # of one attempt on Modal; a call makes retries + 1 at most
     retries: Annotated[int, Field(ge=0, le=10)] = 10
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
-    patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call goes on
+    patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call continues
     max_cost_usd: Annotated[float, Field(gt=0)] | None = None  # of one training on Modal, all its calls together; None: no limit
     cpu: Annotated[float, Field(ge=0.125)] = 2.0  # physical cores on Modal for each GPU, reserved and no more than that
     memory_gb: Annotated[float, Field(ge=1)] = 16.0  # GiB on Modal for each GPU, likewise
-    region: str | None = None  # of Modal's; None: wherever there is a GPU
-    secrets: tuple[str, ...] = ()  # of Modal's, by name: environment variables where it trains
+    region: str | None = None  # of Modal; None: any region with a free GPU
+    secrets: tuple[str, ...] = ()  # Modal Secrets by name: environment variables of the training
 
     @property
     def device_on_modal(self) -> str:

@@ -26,7 +26,7 @@ EXACT = 1e-6  # relative error below which a product of single-precision matrice
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of `auto`, `cpu` or `cuda`; auto takes a GPU where there is one.
+    """Return the device of `auto`, `cpu` or `cuda`; auto takes a GPU if there is one.
 
     Raises:
         ComputeError: a GPU was asked for and there is none.
@@ -41,7 +41,7 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the autocast type, None for full precision. `auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU.
 
     Raises:
-        ComputeError: the precision is not to be had on this device.
+        ComputeError: the precision is not available on this device.
     """
     if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
         return None

@@ -22,7 +22,7 @@ class CheckpointError(TinycatsError):
 
 
 class TrainingError(TinycatsError):
-    """Training cannot go on: the loss is not finite, the device is out of memory, the disk is full."""
+    """Training cannot continue: the loss is not finite, the device is out of memory, the disk is full."""
 
 
 class EvaluationError(TinycatsError):
@@ -42,7 +42,7 @@ class ComputeError(TinycatsError):
 
 
 class ModalUnreachable(ComputeError):
-    """Modal does not answer, or not now. What was started there goes on; asking again may help."""
+    """Modal does not answer, or not now. What was started there continues; asking again may help."""
 
 
 class ReleaseRejected(TinycatsError):

@@ -264,7 +264,7 @@ class ReleaseParts(Part):
     baseline: FidelityReport | None
     onnx_reports: tuple[FidelityReport, ...]  # of what the ONNX files draw; `conditions["runtime"]` says which file
     inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
-    ema_and_raw: Picture | None  # None where the training has left no raw weights
+    ema_and_raw: Picture | None  # None: the training left no raw weights
     code: dict[str, StageCode] = Field(default_factory=dict)  # by stage
 
 

@@ -1,4 +1,4 @@
-"""Stopping work in order: a request, made by a signal or by whoever holds the `Stop`, and heeded between two steps."""
+"""Stopping work in order: a request, made by a signal or by whoever holds the `Stop`, and checked between two steps."""
 
 import signal
 import threading

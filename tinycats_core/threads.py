@@ -49,9 +49,9 @@ def bound_spin() -> None:
 def facts() -> dict[str, Any]:
     """Return how PyTorch's threads work here and now. Takes a tenth of a second.
 
-    `threads` is their number; `spin` the setting in force by which they wait, None where that is PyTorch's default;
+    `threads` is their number; `spin` the setting in force by which they wait, None if that is PyTorch's default;
     `spin_set_by` is `tinycats`, `environment` or `PyTorch default`; `load` the cores that other programs take of those that
-    this process may use, and `busy` whether these are missing to the threads; both are None where the system does not say.
+    this process may use, and `busy` whether these are missing to the threads; both are None if the system does not say.
     `spin_adapts` tells whether `sharing` has an effect.
     """
     import torch  # here: the package is imported before PyTorch, for `bound_spin` to have an effect
@@ -69,7 +69,7 @@ def facts() -> dict[str, Any]:
 
 
 def warning(facts: dict[str, Any]) -> str | None:
-    """Return what a busy machine means for a training on its CPU, in a sentence; None where it is not busy."""
+    """Return what a busy machine means for a training on its CPU, in a sentence; None if it is not busy."""
     if not facts["busy"]:
         return None
     return (
@@ -134,7 +134,7 @@ def _keep_sleepers(openmp: ctypes.CDLL, release: threading.Event) -> None:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """Return the GNU OpenMP that PyTorch uses; None where it is another, or where a person has set how threads wait."""
+    """Return the GNU OpenMP that PyTorch uses; None if it is another, or if a person has set how threads wait."""
     if _setting()[1] == "environment":
         return None
     try:
@@ -148,7 +148,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 def others(seconds: float = WINDOW) -> float | None:
-    """Return how many of this process's cores other programs take, measured for this long; None where the system does not say."""
+    """Return how many of this process's cores other programs take, measured for this long; None if the system does not say."""
     before = reading()
     time.sleep(seconds)
     return between(before, reading())
@@ -173,7 +173,7 @@ def _lack_cores(threads: int, load: float) -> bool:
 
 
 def used() -> float | None:
-    """Return the seconds that all programs have used of this process's cores so far, None where the system does not say."""
+    """Return the seconds that all programs have used of this process's cores so far, None if the system does not say."""
     try:
         rows = [line.split() for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines()]
         ticks = {row[0]: list(map(int, row[1:9])) for row in rows if row[0].startswith("cpu")}

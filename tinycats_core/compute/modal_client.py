@@ -1,4 +1,4 @@
-"""Every request that the project makes to Modal, and the meaning of Modal's errors."""
+"""Every request that the project makes to Modal, and the meaning of its errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +159,7 @@ def meaning_of(error: Exception) -> Literal["running", "forgotten", "too long", 
 
 @contextmanager
 def explained(runs_code: bool = False) -> Iterator[None]:
-    """Turn errors of Modal's library into one line. `runs_code`: the app's code runs meanwhile, so an error may be its own."""
+    """Turn errors of the Modal library into one line. `runs_code`: the app's code runs meanwhile, so an error may be its own."""
     from modal import exception as modal_errors
 
     try:

@@ -100,7 +100,7 @@ def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, dev
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return p50, p95 and p99 in milliseconds; None where not one of so few times lies beyond it."""
+    """Return p50, p95 and p99 in milliseconds; None if there are too few times to have one beyond it."""
     enough = {q: len(seconds) >= _needed(q) for q in PERCENTILES}
     return {f"p{q}": 1000 * float(np.percentile(seconds, q)) if enough[q] else None for q in PERCENTILES}
 

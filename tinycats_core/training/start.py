@@ -60,7 +60,7 @@ def train(
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
         processes: how many devices of this machine share the batch (`start`).
-        stop: heeded after the step in hand, with a checkpoint and a TrainingError.
+        stop: a requested stop ends the training after the current step, with a checkpoint and a TrainingError.
         code: the digest of the code to which the weights belong; None: of the present code (`training_code`).
 
     Raises:
@@ -265,7 +265,7 @@ def _pass_on(run: RunFolder, seen: int, on_log: OnLog | None) -> int:
 
 
 def _follow_parent() -> None:
-    """Send this process a SIGTERM when its parent is gone: signals are all that torch's agent heeds."""
+    """Send this process a SIGTERM when its parent is gone: torch's agent reacts to signals alone."""
     parent = os.getppid()
 
     def watch() -> None:
