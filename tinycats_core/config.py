@@ -266,7 +266,7 @@ class ComputeConfig(Part):
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0  # of one attempt on Modal; a call makes retries + 1 at most
     retries: Annotated[int, Field(ge=0, le=10)] = 10
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
-    patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer of Modal's, before a run gives up; the call continues
+    patience_minutes: Annotated[float, Field(ge=0)] = 60.0  # without an answer, before a run gives up; the call on Modal continues
     max_cost_usd: Annotated[float, Field(gt=0)] | None = None  # of one training on Modal, all its calls together; None: no limit
     cpu: Annotated[float, Field(ge=0.125)] = 2.0  # physical cores on Modal for each GPU, reserved and no more than that
     memory_gb: Annotated[float, Field(ge=1)] = 16.0  # GiB on Modal for each GPU, likewise
