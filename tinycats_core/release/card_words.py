@@ -3,7 +3,7 @@
 METRICS = {
     "fid": "Fréchet Inception distance, lower is better",
     "fd": "Fréchet distance of the breed classifier's features, lower is better",
-    "kid": "Kernel distance of the same features, lower is better",
+    "kid": "Kernel distance of the feature extractor's features, lower is better",
     "is": "Inception Score (of the extractor's classes), higher is better",
     "precision": "share of generated images that lie among real ones, higher is better",
     "recall": "share of real images that lie among generated ones, higher is better",
