@@ -48,7 +48,9 @@ class DataConfig(Part):
     """Where the images come from and how they are decoded."""
 
     source: str = "oxford_pets"  # a name in data.sources, which checks it
-    folder: FullPath | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
+    folder: FullPath | None = None  # for source=folder: the folder that holds the photos
+    # What the folders in it are; auto: told from how they lie. docs/photos.md explains the others.
+    layout: Literal["auto", "single", "classes", "breeds", "splits", "subfolders"] = "auto"
     image_size: Annotated[int, Field(ge=8, le=1024)] = 128
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it

@@ -21,6 +21,7 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 
 from tinycats_core.config import BREEDS, CLASSES, DataConfig
+from tinycats_core.data import decode
 from tinycats_core.data.decode import Decoded, Photo, Progress
 from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, split_as_given
 from tinycats_core.data.splits import Split
@@ -67,7 +68,7 @@ class OxfordPets(Source):
     )
 
     def fingerprint(self, config: DataConfig) -> dict[str, Any]:
-        return {"archives": ARCHIVES, "val_fraction": config.val_fraction}
+        return {"decoding": decode.VERSION, "archives": ARCHIVES, "val_fraction": config.val_fraction}
 
     def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
         def split(images: Sequence[Decoded]) -> Splits:
