@@ -21,7 +21,6 @@ from tinycats_core.data import formats, pixels
 from tinycats_core.data.splits import Split
 from tinycats_core.errors import NAMED, DataError, shortened
 
-VERSION = 1  # part of the fingerprint of sources that decode photos: raise it when the same file gives other pixels
 Progress = Callable[[float, str], None]  # fraction of the whole, current step
 Finding = dict[str, str]  # kind, file, class (empty: in none), detail
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core.config import DataConfig
-from tinycats_core.data import decode
-from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, make_finding
+from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, make_finding, readable_formats
 from tinycats_core.data.formats import NO_PHOTO
 from tinycats_core.data.layout import ListedFile, Listing, is_photo, list_folder
 from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, in_order
@@ -36,7 +35,7 @@ class Folder(Source):
         listing = list_folder(config)
         files = {file.name: [file.label, file.split, *_state(file.path)] for file in listing.files}
         fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
-        return {"decoding": decode.VERSION, "classes": listing.classes, "files": files, "hidden": listing.hidden, **fractions}
+        return {"formats": readable_formats(), "classes": listing.classes, "files": files, "hidden": listing.hidden, **fractions}
 
     def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
         listing = list_folder(config)

@@ -3,7 +3,7 @@
 import csv
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tinycats_core.records import Dataset
 from tinycats_core.source_code import code_of
 
 FORMAT = 2  # of manifest.json
-IMAGES, FINDINGS = "images.safetensors", "findings.csv"
+IMAGES, FINDINGS, MANIFEST = "images.safetensors", "findings.csv", "manifest.json"
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -73,7 +73,7 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
     found = source.collect(config, target.parent, report)
     report(1.0, f"{sum(map(len, found.splits.values()))} images decoded, {len(found.findings)} findings")
     tensors = _tensors(found, config.image_size)
-    manifest = _manifest(found, source, config.image_size, digest)
+    manifest = _manifest(found, source, config, digest)
     try:
         with atomic_path(target) as temporary:
             temporary.mkdir()
@@ -81,7 +81,7 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
             manifest["sha256"] = sha256_of(temporary / IMAGES)
             if manifest["findings"]:
                 _write_findings(temporary / FINDINGS, manifest["findings"])
-            write_json(temporary / "manifest.json", manifest)
+            write_json(temporary / MANIFEST, manifest)
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise DataError(
@@ -102,12 +102,13 @@ def _tensors(found: Collected, size: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _manifest(found: Collected, source: Source, size: int, digest: str) -> dict[str, Any]:
+def _manifest(found: Collected, source: Source, config: DataConfig, digest: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "fingerprint": digest,
         "source": source.name,
-        "image_size": size,
+        "folder": config.folder and str(config.folder),
+        "image_size": config.image_size,
         "split": found.split_rule or source.split_rule,
         "classes": list(found.classes),
         **{f"{split}_count": len(members) for split, members in found.splits.items()},
@@ -144,13 +145,23 @@ def _record(target: Path, manifest: dict[str, Any]) -> Dataset:
 def _reuse(target: Path, digest: str) -> Dataset | None:
     """Return the data set in `target` if it is complete and unchanged."""
     try:
-        manifest = read_json(target / "manifest.json")
+        manifest = read_json(target / MANIFEST)
         if manifest["fingerprint"] != digest:
             return None
         dataset = _record(target, manifest)
     except (TinycatsError, OSError, KeyError, TypeError, ValueError):
         return None  # missing or damaged: prepare it again
     return dataset if dataset.is_intact() else None
+
+
+def find_folder(sha256: str, folder: Path) -> Path | None:
+    """Return the data.folder from which a data set below `folder` was prepared, by the data set's sha256; None: not known."""
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        with suppress(TinycatsError, OSError, AttributeError):
+            manifest = read_json(path)
+            if manifest.get("sha256") == sha256 and (found := manifest.get("folder")) and Path(found).is_dir():
+                return Path(found)
+    return None
 
 
 @contextmanager

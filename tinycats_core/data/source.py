@@ -54,7 +54,6 @@ class Source(ABC):
     name: str  # the value of data.source
     settings: tuple[str, ...]  # the fields of DataConfig that it reads, besides source and image_size
     split_rule: str  # in words, for the manifest
-    classes: Sequence[str] | None = None  # None: known once the images are listed
     fixed = False  # nobody can repair its files: small images and contradictory labels are left out with a warning
     known_odd: frozenset[str] = frozenset()  # names without suffix of files that may be undecodable, with a warning
     private = False  # its images are shown in no release
