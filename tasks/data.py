@@ -36,6 +36,8 @@ def validate_data(dataset: Dataset, config: DataConfig) -> ValidationReport:
     log().info("%s:\n%s\n%s", dataset.source, frame.to_string(index=False), counted)
     for warning in report.warnings:
         log().warning(warning)
+    if report.findings:
+        log().info("all findings: %s", report.findings)
     if report.warnings:
         show.markdown("data-warnings", "\n".join(f"- {warning}" for warning in report.warnings), "Warnings of the data check")
     return report

@@ -108,7 +108,6 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"train": {"resume_from": "~nobody.here"}}, ["train.resume_from is '~nobody.here': ~nobody.here is"]),
         ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),
         ("smoke", {"publish": {"name": "../up"}}, ["publish.name is '../up'"]),
-        ("smoke", {"evaluate": {"samples": 20}}, ["evaluate.samples is 20", "26"]),
         ("smoke", {"compute": {"timeout_hours": 30}}, ["compute.timeout_hours is 30", "24"]),
         ("smoke", {"train": 3}, ["train is 3"]),
         ("smoke", [1], ["overrides is [1]"]),

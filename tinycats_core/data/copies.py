@@ -35,7 +35,7 @@ def _same(images: Iterable[Decoded]) -> list[list[Decoded]]:
     """Group images that are the same picture, however they are encoded: equal in their sides and in their pixels."""
     groups: dict[Hashable, list[Decoded]] = {}
     for image in images:
-        picture = min(image.width, image.height), max(image.width, image.height), hashlib.sha256(image.pixels).digest()
+        picture = min(image.width, image.height), max(image.width, image.height), hashlib.sha256(image.pixels.tobytes()).digest()
         groups.setdefault(picture, []).append(image)
     return list(groups.values())
 

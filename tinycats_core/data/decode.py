@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import logging
 import os
 import threading
 import warnings
@@ -36,7 +37,7 @@ class Photo(NamedTuple):
     name: str
     label: str
     split: Split | None  # the source's own; None if it has none
-    open: Callable[[], BinaryIO]
+    open: Callable[[], io.BufferedReader | io.BytesIO]
 
 
 class Decoded(NamedTuple):
@@ -118,17 +119,18 @@ def _pillow_settings() -> Iterator[None]:
         (Image, "MAX_IMAGE_PIXELS", None),
         (PngImagePlugin, "MAX_TEXT_CHUNK", METADATA_BYTES),
         (PngImagePlugin, "MAX_TEXT_MEMORY", METADATA_BYTES),
+        (logging.getLogger("PIL.TiffImagePlugin"), "disabled", True),  # it says on stderr what becomes a finding
     )
-    before = [(module, name, getattr(module, name)) for module, name, _ in settings]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for module, name, value in settings:
-                setattr(module, name, value)
+            for owner, name, value in settings:
+                setattr(owner, name, value)
             yield
         finally:
-            for module, name, value in before:
-                setattr(module, name, value)
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 @cache

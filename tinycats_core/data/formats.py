@@ -3,10 +3,14 @@
 from pathlib import PurePath
 
 # Suffixes of files that claim to be images which are read: the suffix is no more than a claim.
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .pfm .avif .heic .heif .hif".split()
-)
-RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .srw".split())
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".heic", ".heif", ".hif",
+}  # fmt: skip
+RAW_SUFFIXES = {
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".raw", ".rw2", ".rwl", ".srw",
+}  # fmt: skip
 
 RAW, HEIC, VIDEO, PLACEHOLDER = "raw photo", "HEIC photo", "video", "iCloud placeholder"
 NO_PHOTO = "not a photo"  # by its content and its name
@@ -34,7 +38,17 @@ _MAGIC = (
     (b"%PDF", "PDF"),
     (b"PK\x03\x04", "ZIP archive"),
 )
-_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", *(b"P%d" % kind for kind in range(1, 7)), b"Pf", b"PF")
+_IMAGE_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    *(b"P%d" % kind for kind in range(1, 7)),
+    b"Pf",
+    b"PF",
+)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"mif1", b"mif2", b"msf1"}
 HEAD = 64  # bytes of a file that tell its format
 

@@ -1,6 +1,7 @@
 """Which folders are the classes, and which are splits: told from how the folders lie, or by data.layout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,26 +50,27 @@ def list_folder(config: DataConfig) -> Listing:
     """List the visible files of data.folder with class and split. Raises DataError."""
     root = config.folder
     assert root is not None  # `Source.check`
+    shown = printable(str(root))
     try:
         if not root.exists():
-            raise DataError(f"data.folder {root} does not exist. Give the folder that holds the photos.")
+            raise DataError(f"data.folder {shown} does not exist. Give the folder that holds the photos.")
         if not root.is_dir():
-            raise DataError(f"data.folder {root} is a file. Give the folder that holds the photos.")
+            raise DataError(f"data.folder {shown} is a file. Give the folder that holds the photos.")
         tree = read_tree(root)
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename}: {error.strerror}. Make data.folder {root} readable, or give another."
+            f"cannot read {printable(str(error.filename))}: {error.strerror}. Make data.folder {shown} readable, or give another."
         ) from None
     if not any(folder.files or folder.folders for folder in tree.walk()):
-        raise DataError(f"data.folder {root} is empty; expected {EXPECTED}.")
+        raise DataError(f"data.folder {shown} is empty; expected {EXPECTED}.")
     if not tree.all_files():
-        names = shortened([*tree.folders], NAMED)
-        raise DataError(f"the class folders of data.folder {root} ({names}) are empty. Add photos.")
+        names = _some(tree.folders)
+        raise DataError(f"the class folders of data.folder {shown} ({names}) are empty. Add photos.")
     layout = told_layout(tree) if config.layout == "auto" else config.layout
     inner = _layout_of_training(tree) if layout == "splits" else layout
     places = list(_split_places(tree, inner) if layout == "splits" else _places(tree, inner))
     if not places:
-        raise DataError(f"data.folder {root} has no folders for data.layout '{layout}'; expected {EXPECTED}.")
+        raise DataError(f"data.folder {shown} has no folders for data.layout '{layout}'; expected {EXPECTED}.")
     return Listing(_in_order({place.label for place in places}, inner), _files(tree, places), _hidden(tree))
 
 
@@ -82,20 +84,20 @@ def told_layout(tree: Folder) -> str:
     if _has_split(filled):
         if len(splits) == len(filled):
             return "splits"
-        others = shortened([name for name in filled if name not in splits], NAMED)
+        others = _some([name for name in filled if name not in splits])
         raise _question(tree, f"has {' and '.join(splits)} and also {others}", splits="they are splits", classes="all are classes")
     if own >= inside:
-        holds = f"holds {own} photos and the folders {shortened([*filled], NAMED)} with {inside} files"
+        holds = f"holds {own} photos and the folders {_some(filled)} with {inside} files"
         raise _question(tree, holds, single="all are one class", classes="each folder is a class and the rest is left out")
     if "cat" in filled and (breeds := filled["cat"].filled):
         strangers = sorted(filled.keys() - {"cat", "other"})
         if (of_its_own := _photos_in(filled["cat"])) or strangers:
-            also = f"cat/ with {of_its_own} photos" if of_its_own else f"also {shortened(strangers, NAMED)}"
-            has = f"has cat/<Breed> folders ({shortened([*breeds], NAMED)}) and {also}"
+            also = f"cat/ with {of_its_own} photos" if of_its_own else f"also {_some(strangers)}"
+            has = f"has cat/<Breed> folders ({_some(breeds)}) and {also}"
             raise _question(tree, has, breeds="cat/ holds breeds", classes="cat is a class")
         return "breeds"
     if shared := _shared_names(filled):
-        has = f"has folders with the same sub-folders ({shortened(shared, NAMED)} in {shortened([*filled], NAMED)})"
+        has = f"has folders with the same sub-folders ({_some(shared)} in {_some(filled)})"
         raise _question(tree, has, classes="the outer folders are the classes", subfolders="the sub-folders are")
     return "classes"
 
@@ -108,9 +110,13 @@ def _has_split(filled: dict[str, Folder]) -> bool:
     return len(of) > 1 or (len(filled) == 1 and any(folder.filled for folder in filled.values()))
 
 
+def _some(names: Iterable[str]) -> str:
+    return shortened([printable(name) for name in names], NAMED)
+
+
 def _question(tree: Folder, what: str, **layouts: str) -> DataError:
     answers = " or ".join(f"'{layout}' ({meaning})" for layout, meaning in layouts.items())
-    return DataError(f"data.folder {tree.path} {what}: set data.layout to {answers}.")
+    return DataError(f"data.folder {printable(str(tree.path))} {what}: set data.layout to {answers}.")
 
 
 def _shared_names(filled: dict[str, Folder]) -> list[str]:
@@ -130,7 +136,9 @@ def _places(tree: Folder, layout: str) -> Iterator[Place]:
     elif layout == "breeds":
         for name, folder in tree.folders["cat"].folders.items() if "cat" in tree.folders else ():
             if name == "other" and "other" in tree.folders:
-                raise DataError(f"data.folder {tree.path} has a breed named 'other', which is the class of all else. Rename it.")
+                raise DataError(
+                    f"data.folder {printable(str(tree.path))} has a breed named 'other', which is the class of all else. Rename it."
+                )
             yield Place(printable(name), None, folder)
         if "other" in tree.folders:
             yield Place("other", None, tree.folders["other"])
@@ -143,9 +151,13 @@ def _splits_in(tree: Folder) -> Iterator[tuple[Split, Folder]]:
 
 
 def _layout_of_training(tree: Folder) -> str:
-    """Return the layout of the folder of training images, which is that of all splits."""
-    told = (told_layout(folder) for split, folder in _splits_in(tree) if split == "train")
-    return next((layout for layout in told if layout != "splits"), "classes")
+    """Return the layout of the folder of training images, which is that of all splits: if in doubt, each folder is a class."""
+    for split, folder in _splits_in(tree):
+        if split == "train":
+            with suppress(DataError):
+                layout = told_layout(folder)
+                return "classes" if layout == "splits" else layout
+    return "classes"
 
 
 def _split_places(tree: Folder, layout: str) -> Iterator[Place]:

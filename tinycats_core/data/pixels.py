@@ -28,10 +28,9 @@ def to_square(image: Image.Image, size: int) -> Image.Image:
         image = image.reduce(max(1, min(image.size) // (4 * size)))
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
-    keep = profile is not None and profile.profile.xcolor_space.strip() == "CMYK"
-    flat = image if keep and image.mode == "CMYK" else _flattened(image)
+    flat = image if image.mode == "CMYK" and profile and profile[0] == "CMYK" else _flattened(image)
     square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
-    return square if profile is None else _to_srgb(square, profile)
+    return _to_srgb(square, *profile) if profile else square
 
 
 def _orientation(image: Image.Image) -> int:
@@ -41,22 +40,22 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """Return the image's colour profile; None if it is sRGB, or no profile that can be used."""
+def _profile(image: Image.Image) -> tuple[str, ImageCms.ImageCmsProfile] | None:
+    """Return the image's colour profile, after the mode that it describes; None if it is sRGB, or cannot be used."""
     content = image.info.get("icc_profile")
     if not content:
         return None
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         is_srgb = ImageCms.getProfileDescription(profile).strip().lower().startswith("srgb")
-        return None if is_srgb or profile.profile.xcolor_space.strip() not in PROFILE_MODES else profile
     except (OSError, ImageCms.PyCMSError, TypeError, ValueError):
         return None
+    mode = PROFILE_MODES.get(str(getattr(profile.profile, "xcolor_space", "")).strip())
+    return (mode, profile) if mode and not is_srgb else None
 
 
-def _to_srgb(square: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+def _to_srgb(square: Image.Image, mode: str, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """Convert from a profile to sRGB; a profile that does not go with the pixels is left out of account."""
-    mode = PROFILE_MODES[profile.profile.xcolor_space.strip()]
     if "CMYK" in (mode, square.mode) and mode != square.mode:
         return square.convert("RGB")
     try:

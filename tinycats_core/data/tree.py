@@ -8,9 +8,9 @@ from pathlib import Path
 from tinycats_core.errors import DataError
 
 # What systems and programs leave beside photos: hidden, like every name that begins with a dot.
-SIDE_FOLDERS = frozenset("@eadir $recycle.bin recycler __macosx __pycache__ lost+found #recycle #snapshot @recycle".split())
-SIDE_FOLDERS |= {"system volume information"}
-SIDE_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "zbthumbnail.info"})
+SIDE_FOLDERS = {"@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler"}
+SIDE_FOLDERS |= {"__macosx", "__pycache__", "lost+found", "system volume information"}
+SIDE_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "zbthumbnail.info"}
 MOST_VISITS = 32  # of one folder, through links
 
 
@@ -50,30 +50,26 @@ def read_tree(root: Path) -> Folder:
 
 
 def _read(path: Path, above: tuple[tuple[int, int], ...], visits: dict[tuple[int, int], int]) -> Folder:
-    found, state = Folder(path), path.stat()
-    identity = state.st_dev, state.st_ino
+    found, identity = Folder(path), _identity(path)
     visits[identity] = visits.get(identity, 0) + 1
     if visits[identity] > MOST_VISITS:
         raise DataError(f"links below data.folder lead to {path.resolve()} more than {MOST_VISITS} times. Remove some of them.")
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is(entry, "dir"):
-                if _is_side_folder(entry.name):
-                    found.hidden += _count_files(entry)
-                elif (target := os.stat(entry.path)) and (target.st_dev, target.st_ino) not in (*above, identity):
-                    found.folders[entry.name] = _read(Path(entry.path), (*above, identity), visits)
-            elif _is_side_file(entry.name):
-                found.hidden += 1
-            elif _is(entry, "file") or not os.path.exists(entry.path):  # or a broken link
-                found.files.append(Path(entry.path))
+    for inside in sorted(path.iterdir()):
+        if inside.is_dir():
+            if _is_side_folder(inside.name):
+                found.hidden += _count_files(inside)
+            elif _identity(inside) not in (*above, identity):
+                found.folders[inside.name] = _read(inside, (*above, identity), visits)
+        elif _is_side_file(inside.name):
+            found.hidden += 1
+        elif inside.is_file() or not inside.exists():  # or a broken link
+            found.files.append(inside)
     return found
 
 
-def _is(entry: os.DirEntry[str], kind: str) -> bool:
-    try:
-        return entry.is_dir() if kind == "dir" else entry.is_file()
-    except OSError:  # a link that leads to itself
-        return False
+def _identity(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_dev, state.st_ino
 
 
 def _is_side_folder(name: str) -> bool:
@@ -85,6 +81,6 @@ def _is_side_file(name: str) -> bool:
     return is_hidden or name.lower() in SIDE_FILES
 
 
-def _count_files(entry: os.DirEntry[str]) -> int:
+def _count_files(folder: Path) -> int:
     """Count the files of a hidden folder, so far as it can be read."""
-    return 0 if entry.is_symlink() else sum(len(files) for _, _, files in os.walk(entry.path))
+    return 0 if folder.is_symlink() else sum(len(files) for _, _, files in os.walk(folder))

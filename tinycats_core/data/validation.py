@@ -43,6 +43,7 @@ class ValidationReport(BaseModel):
     outside: int
     hidden: int
     warnings: tuple[str, ...]
+    findings: Path | None  # the table of all findings; None if there are none
 
 
 def validate(dataset: Dataset, data: DataConfig) -> ValidationReport:
@@ -66,15 +67,16 @@ def validate(dataset: Dataset, data: DataConfig) -> ValidationReport:
     rows = _rows(dataset, manifest)
     problems, warnings = _unusable(found, dataset, data.corrupt_files == "skip")
     problems += _thin_classes(rows)
-    listed = [f"All findings: {dataset.path.with_name(FINDINGS)}"] if manifest["findings"] else []
+    listed = dataset.path.with_name(FINDINGS) if manifest["findings"] else None
     if problems:
-        raise DataError(" ".join([*problems, *listed]))
+        raise DataError(" ".join([*problems, f"All findings: {listed}"] if listed else problems))
     warnings += [*_usable_but_odd(found, dataset.image_size), *_imbalance(rows)]
     return ValidationReport(
         rows=rows,
         outside=len(found["outside"]),
         hidden=manifest.get("hidden_files", 0),
-        warnings=(*warnings, *(listed if warnings else [])),
+        warnings=tuple(warnings),
+        findings=listed,
     )
 
 
@@ -154,7 +156,7 @@ def _thin_classes(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _why_thin(row: Mapping[str, Any]) -> str:
     """Say how many images of a class are for training and for the test, and what became of its other files."""
     lost = [f"{row[column]} {column}" for column in COLUMNS if row[column]]
-    of = f" of {row['found']} files: {', '.join(lost)}" if lost else ""
+    of = f" of {row['found']} file{'s' if row['found'] > 1 else ''}: {', '.join(lost)}" if lost else ""
     return f"{row['class']} {row['train']} and {row['test']}{of}"
 
 

@@ -116,8 +116,8 @@ def require_classes(dataset: Dataset) -> None:
     """Raise DataError if a classifier would have nothing to tell apart."""
     if len(dataset.classes) < 2:
         raise DataError(
-            f"the data has one class ({dataset.classes[0]}), and a classifier that has nothing to tell apart learns nothing. Set "
-            "evaluate.extractor to 'inception' and leave evaluate.min_breed_accuracy out, or sort the photos into classes."
+            f"the data has one class ({', '.join(dataset.classes)}), and a classifier with nothing to tell apart learns nothing. "
+            "Set evaluate.extractor to 'inception' and leave evaluate.min_breed_accuracy out, or sort the photos into classes."
         )
 
 
