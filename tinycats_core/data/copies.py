@@ -12,7 +12,7 @@ from tinycats_core.data.decode import Decoded, Finding, make_finding
 
 NEAR_BITS = 8  # of 64 in the difference hash
 NEAR_LEVELS = 8.0  # mean absolute difference of 16x16 thumbnails, of 255
-CANDIDATES = 8  # training images, the nearest by hash, that are compared by their thumbnails before all others are
+CANDIDATES = 8  # training images, the nearest by brightness, whose thumbnails are compared before those of all others
 HELD_OUT_FIRST = {"test": 0, "val": 1, None: 2, "train": 2}
 
 
@@ -61,17 +61,18 @@ def find_near_duplicates(train: Sequence[Decoded], test: Sequence[Decoded]) -> l
 def _nearest(bits: Tensor, thumbs: Tensor, train_thumbs: Tensor) -> dict[int, tuple[float, int]]:
     """Return distance and column of a near copy for each row that has one.
 
-    Frames of a still camera are all near copies of each other: of so many pairs, the few that are nearest by hash suffice.
-    The others of a row are only compared if none of those is a near copy.
+    Frames of a still camera are all near copies of each other: of so many pairs, the few of nearest brightness suffice. The
+    others of a row are only compared if none of those is a near copy.
     """
-    count = min(CANDIDATES, bits.shape[1])
-    few_bits, few = bits.topk(count, dim=1, largest=False)
+    # No two thumbnails differ less than their mean levels do.
+    apart = (thumbs.mean((1, 2, 3))[:, None] - train_thumbs.mean((1, 2, 3))[None]).abs()
+    apart.masked_fill_((bits > NEAR_BITS) | (apart > NEAR_LEVELS), torch.inf)
+    few_levels, few = apart.topk(min(CANDIDATES, bits.shape[1]), dim=1, largest=False)
     found: dict[int, tuple[float, int]] = {}
-    for row in (few_bits[:, 0] <= NEAR_BITS).nonzero().flatten().tolist():
-        columns = few[row][few_bits[row] <= NEAR_BITS]
-        best = _closest(thumbs[row], train_thumbs, columns)
-        if best[0] > NEAR_LEVELS and len(columns) == count < bits.shape[1]:
-            best = _closest(thumbs[row], train_thumbs, (bits[row] <= NEAR_BITS).nonzero().flatten())
+    for row in few_levels[:, 0].isfinite().nonzero().flatten().tolist():
+        best = _closest(thumbs[row], train_thumbs, few[row][few_levels[row].isfinite()])
+        if best[0] > NEAR_LEVELS and few_levels[row, -1].isfinite():
+            best = _closest(thumbs[row], train_thumbs, apart[row].isfinite().nonzero().flatten())
         if best[0] <= NEAR_LEVELS:
             found[row] = best
     return found
