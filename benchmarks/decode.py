@@ -2,8 +2,9 @@
 
     python -m benchmarks.decode [--photos 48]
 
-Both read the same JPEG files of 12 megapixels, and cut and resize them to the central square with the same function of Pillow. tinycats also
-lists, hashes and compares the files and writes the data set. They take turns in the same run; rates are medians of the rounds.
+Both read the same JPEG files of 12 megapixels, and cut and resize them to the central square with the same function of Pillow.
+tinycats also lists, hashes and compares the files and writes the data set. They take turns in the same run; rates are medians
+of the rounds.
 
 `mean_difference` and `max_difference` say how equal the pixels are, in levels of 255: tinycats lets the JPEG decoder scale large
 photos down to no less than four times the size that is wanted, and the peer decodes every pixel.

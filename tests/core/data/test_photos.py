@@ -215,9 +215,9 @@ def display_p3() -> bytes:
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP", "HEIC"])
 def test_colours_of_display_p3_become_those_of_srgb(format: str):
-    image, options = Image.new("RGB", (40, 32), (183, 72, 54)), {"icc_profile": display_p3()}
+    image, options = Image.new("RGB", (40, 32), (185, 71, 50)), {"icc_profile": display_p3()}
     content = heic(image, **options) if format == "HEIC" else bytes_of(image, format, **options)
-    assert np.abs(square_of(content) - COLOUR).max() <= 4  # what an iPhone writes for it
+    assert np.abs(square_of(content) - COLOUR).max() <= (6 if format == "WEBP" else 2)  # WebP halves the colours
 
 
 def test_profiles_that_are_srgb_or_do_not_fit_change_nothing():
