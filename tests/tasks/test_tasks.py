@@ -119,4 +119,4 @@ def test_a_text_file_named_jpg_stops_the_data_check(tmp_path: Path) -> None:
         (tmp_path / breed / "1.jpg").write_text("not an image")
     config = DataConfig(source="folder", folder=tmp_path, image_size=16)
     with pytest.raises(DataError, match=r"1\.jpg"):
-        validate_data.fn(prepare_data.fn(config), config, 2)
+        validate_data.fn(prepare_data.fn(config), config)
