@@ -60,7 +60,7 @@ def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
 
 def compare_data(release: Release, dataset: Dataset) -> Dataset:
     """Return the data set, with a warning if its images are not those of the release; other classes are an error."""
+    shipped.require_same_classes(release, dataset)
     if change := shipped.other_images(release, dataset):
-        shipped.require_same_classes(release, dataset)
         log().warning(change)
     return dataset

@@ -151,3 +151,12 @@ def test_overrides_on_a_command_line_are_json_objects():
 def test_every_preset_only_lists_settings_that_exist():
     for name in PRESETS:
         assert isinstance(resolve(name), ReleaseConfig)
+
+
+def test_the_number_of_classes_comes_from_the_data():
+    assert resolve("photos").for_classes(1).model.num_classes == 1
+    assert resolve("photos", {"model": {"num_classes": 3}}).for_classes(3).model.num_classes == 3  # an old release
+    with pytest.raises(ConfigError, match="model.num_classes is 3, but the data has 2; leave it out"):
+        resolve("photos", {"model": {"num_classes": 3}}).for_classes(2)
+    with pytest.raises(ConfigError, match="evaluate.samples is 20; at least 26 are needed"):
+        resolve("smoke", {"evaluate": {"samples": 20}}).for_classes(13)
