@@ -104,6 +104,7 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"data": {"val_fraction": 1}}, ["data.val_fraction is 1", "less than 1"]),
         ("smoke", {"classifier": {"val_fraction": 0.1}}, ["classifier.val_fraction is not a setting"]),
         ("photos", {"data": {"folder": "~nobody.here/cats"}}, ["data.folder is '~nobody.here/cats': ~nobody.here is", "in full"]),
+        ("photos", {"data": {"folder": "caf\udce9"}}, ["data.folder is 'caf\\udce9': its name is not UTF-8", "rename it"]),
         ("smoke", {"publish": {"folder": "~nobody.here"}}, ["publish.folder is '~nobody.here': ~nobody.here is"]),
         ("smoke", {"train": {"resume_from": "~nobody.here"}}, ["train.resume_from is '~nobody.here': ~nobody.here is"]),
         ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),

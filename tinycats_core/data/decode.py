@@ -66,7 +66,8 @@ def decode_all(photos: Iterable[Photo], total: int, size: int, report: Progress)
     """Decode each photo, in parallel. Returns the images in order, and the findings.
 
     Raises:
-        DataError: a file cannot be read. That is no property of the file, so nothing is kept of it: the next run reads again.
+        DataError: a file cannot be read, or memory is short. That is no property of the file, so nothing is kept of it: the
+            next run reads again.
     """
     images: list[Decoded] = []
     findings: list[Finding] = []
@@ -80,6 +81,8 @@ def decode_all(photos: Iterable[Photo], total: int, size: int, report: Progress)
             except LeftOut as reason:
                 findings.append(make_finding(reason.kind, photo.name, reason.detail, photo.label))
                 continue
+            except MemoryError:
+                raise DataError(f"there is not enough memory to decode {photo.name}. Free some, or scale it down.") from None
             except OSError as error:
                 failed.append(f"{photo.name} ({error.strerror})")
                 continue

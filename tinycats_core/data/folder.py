@@ -35,7 +35,7 @@ class Folder(Source):
         listing = list_folder(config)
         files = {file.name: [file.label, file.split, *_state(file.path)] for file in listing.files}
         fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
-        return {"formats": readable_formats(), "classes": listing.classes, "files": files, "hidden": listing.hidden, **fractions}
+        return {"formats": readable_formats(), "classes": listing.classes, "files": files, **fractions}
 
     def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
         listing = list_folder(config)
