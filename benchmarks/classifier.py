@@ -71,7 +71,7 @@ def measure(preset: str, data: dict[str, Any], classifier: dict[str, Any], scrat
 
     config = resolve(preset, {"data": data, "classifier": classifier})
     dataset = prepare(config.data, scratch / "data")
-    validate(dataset, config.data, len(dataset.classes))
+    validate(dataset, config.data)
     folder = scratch / f"{preset}-{config.classifier.balance:g}"
     made = train_classifier(dataset, config.classifier, folder, "cpu")
     found = read_json(folder / "report.json")

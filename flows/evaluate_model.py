@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from prefect import flow
 
 from flows.shell import add_settings, run
-from tasks.data import prepare_data
+from tasks.data import compare_data, locate_data, prepare_data
 from tasks.evaluation import measure, present
 from tasks.preflight import check_inputs
 from tasks.publishing import open_release
@@ -54,8 +54,10 @@ def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> Fid
     opened = open_release(release)
     config = shipped.config(opened, overrides)
     sample = config.sample.single()
+    config = locate_data(opened, config)
     check_inputs(config)
-    dataset = prepare_data(config.data)
+    dataset = compare_data(opened, prepare_data(config.data))
+    config = config.for_classes(len(dataset.classes))
     report = evaluate(shipped.generator(opened), sample, dataset, config, shipped.classifier(opened)).report
     return present(report, f"{opened.name} {opened.version}")
 

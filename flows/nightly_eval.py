@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.evaluate_model import evaluate
 from flows.shell import add_settings, run
-from tasks.data import prepare_data
+from tasks.data import locate_data, prepare_data
 from tasks.evaluation import decide, present, require_promoted
 from tasks.preflight import check_inputs
 from tasks.publishing import open_release
@@ -31,8 +31,10 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
     opened = open_release(release)
     config = shipped.config(opened, overrides)
     sample = config.sample.single()
+    config = locate_data(opened, config)
     check_inputs(config)
     dataset = shipped.require_same_data(opened, prepare_data(config.data))
+    config = config.for_classes(len(dataset.classes))
     occasion = f"nightly {opened.version}"
     report = evaluate(shipped.onnx(opened), sample, dataset, config, shipped.classifier(opened), occasion).report
     present(report, f"{opened.name} {opened.version}")

@@ -50,7 +50,8 @@ def release_model(
     check_ready(config)
 
     dataset = prepare_data(config.data)
-    validate_data(dataset, config.data, config.model.num_classes)
+    validate_data(dataset, config.data)
+    config = config.for_classes(len(dataset.classes))
     check_judgeable(dataset, config)
     published = find_published(config.publish)
     if is_release_of(published, config, dataset):

@@ -27,7 +27,7 @@ def train_classifier(preset: str = "smoke", overrides: dict[str, Any] | None = N
     check_compute(config.compute)
     check_images(config.data)
     dataset = prepare_data(config.data)
-    validate_data(dataset, config.data, config.model.num_classes)
+    validate_data(dataset, config.data)
     classifier = training.train_classifier(dataset, config.classifier, config.compute)
     exported = export_classifier(classifier, dataset, config.export)
     log().info("%s, %s: %s; %s", classifier.path, exported.path, classifier.facts, tally())

@@ -3,11 +3,13 @@
 from tasks import show
 from tasks.runs import log
 from tasks.stage import stage
-from tinycats_core.config import DataConfig
+from tinycats_core.config import DataConfig, ReleaseConfig
 from tinycats_core.data import preparation, validation
 from tinycats_core.data.validation import ValidationReport
+from tinycats_core.errors import ConfigError
 from tinycats_core.files import home
-from tinycats_core.records import Dataset
+from tinycats_core.records import Dataset, Release
+from tinycats_core.release import shipped
 
 
 @stage(preparation.prepare, beside=("manifest.json",))
@@ -23,14 +25,42 @@ def prepare_data(config: DataConfig) -> Dataset:
 
 
 @stage(validation.validate)
-def validate_data(dataset: Dataset, config: DataConfig, num_classes: int) -> ValidationReport:
+def validate_data(dataset: Dataset, config: DataConfig) -> ValidationReport:
     """Fail on what would spoil training; warn of the rest."""
     import pandas as pd
 
-    report = validation.validate(dataset, config, num_classes)
-    show.table("data-set", pd.DataFrame(list(report.rows)), f"{dataset.source}: images a class")
+    report = validation.validate(dataset, config)
+    frame = pd.DataFrame(list(report.rows))
+    counted = f"files in no class: {report.outside}, hidden files: {report.hidden}"
+    show.table("data-set", frame, f"{dataset.source}: files and images of each class; {counted}")
+    log().info("%s:\n%s\n%s", dataset.source, frame.to_string(index=False), counted)
     for warning in report.warnings:
         log().warning(warning)
+    if report.findings:
+        log().info("all findings: %s", report.findings)
     if report.warnings:
         show.markdown("data-warnings", "\n".join(f"- {warning}" for warning in report.warnings), "Warnings of the data check")
     return report
+
+
+def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
+    """Return a release's configuration with the folder of its photos: a release holds no more than the folder's name."""
+    recorded = shipped.recorded_folder(release)
+    if recorded is None or config.data.folder != recorded:
+        return config  # no folder, or one that was given
+    sha256 = shipped.dataset_sha256(release)
+    folder = preparation.find_folder(sha256, home("data")) or recorded
+    if not folder.is_dir():
+        raise ConfigError(
+            f"data.folder is needed: the photos of {release.name} {release.version} lay in a folder named {recorded.name!r}, "
+            'which is not found on this machine. Give it as overrides: {"data": {"folder": "..."}}'
+        )
+    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+
+
+def compare_data(release: Release, dataset: Dataset) -> Dataset:
+    """Return the data set, with a warning if its images are not those of the release; other classes are an error."""
+    shipped.require_same_classes(release, dataset)
+    if change := shipped.other_images(release, dataset):
+        log().warning(change)
+    return dataset

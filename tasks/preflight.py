@@ -10,11 +10,12 @@ from prefect.blocks.system import Secret
 
 from tasks import show
 from tasks.cache import keep_results
+from tasks.evaluation import judge_needs_classifier
 from tasks.runs import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
 from tinycats_core.data import preparation, sources
-from tinycats_core.evaluation import extractors, fidelity
+from tinycats_core.evaluation import classifier, extractors, fidelity
 from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
@@ -39,7 +40,7 @@ def configure(preset: str, overrides: Mapping[str, Any] | None = None, keep: boo
 
 def check_names(config: ReleaseConfig) -> None:
     """Raise ConfigError if the source or the sampler is unknown, or the source does not go with the other settings."""
-    sources.check(config.data, config.model.num_classes)
+    sources.check(config.data)
     sampling.find_sampler(config.sample.sampler)
 
 
@@ -100,5 +101,7 @@ def check_inputs(config: ReleaseConfig) -> None:
 
 
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:
-    """Raise EvaluationError if there are too few images to evaluate with: before hours of training, not after."""
+    """Raise EvaluationError if the data cannot be evaluated with: before hours of training, not after."""
+    if judge_needs_classifier(config):
+        classifier.require_classes(dataset)
     fidelity.require_enough({"training": dataset.train_count, "test": dataset.test_count}, config.evaluate)

@@ -137,6 +137,8 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
     [
         ("busy", "--rounds"),
         ("corruption", "--cases"),
+        ("decode", "--photos"),
+        ("folders", "--folders"),
         ("judge", "--resamples"),
         ("modal_faults", "--preemptions"),
         ("publish_faults", "--kills"),

@@ -25,6 +25,8 @@ AT_HOME_IN = {
     "aiohttp": {"compute.modal_client"},
     "pandas": {"release.bundle"},
     "matplotlib": {"pictures"},
+    "text_unidecode": {"pictures"},
+    "pillow_heif": {"data.decode"},
 }
 
 

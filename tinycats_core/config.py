@@ -48,7 +48,9 @@ class DataConfig(Part):
     """Where the images come from and how they are decoded."""
 
     source: str = "oxford_pets"  # a name in data.sources, which checks it
-    folder: FullPath | None = None  # for source=folder: cat/<Breed>/* and other/*, or one folder a class
+    folder: FullPath | None = None  # for source=folder: the folder that holds the photos
+    # What the folders in it are; auto: told from how they lie. docs/photos.md explains the others.
+    layout: Literal["auto", "single", "classes", "breeds", "splits", "subfolders"] = "auto"
     image_size: Annotated[int, Field(ge=8, le=1024)] = 128
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
@@ -67,7 +69,7 @@ class ModelConfig(Part):
     width: Positive = 384
     depth: Positive = 12
     heads: Positive = 6
-    num_classes: Positive = 13
+    num_classes: Positive = 13  # of a release: `ReleaseConfig.for_classes` takes it from the data
     prediction: Literal["x", "v"] = "x"
 
     @model_validator(mode="after")
@@ -315,9 +317,16 @@ class ReleaseConfig(Part):
         for name, count in (("sample.sweep_images", self.sample.sweep_images), ("evaluate.samples", self.evaluate.samples)):
             if count <= least:
                 raise ValueError(f"{name} is {count}; it must be more than evaluate.neighbours, which is {least}")
-        if self.evaluate.samples < self.model.num_classes * 2:
-            raise ValueError(
-                f"evaluate.samples is {self.evaluate.samples}; at least {self.model.num_classes * 2} are needed "
-                f"(two for each of {self.model.num_classes} classes)"
-            )
         return self
+
+    def for_classes(self, count: int) -> Self:
+        """Return this configuration with the number of classes that the data has. Raises ConfigError if another was set."""
+        if "num_classes" in self.model.model_fields_set and self.model.num_classes != count:
+            raise ConfigError(
+                f"model.num_classes is {self.model.num_classes}, but the data has {count}; leave it out: the data decides it"
+            )
+        if self.evaluate.samples < count * 2:
+            raise ConfigError(
+                f"evaluate.samples is {self.evaluate.samples}; at least {count * 2} are needed (two for each of {count} classes)"
+            )
+        return self.model_copy(update={"model": self.model.model_copy(update={"num_classes": count})})

@@ -137,7 +137,9 @@ def check_writable(path: Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path in full, with a user's own folder for `~`. Raises ValueError for a user who is not known."""
+    """Return a path in full, with a user's own folder for `~`. Raises ValueError for an unknown user, or a name not in UTF-8."""
+    if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
+        raise ValueError("its name is not UTF-8, so it cannot be recorded; rename it, or give a link to it under another name")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:

@@ -1,5 +1,8 @@
 """Pictures that people look at: contact sheets of images, the loss curve, and the confusion matrix."""
 
+import itertools
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LONGEST, LONGEST_FILE = 28, 64  # characters of a class name on a picture, and in a file name
+# Names of other files in a folder of sheets, and those that Windows keeps for itself.
+RESERVED = {"grid", "neighbours", "ema_and_raw", "metadata", "con", "prn", "aux", "nul"}
+RESERVED |= {f"{device}{number}" for device in ("com", "lpt") for number in range(10)}
 
 
 def contact_sheet(
@@ -33,10 +41,55 @@ def contact_sheet(
             pen.text((middle, head / 2), caption, "black", font, anchor="mm")
     for row, label in enumerate(shown):
         top = head + row * (height + gap)
-        pen.text((6, top + height / 2), classes[label].replace("_", " "), "black", font, anchor="lm")
+        pen.text((6, top + height / 2), _fitted(legible(classes[label]), name_width - 12, font), "black", font, anchor="lm")
         for column, image in enumerate(images[labels == label][:per_class]):
             sheet.paste(to_pil(image, scale), (name_width + column * (width + gap), top))
     return sheet
+
+
+def legible(name: str) -> str:
+    """Return a class name in ASCII, which every font has: other letters transliterated, symbols by their Unicode names."""
+    text = unicodedata.normalize("NFC", name.replace("_", " "))
+    return " ".join("".join(char if char.isascii() else _spelled(char) for char in text).split()) or (name and "?")
+
+
+def sheet_names(classes: Sequence[str]) -> list[str]:
+    """Return a file name without suffix for each class: safe on every system, and none equal to another but for case."""
+    taken, names = set(RESERVED), []
+    for name in classes:
+        plain = name if name.isascii() else legible(name)
+        base = re.sub(r"[^\w.-]+", "_", plain, flags=re.ASCII).strip("._-")[:LONGEST_FILE] or "class"
+        numbered = (f"{base}-{number}" for number in itertools.count(2))
+        chosen = base if base.lower() not in taken else next(other for other in numbered if other.lower() not in taken)
+        taken.add(chosen.lower())
+        names.append(chosen)
+    return names
+
+
+def _spelled(char: str) -> str:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # marks on letters, and what joins emoji
+        return ""
+    try:
+        from text_unidecode import unidecode
+    except ImportError:  # on a bare GPU machine
+        return char.encode("unicode_escape").decode()
+    return unidecode(char) or f" {unicodedata.name(char, '?').lower()} "
+
+
+def _shortened(text: str, longest: int) -> str:
+    """Cut a text in its middle to at most `longest` characters."""
+    if len(text) <= longest:
+        return text
+    kept = max(longest - 3, 2)
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+
+
+def _fitted(text: str, width: int, font: Any) -> str:
+    """Cut a text in its middle until it is at most `width` pixels wide."""
+    longest = min(len(text), LONGEST)
+    while font.getlength(_shortened(text, longest)) > width and longest > 5:
+        longest -= 1
+    return _shortened(text, longest)
 
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
@@ -67,14 +120,14 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     from matplotlib.figure import Figure
 
     counts = np.asarray(confusion)
-    names = [name.replace("_", " ") for name in classes]
+    names = [_shortened(legible(name), LONGEST) for name in classes]
     figure = Figure(figsize=(2.2 + 0.42 * len(names), 1.8 + 0.36 * len(names)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     share = counts / counts.sum(axis=1, keepdims=True).clip(1)  # a class without images stays white
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set(xlabel="class that was named", ylabel="true class")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     for row, column in np.argwhere(counts):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)

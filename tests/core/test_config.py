@@ -104,11 +104,11 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"data": {"val_fraction": 1}}, ["data.val_fraction is 1", "less than 1"]),
         ("smoke", {"classifier": {"val_fraction": 0.1}}, ["classifier.val_fraction is not a setting"]),
         ("photos", {"data": {"folder": "~nobody.here/cats"}}, ["data.folder is '~nobody.here/cats': ~nobody.here is", "in full"]),
+        ("photos", {"data": {"folder": "caf\udce9"}}, ["data.folder is 'caf\\udce9': its name is not UTF-8", "rename it"]),
         ("smoke", {"publish": {"folder": "~nobody.here"}}, ["publish.folder is '~nobody.here': ~nobody.here is"]),
         ("smoke", {"train": {"resume_from": "~nobody.here"}}, ["train.resume_from is '~nobody.here': ~nobody.here is"]),
         ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),
         ("smoke", {"publish": {"name": "../up"}}, ["publish.name is '../up'"]),
-        ("smoke", {"evaluate": {"samples": 20}}, ["evaluate.samples is 20", "26"]),
         ("smoke", {"compute": {"timeout_hours": 30}}, ["compute.timeout_hours is 30", "24"]),
         ("smoke", {"train": 3}, ["train is 3"]),
         ("smoke", [1], ["overrides is [1]"]),
@@ -152,3 +152,12 @@ def test_overrides_on_a_command_line_are_json_objects():
 def test_every_preset_only_lists_settings_that_exist():
     for name in PRESETS:
         assert isinstance(resolve(name), ReleaseConfig)
+
+
+def test_the_number_of_classes_comes_from_the_data():
+    assert resolve("photos").for_classes(1).model.num_classes == 1
+    assert resolve("photos", {"model": {"num_classes": 3}}).for_classes(3).model.num_classes == 3  # an old release
+    with pytest.raises(ConfigError, match="model.num_classes is 3, but the data has 2; leave it out"):
+        resolve("photos", {"model": {"num_classes": 3}}).for_classes(2)
+    with pytest.raises(ConfigError, match="evaluate.samples is 20; at least 26 are needed"):
+        resolve("smoke", {"evaluate": {"samples": 20}}).for_classes(13)

@@ -66,11 +66,11 @@ def test_a_sampler():
 def test_a_data_source(tmp_path: Path):
     add("A data source")
     config = DataConfig(source="fractals", image_size=16)
-    sources.check(config, 2)
+    sources.check(config)
     dataset = prepare(config, tmp_path)
     assert (dataset.source, dataset.classes) == ("fractals", ("coarse", "fine"))
     assert dataset.train_count + dataset.val_count + dataset.test_count == len(load_split(dataset, "train")[0]) + 4 + 8
-    assert [row["class"] for row in validate(dataset, config, 2).rows] == ["coarse", "fine"]
+    assert [row["class"] for row in validate(dataset, config).rows] == ["coarse", "fine"]
     assert prepare(config, tmp_path) == dataset
 
 

@@ -14,7 +14,7 @@ from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.generator import sampling
 from tinycats_core.generator.sampling import draw_ema_and_raw
 from tinycats_core.generator.weights import load_generator
-from tinycats_core.pictures import confusion_matrix, contact_sheet
+from tinycats_core.pictures import confusion_matrix, contact_sheet, legible, sheet_names
 
 
 def test_a_row_holds_a_class_and_a_place_an_image():
@@ -75,3 +75,25 @@ def test_a_cell_is_as_dark_as_its_share_of_the_row():
     assert darkest([0, 0], [0, 0]) == 0  # classes without images stay white
     assert one > 1000
     assert 1.8 * one < both < 2.2 * one
+
+
+ODD_NAMES = ("Мурка", "猫", "🐱", "$^$", "grid", "Grid", "a\nb", "x" * 300, "..", "con", "Éva", "British_Shorthair")
+
+
+def test_names_in_any_script_are_legible_on_pictures():
+    shown = [legible(name) for name in ODD_NAMES]
+    assert shown[:3] == ["Murka", "Mao", "cat face"]
+    assert shown[-2:] == ["Eva", "British Shorthair"]
+    assert all(name.isascii() and name.isprintable() for name in shown)
+    images, labels = torch.zeros(len(ODD_NAMES), 3, 32, 32, dtype=torch.uint8), torch.arange(len(ODD_NAMES))
+    sheet = np.asarray(contact_sheet(images, labels, ODD_NAMES, per_class=1))
+    assert (sheet[:, 124:130] == 255).all()  # no name runs into the images
+    confusion_matrix([[1] * len(ODD_NAMES)] * len(ODD_NAMES), ODD_NAMES)
+
+
+def test_each_class_has_a_sheet_of_its_own_on_every_system():
+    names = sheet_names(ODD_NAMES)
+    assert len({name.lower() for name in names}) == len(names)
+    assert not {name.lower() for name in names} & {"grid", "neighbours", "con"}
+    assert all(len(name) <= 70 and name.strip(".") and name.isascii() and not set(name) & set('/\\:*?"<>|\n$^') for name in names)
+    assert names[-1] == "British_Shorthair"

@@ -175,7 +175,7 @@ def test_the_classifier_of_ones_own_photos_is_trained_from_the_command_line_and_
         (tmp_path / "cats" / name).mkdir(parents=True)
         for number in range(6):
             Image.fromarray(np.array(toy_drawing.draw(label, rng, 40))).save(tmp_path / "cats" / name / f"{number}.png")
-    overrides = {"data": {"folder": str(tmp_path / "cats")}, "model": {"num_classes": 2}, "classifier": {"epochs": 1}}
+    overrides = {"data": {"folder": str(tmp_path / "cats")}, "classifier": {"epochs": 1}}
     assert alone.main(["--preset", "photos", "--overrides", json.dumps(overrides)]) == 0
     files = [path for path in home().glob("classifier/*/report.json") if read_json(path)["classes"][0]["class"] == "tabby"]
     assert len(files) == 1

@@ -33,11 +33,11 @@ def test_a_task_called_outside_a_flow_runs_and_is_cached(prefect_server: str) ->
     first = prepare_data(DATA)
     assert first.train_count == 3 * 13
     assert prepare_data(DATA) == first
-    assert len(validate_data(first, DATA, 13).rows) == 13
+    assert len(validate_data(first, DATA).rows) == 13
 
 
 def test_the_functions_need_no_prefect(dataset: Dataset) -> None:
-    validate_data.fn(dataset, DATA, 13)
+    validate_data.fn(dataset, DATA)
     checkpoint = train_generator.fn(dataset, MODEL, TRAIN, ComputeConfig())
     samples = generate_samples.fn(checkpoint.ema, dataset, SampleConfig(steps=1), 26, ComputeConfig())
     assert samples.verify().count == 26
@@ -119,4 +119,4 @@ def test_a_text_file_named_jpg_stops_the_data_check(tmp_path: Path) -> None:
         (tmp_path / breed / "1.jpg").write_text("not an image")
     config = DataConfig(source="folder", folder=tmp_path, image_size=16)
     with pytest.raises(DataError, match=r"1\.jpg"):
-        validate_data.fn(prepare_data.fn(config), config, 2)
+        validate_data.fn(prepare_data.fn(config), config)

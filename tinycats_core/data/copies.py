@@ -1,54 +1,88 @@
 """Exact and near copies among the images."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinycats_core.data.decode import Decoded, make_finding
+from tinycats_core.data.decode import Decoded, Finding, make_finding
 
 NEAR_BITS = 8  # of 64 in the difference hash
 NEAR_LEVELS = 8.0  # mean absolute difference of 16x16 thumbnails, of 255
+CANDIDATES = 8  # training images, the nearest by brightness, whose thumbnails are compared before those of all others
+HELD_OUT_FIRST = {"test": 0, "val": 1, None: 2, "train": 2}
 
 
-def drop_copies(images: Sequence[Decoded]) -> tuple[list[Decoded], list[dict[str, str]]]:
-    """Keep one of each set of byte-identical images (a test image if there is one), and none if their classes differ."""
+def drop_copies(images: Sequence[Decoded]) -> tuple[list[Decoded], list[Finding]]:
+    """Keep one of each set of images with the same pixels (a test image if there is one), none if their classes differ."""
     kept: list[Decoded] = []
-    findings: list[dict[str, str]] = []
-    groups: dict[str, list[Decoded]] = {}
-    for image in sorted(images, key=lambda image: (image.split == "train", image.name)):
-        groups.setdefault(image.sha256, []).append(image)
-    for first, *copies in groups.values():
+    findings: list[Finding] = []
+    for first, *copies in _same(sorted(images, key=lambda image: (HELD_OUT_FIRST[image.split], image.sha256, image.name))):
         if any(copy.label != first.label for copy in copies):
-            findings += [make_finding("conflict", copy.name, f"= {first.name}") for copy in copies]
-            findings.append(make_finding("conflict", first.name, f"= {copies[0].name}"))
+            findings += [make_finding("conflict", copy.name, f"= {first.name}", copy.label) for copy in copies]
+            other = next(copy for copy in copies if copy.label != first.label)
+            findings.append(make_finding("conflict", first.name, f"= {other.name}", first.label))
         else:
             kept.append(first)
-            findings += [make_finding("duplicate", copy.name, f"= {first.name}") for copy in copies]
+            findings += [make_finding("duplicate", copy.name, f"= {first.name}", copy.label) for copy in copies]
     return kept, findings
 
 
-def find_near_duplicates(train: Sequence[Decoded], test: Sequence[Decoded]) -> list[dict[str, str]]:
+def _same(images: Iterable[Decoded]) -> list[list[Decoded]]:
+    """Group images that are the same picture, however they are encoded: equal in their sides and in their pixels."""
+    groups: dict[Hashable, list[Decoded]] = {}
+    for image in images:
+        picture = min(image.width, image.height), max(image.width, image.height), hashlib.sha256(image.pixels.tobytes()).digest()
+        groups.setdefault(picture, []).append(image)
+    return list(groups.values())
+
+
+def find_near_duplicates(train: Sequence[Decoded], test: Sequence[Decoded]) -> list[Finding]:
     """Find held-out images that are nearly copies of a training image, as it is or mirrored."""
     if not train or not test:
         return []
     train_hashes, train_thumbs = _signatures(train)
-    test_hashes, test_thumbs = _signatures(test)
-    mirror_hashes, mirror_thumbs = _signatures(test, mirrored=True)
     nearest: dict[int, tuple[float, int]] = {}
-    for hashes, thumbs in ((test_hashes, test_thumbs), (mirror_hashes, mirror_thumbs)):
+    for mirrored in (False, True):
+        hashes, thumbs = _signatures(test, mirrored)
         for start in range(0, len(test), 512):
             bits = (64 - hashes[start : start + 512] @ train_hashes.T) / 2
-            for row, column in (bits <= NEAR_BITS).nonzero().tolist():
-                distance = float((thumbs[start + row] - train_thumbs[column]).abs().mean())
-                if distance <= NEAR_LEVELS:
-                    found = nearest.get(start + row, (distance, column))
-                    nearest[start + row] = min(found, (distance, column))
+            for row, found in _nearest(bits, thumbs[start : start + 512], train_thumbs).items():
+                nearest[start + row] = min(found, nearest.get(start + row, found))
     return [
-        make_finding("near_duplicate", test[row].name, f"like {train[column].name}") for row, (_, column) in sorted(nearest.items())
+        make_finding("near_duplicate", test[row].name, f"like {train[column].name}", test[row].label)
+        for row, (_, column) in sorted(nearest.items())
     ]
+
+
+def _nearest(bits: Tensor, thumbs: Tensor, train_thumbs: Tensor) -> dict[int, tuple[float, int]]:
+    """Return distance and column of a near copy for each row that has one.
+
+    Frames of a still camera are all near copies of each other: of so many pairs, the few of nearest brightness suffice. The
+    others of a row are only compared if none of those is a near copy.
+    """
+    # No two thumbnails differ less than their mean levels do.
+    apart = (thumbs.mean((1, 2, 3))[:, None] - train_thumbs.mean((1, 2, 3))[None]).abs()
+    apart.masked_fill_((bits > NEAR_BITS) | (apart > NEAR_LEVELS), torch.inf)
+    few_levels, few = apart.topk(min(CANDIDATES, bits.shape[1]), dim=1, largest=False)
+    found: dict[int, tuple[float, int]] = {}
+    for row in few_levels[:, 0].isfinite().nonzero().flatten().tolist():
+        best = _closest(thumbs[row], train_thumbs, few[row][few_levels[row].isfinite()])
+        if best[0] > NEAR_LEVELS and few_levels[row, -1].isfinite():
+            best = _closest(thumbs[row], train_thumbs, apart[row].isfinite().nonzero().flatten())
+        if best[0] <= NEAR_LEVELS:
+            found[row] = best
+    return found
+
+
+def _closest(thumb: Tensor, train_thumbs: Tensor, columns: Tensor) -> tuple[float, int]:
+    """Return the least mean absolute difference of a thumbnail from those of some columns, and the first column with it."""
+    distances = (train_thumbs[columns] - thumb).abs().mean((1, 2, 3))
+    place = int(distances.argmin())
+    return float(distances[place]), int(columns[place])
 
 
 def _signatures(images: Sequence[Decoded], mirrored: bool = False) -> tuple[Tensor, Tensor]:

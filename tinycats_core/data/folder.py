@@ -1,22 +1,25 @@
-"""The source `folder`: a person's own photos, in one folder a class."""
+"""The source `folder`: a person's own photos."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinycats_core.config import BREEDS, DataConfig
-from tinycats_core.data.decode import IMAGE_SUFFIXES, Decoded, Photo, Progress, make_finding
+from tinycats_core.config import DataConfig
+from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, make_finding, readable_formats
+from tinycats_core.data.formats import NO_PHOTO
+from tinycats_core.data.layout import ListedFile, Listing, is_photo, list_folder
 from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, in_order
-from tinycats_core.errors import NAMED, DataError, shortened
+from tinycats_core.data.splits import Split
 
 
 class Folder(Source):
-    """The photos below data.folder: cat/<Breed>/* and other/*, or one folder a class."""
+    """The photos below data.folder; `layout` says which folders are classes."""
 
     name = "folder"
-    settings = ("folder", "test_fraction", "val_fraction")
+    settings = ("folder", "layout", "test_fraction", "val_fraction")
     split_rule = "by sha256 within each class"
     private = True
     licence = "other"
@@ -29,91 +32,69 @@ class Folder(Source):
     )
 
     def fingerprint(self, config: DataConfig) -> dict[str, Any]:
-        root, classes, listed = list_folder(config)
-        files: dict[str, list[int]] = {}
-        for _, path in listed:
-            stat = path.stat() if path.exists() else path.lstat()  # a broken link
-            files[path.relative_to(root).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+        listing = list_folder(config)
+        files = {file.name: [file.label, file.split, *_state(file.path)] for file in listing.files}
         fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
-        return {"classes": classes, "files": files, **fractions}
+        return {"formats": readable_formats(), "classes": listing.classes, "files": files, **fractions}
 
     def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
-        def split(images: Sequence[Decoded]) -> Splits:
-            test, rest = hold_out(in_order(images), config.test_fraction)
-            val, train = hold_out(rest, config.val_fraction)
-            return {"train": train, "val": val, "test": test}
+        listing = list_folder(config)
+        inside = [file for file in listing.files if file.label is not None]
+        reasons = {file.name: reason for file in inside if (reason := _unreadable(file.path))}
+        readable = [file for file in inside if file.name not in reasons]
+        found = collect_photos(
+            listing.classes,
+            _photos(readable),
+            len(readable),
+            config.image_size,
+            lambda images: split_by_folders(images, listing.splits, config),
+            report,
+        )
+        labels = {file.name: file.label or "" for file in inside}
+        findings = [make_finding("unreadable", name, reason, labels[name]) for name, reason in reasons.items()]
+        return found._replace(
+            findings=[*findings, *_outside(listing), *found.findings],
+            hidden=listing.hidden,
+            split_rule="by the folders" if listing.splits else None,
+        )
 
-        root, classes, files = list_folder(config)
-        found = collect_photos(classes, _photos(root, files), len(files), config.image_size, split, report)
-        outside = [path for label, path in files if label is None]
-        strays = [path.relative_to(root).as_posix() for path in outside if path.suffix.lower() in IMAGE_SUFFIXES]
-        findings = [make_finding("outside", name) for name in strays]
-        return found._replace(findings=findings + found.findings, ignored=len(outside) - len(strays) + found.ignored)
+
+def split_by_folders(images: Sequence[Decoded], given: set[Split], config: DataConfig) -> Splits:
+    """Split images as their folders say; a split that has no folder is taken from the training images by sha256."""
+    ordered = in_order(images)
+    val, test = ([image for image in ordered if image.split == split] for split in ("val", "test"))
+    train = [image for image in ordered if image.split not in ("val", "test")]
+    if "test" not in given:
+        test, train = hold_out(train, config.test_fraction)
+    if "val" not in given:
+        val, train = hold_out(train, config.val_fraction)
+    return {"train": train, "val": val, "test": test}
 
 
-def list_folder(config: DataConfig) -> tuple[Path, list[str], list[tuple[str | None, Path]]]:
-    """Return data.folder, its classes in order, and (class, file) of each visible file; None: in no class folder."""
-    root = config.folder
-    assert root is not None  # `Source.check`
+def _photos(files: Sequence[ListedFile]) -> Iterator[Photo]:
+    for file in files:
+        assert file.label is not None
+        yield Photo(file.name, file.label, file.split, partial(open, file.path, "rb"))
+
+
+def _outside(listing: Listing) -> list[Finding]:
+    """Return a finding for each file that is in no class folder."""
+    outside = [file for file in listing.files if file.label is None]
+    return [make_finding("outside", file.name, "" if is_photo(file.path) else NO_PHOTO) for file in outside]
+
+
+def _state(path: Path) -> list[Any]:
+    """Return what tells that a file has changed, or that it can be read now."""
     try:
-        return root, *_walk(root)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror}. Make data.folder {root} readable, or give another."
-        ) from None
+        state = path.stat()
+    except OSError:
+        state = path.lstat()  # a broken link
+    return [state.st_size, state.st_mtime_ns, _unreadable(path)]
 
 
-def _walk(root: Path) -> tuple[list[str], list[tuple[str | None, Path]]]:
-    if not root.exists():
-        raise DataError(f"data.folder {root} does not exist. Give the folder that holds the images.")
-    if not root.is_dir():
-        raise DataError(f"data.folder {root} is a file. Give the folder that holds the images.")
-    expected = "cat/<Breed>/* and other/*, or one folder of images for each class"
-    top = _visible_folders(root)
-    if not any(root.iterdir()):
-        raise DataError(f"data.folder {root} is empty; expected {expected}.")
-    breeds = _visible_folders(root / "cat") if "cat" in top else []
-    if breeds:
-        if strangers := sorted({*top} - {"cat", "other"}):
-            raise DataError(
-                f"data.folder {root} has cat/<Breed> folders and also {shortened(strangers, NAMED)}; expected {expected}."
-            )
-        if "other" in breeds:
-            raise DataError(f"data.folder {root} has a breed named 'other', which is the class of all else. Rename it.")
-        order = {name: index for index, name in enumerate(BREEDS)}
-        breeds.sort(key=lambda name: (order.get(name, len(order)), name))
-        places = {name: root / "cat" / name for name in breeds} | ({"other": root / "other"} if "other" in top else {})
-    else:
-        places = {name: root / name for name in top}
-    if not places:
-        raise DataError(f"data.folder {root} has no class folders; expected {expected}.")
-    files: list[tuple[str | None, Path]] = [(name, path) for name, place in places.items() for path in _visible_files(place)]
-    if not files:
-        raise DataError(f"the class folders of data.folder {root} ({shortened(list(places), NAMED)}) are empty. Add images.")
-    inside = {path for _, path in files}
-    files += [(None, path) for path in _visible_files(root) if path not in inside]
-    return list(places), files
-
-
-def _visible_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """Return the files (no pipes, no sockets) at any depth whose path below `folder` has no hidden part, sorted."""
-    found: list[Path] = []
-    for here, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        paths = [Path(here, name) for name in names if not name.startswith(".")]
-        found += [path for path in paths if path.is_file() or path.is_symlink()]
-    return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _photos(root: Path, files: Sequence[tuple[str | None, Path]]) -> Iterator[Photo]:
-    for label, path in files:
-        if label is not None:
-            yield Photo(path.relative_to(root).as_posix(), label, None, partial(open, path, "rb"))
+def _unreadable(path: Path) -> str | None:
+    """Return why a file cannot be read, None if it can."""
+    effective = os.access in os.supports_effective_ids
+    if os.access(path, os.R_OK, effective_ids=effective):
+        return None
+    return os.strerror(errno.EACCES if path.exists() else errno.ENOENT)

@@ -50,7 +50,6 @@ class OxfordPets(Source):
     name = "oxford_pets"
     settings = ("val_fraction",)
     split_rule = "official lists; val by sha256 within each class of trainval"
-    classes = CLASSES
     fixed = True  # by the checksums of its archives
     known_odd = KNOWN_ODD
     licence = "cc-by-sa-4.0"

@@ -1,8 +1,9 @@
 """Preparing a source: its images are decoded once into one file of uint8 tensors, and a manifest lists them and the findings."""
 
+import csv
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tinycats_core.config import DataConfig
 from tinycats_core.data import sources
-from tinycats_core.data.decode import Progress
+from tinycats_core.data.decode import Finding, Progress
 from tinycats_core.data.source import Collected, Source
 from tinycats_core.errors import DataError, TinycatsError
 from tinycats_core.files import atomic_path, check_writable, digest_of, read_json, sha256_of, write_json
@@ -23,7 +24,7 @@ from tinycats_core.records import Dataset
 from tinycats_core.source_code import code_of
 
 FORMAT = 2  # of manifest.json
-IMAGES = "images.safetensors"
+IMAGES, FINDINGS, MANIFEST = "images.safetensors", "findings.csv", "manifest.json"
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -31,7 +32,7 @@ def fingerprint(config: DataConfig) -> str:
 
     Raises:
         ConfigError: the source is unknown, or does not go with data.folder.
-        DataError: data.folder does not exist, is a file, cannot be read, or has no class folders with files.
+        DataError: data.folder does not exist, is a file, cannot be read, or its layout does not tell the classes.
     """
     source = sources.find(config.source)
     source.check(config)
@@ -43,15 +44,17 @@ def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = Non
     """Decode the source into <folder>/<fingerprint[:12]>/{images.safetensors, manifest.json}, or reuse what is there.
 
     Images are turned upright (EXIF), laid over white where transparent, cut to the central square and resized with
-    antialiasing. Unusable files are left out and recorded as findings, which `validate` judges. The same
-    input gives the same bytes. Downloads for oxford_pets lie in <folder>/oxford-iiit-pet.
+    antialiasing, in sRGB. Unusable files are left out and recorded as findings, which `validate` judges, in the manifest and in
+    findings.csv: every file is used, or has a finding, or is counted as hidden. The same input gives the same bytes. Downloads
+    for oxford_pets lie in <folder>/oxford-iiit-pet.
 
-    If the source has no split of its own, the images of each class with the lowest sha256 become `test` (data.test_fraction
-    of them) and the next `val` (data.val_fraction of the rest), at least one each; a class of two images has none in `val`.
+    If neither the source nor the folders have a split, the images of each class with the lowest sha256 become `test`
+    (data.test_fraction of them) and the next `val` (data.val_fraction of the rest), at least one each; a class of two images
+    has none in `val`.
 
     Raises:
         ConfigError: the source is unknown, or does not go with data.folder.
-        DataError: the source cannot be read or the result cannot be written.
+        DataError: the source cannot be read, or a file of it at the moment, or the result cannot be written.
     """
     digest = fingerprint(config)
     target = folder / digest[:12]
@@ -70,13 +73,15 @@ def _build(config: DataConfig, target: Path, digest: str, report: Progress) -> D
     found = source.collect(config, target.parent, report)
     report(1.0, f"{sum(map(len, found.splits.values()))} images decoded, {len(found.findings)} findings")
     tensors = _tensors(found, config.image_size)
-    manifest = _manifest(found, source, config.image_size, digest)
+    manifest = _manifest(found, source, config, digest)
     try:
         with atomic_path(target) as temporary:
             temporary.mkdir()
             save_file(tensors, temporary / IMAGES)
             manifest["sha256"] = sha256_of(temporary / IMAGES)
-            write_json(temporary / "manifest.json", manifest)
+            if manifest["findings"]:
+                _write_findings(temporary / FINDINGS, manifest["findings"])
+            write_json(temporary / MANIFEST, manifest)
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise DataError(
@@ -97,16 +102,17 @@ def _tensors(found: Collected, size: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _manifest(found: Collected, source: Source, size: int, digest: str) -> dict[str, Any]:
+def _manifest(found: Collected, source: Source, config: DataConfig, digest: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "fingerprint": digest,
         "source": source.name,
-        "image_size": size,
-        "split": source.split_rule,
+        "folder": config.folder and str(config.folder),
+        "image_size": config.image_size,
+        "split": found.split_rule or source.split_rule,
         "classes": list(found.classes),
         **{f"{split}_count": len(members) for split, members in found.splits.items()},
-        "ignored_files": found.ignored,
+        "hidden_files": found.hidden,
         "findings": sorted(found.findings, key=lambda finding: (finding["kind"], finding["file"], finding["detail"])),
         "images": [
             {
@@ -123,6 +129,14 @@ def _manifest(found: Collected, source: Source, size: int, digest: str) -> dict[
     }
 
 
+def _write_findings(path: Path, findings: Sequence[Finding]) -> None:
+    """Write a row for each finding, for a spreadsheet."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["kind", "file", "class", "detail"])
+        writer.writeheader()
+        writer.writerows(findings)
+
+
 def _record(target: Path, manifest: dict[str, Any]) -> Dataset:
     fields = ("sha256", "source", "image_size", "classes", "train_count", "val_count", "test_count")
     return Dataset(path=target / IMAGES, **{field: manifest[field] for field in fields})
@@ -131,13 +145,23 @@ def _record(target: Path, manifest: dict[str, Any]) -> Dataset:
 def _reuse(target: Path, digest: str) -> Dataset | None:
     """Return the data set in `target` if it is complete and unchanged."""
     try:
-        manifest = read_json(target / "manifest.json")
+        manifest = read_json(target / MANIFEST)
         if manifest["fingerprint"] != digest:
             return None
         dataset = _record(target, manifest)
     except (TinycatsError, OSError, KeyError, TypeError, ValueError):
         return None  # missing or damaged: prepare it again
     return dataset if dataset.is_intact() else None
+
+
+def find_folder(sha256: str, folder: Path) -> Path | None:
+    """Return the data.folder from which a data set below `folder` was prepared, by the data set's sha256; None: not known."""
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        with suppress(TinycatsError, OSError, AttributeError):
+            manifest = read_json(path)
+            if manifest.get("sha256") == sha256 and (found := manifest.get("folder")) and Path(found).is_dir():
+                return Path(found)
+    return None
 
 
 @contextmanager

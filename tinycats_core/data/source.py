@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 from tinycats_core.config import DataConfig
 from tinycats_core.data.copies import drop_copies, find_near_duplicates
-from tinycats_core.data.decode import Decoded, Photo, Progress, decode_all
+from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, decode_all
 from tinycats_core.data.splits import Split
 from tinycats_core.errors import ConfigError
 
@@ -43,8 +43,9 @@ class Collected(NamedTuple):
 
     classes: Sequence[str]  # in the order of their labels
     splits: Splits
-    findings: list[dict[str, str]]
-    ignored: int  # files that do not claim to be images
+    findings: list[Finding]
+    hidden: int = 0  # files that are hidden, or that systems and programs leave beside images
+    split_rule: str | None = None  # in words, if it is not the source's
 
 
 class Source(ABC):
@@ -53,7 +54,6 @@ class Source(ABC):
     name: str  # the value of data.source
     settings: tuple[str, ...]  # the fields of DataConfig that it reads, besides source and image_size
     split_rule: str  # in words, for the manifest
-    classes: Sequence[str] | None = None  # None: known once the images are listed
     fixed = False  # nobody can repair its files: small images and contradictory labels are left out with a warning
     known_odd: frozenset[str] = frozenset()  # names without suffix of files that may be undecodable, with a warning
     private = False  # its images are shown in no release
@@ -91,12 +91,12 @@ def collect_photos(
     split: Callable[[Sequence[Decoded]], Splits],
     report: Progress,
 ) -> Collected:
-    """Decode photos, drop exact copies, split the rest, and look for near copies across the splits."""
-    decoded, findings, ignored = decode_all(photos, total, size, report)
+    """Decode photos, drop copies, split the rest, and look for near copies across the splits."""
+    decoded, findings = decode_all(photos, total, size, report)
     images, repeated = drop_copies(decoded)
     splits = split(images)
     near = find_near_duplicates(splits["train"], splits["val"] + splits["test"])
-    return Collected(classes, splits, findings + repeated + near, ignored)
+    return Collected(classes, splits, findings + repeated + near)
 
 
 def in_order(images: Iterable[Decoded]) -> list[Decoded]:

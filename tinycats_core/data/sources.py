@@ -22,12 +22,6 @@ def find(name: str) -> Source:
     return SOURCES[name]
 
 
-def check(config: DataConfig, num_classes: int) -> None:
-    """Raise ConfigError if the source is unknown, lacks its folder, or has another number of classes than the model."""
-    source = find(config.source)
-    source.check(config)
-    if source.classes and num_classes != len(source.classes):
-        raise ConfigError(
-            f"model.num_classes is {num_classes} but data.source {source.name!r} has {len(source.classes)} classes; "
-            f"set model.num_classes to {len(source.classes)}"
-        )
+def check(config: DataConfig) -> None:
+    """Raise ConfigError if the source is unknown, or does not go with data.folder."""
+    find(config.source).check(config)

@@ -18,7 +18,6 @@ class ToyCats(Source):
     name = "toycats"
     settings = ("toy_train_per_class", "toy_val_per_class", "toy_test_per_class", "seed")
     split_rule = "three seeds"
-    classes = CLASSES
     licence = "mit"
     licence_text = MIT
     dataset_id = "toycats"

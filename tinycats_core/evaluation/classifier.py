@@ -91,7 +91,7 @@ def train_classifier(
 
     Raises:
         CheckpointError: the folder holds the classifier of another data set, configuration or code.
-        DataError: a class has no training images.
+        DataError: a class has no training images, or there is a single class.
         TrainingError: the loss is not finite, a stop was requested, or the pretrained weights cannot be downloaded.
     """
     check_writable(folder)
@@ -112,7 +112,17 @@ def train_classifier(
     return _write(classifier, weights, log, best, dataset, config, folder, key)
 
 
+def require_classes(dataset: Dataset) -> None:
+    """Raise DataError if a classifier would have nothing to tell apart."""
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"the data has one class ({', '.join(dataset.classes)}), and a classifier with nothing to tell apart learns nothing. "
+            "Set evaluate.extractor to 'inception' and leave evaluate.min_breed_accuracy out, or sort the photos into classes."
+        )
+
+
 def _check_classes(labels: Tensor, val_count: int, dataset: Dataset) -> None:
+    require_classes(dataset)
     for label, name in enumerate(dataset.classes):
         if not (labels == label).any():
             raise DataError(f"class {name!r} has 0 training images; a classifier needs 1. Add some, or drop it.")

@@ -18,7 +18,7 @@ from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
 from tinycats_core.generator import samplers
 from tinycats_core.generator.sampling import load_samples
-from tinycats_core.pictures import contact_sheet
+from tinycats_core.pictures import contact_sheet, sheet_names
 from tinycats_core.records import (
     Dataset,
     Decision,
@@ -231,13 +231,13 @@ def _metrics_frame(metrics: Mapping[str, Any]):
 def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
     images, labels = load_samples(samples)
     classes, scale, sheets = dataset.classes, max(1, 64 // images.shape[-1]), {}
-    for label, name in enumerate(classes):
+    for label, (name, file) in enumerate(zip(classes, sheet_names(classes), strict=True)):
         chosen = torch.nonzero(labels == label).flatten()[:BREED_SHEET]
         if len(chosen):
             rows = torch.arange(len(chosen)) // GRID_PER_CLASS
             names = [name] + [""] * int(rows[-1])
-            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{name}.png")
-            sheets[f"{name}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
+            contact_sheet(images[chosen], rows, names, GRID_PER_CLASS, scale).save(folder / f"{file}.png")
+            sheets[f"{file}.png"] = {"class": name, "label": label, "indices": chosen.tolist()}
     contact_sheet(images, labels, classes, GRID_PER_CLASS, scale).save(folder / "grid.png")
     if not sources.find(dataset.source).private:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")

@@ -1,5 +1,6 @@
 """The model card: what a release is, what was measured of it, and how to use it. Every number comes from the release's files."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _use(example: str, name: str, repo_id: str | None) -> list[str]:
     return [
         f"## Use\n\nThis draws four images of a class, with the sampler and the settings that were measured.{where}\n\n"
         f"```sh\npip install {library}numpy onnxruntime pillow\n{download}"
-        f"python {folder}/sample.py --class {example} -n 4 --out cats\n```\n\n"
+        f"python {folder}/sample.py --class {shlex.quote(example)} -n 4 --out cats\n```\n\n"
         f"Without `--class` it draws every class; `python {folder}/sample.py --help` lists the other options.",
         "With tinycats installed, the same in Python:\n\n"
         f'```python\nimport tinycats_core\n\ncats = tinycats_core.load("{repo_id or folder}")\n'

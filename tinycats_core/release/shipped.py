@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core import presets
-from tinycats_core.config import ReleaseConfig, SampleConfig, SampleOptions
-from tinycats_core.errors import EvaluationError
+from tinycats_core.config import DataConfig, ReleaseConfig, SampleConfig, SampleOptions
+from tinycats_core.errors import NAMED, EvaluationError, shortened
 from tinycats_core.evaluation.fidelity import GUIDANCE_SETTINGS
 from tinycats_core.files import read_json
 from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
@@ -57,14 +57,47 @@ def onnx_report(release: Release) -> FidelityReport:
 
 def require_same_data(release: Release, dataset: Dataset) -> Dataset:
     """Return the data set if it is the one that the release was measured against. Raises EvaluationError."""
-    recorded = read_json(release.path)["parents"]["dataset"]
-    if dataset.sha256 != recorded["sha256"]:
-        raise EvaluationError(
-            f"the images have changed since {release.name} {release.version} was made: their sha256 is "
-            f"{dataset.sha256[:12]}…, recorded was {recorded['sha256'][:12]}…. Restore them, or make a new release: "
-            "numbers can only be compared on the same images."
-        )
+    require_same_classes(release, dataset)
+    if change := other_images(release, dataset):
+        raise EvaluationError(f"{change} Restore them, or make a new release.")
     return dataset
+
+
+def require_same_classes(release: Release, dataset: Dataset) -> None:
+    """Raise EvaluationError if the data set has other classes than a release, with what they were renamed to."""
+    recorded = read_json(release.folder / "data.json")["classes"]
+    if list(dataset.classes) == recorded:
+        return
+    gone = [name for name in recorded if name not in dataset.classes]
+    new = [name for name in dataset.classes if name not in recorded]
+    if len(gone) == len(new) == 1:
+        what = f"class {gone[0]!r} is named {new[0]!r} now"
+    else:
+        what = f"missing now: {shortened(gone, NAMED) or 'none'}; new: {shortened(new, NAMED) or 'none'}"
+    raise EvaluationError(
+        f"the classes are not those of {release.name} {release.version}: {what}. Give the folders their names of then, or make "
+        "a new release."
+    )
+
+
+def other_images(release: Release, dataset: Dataset) -> str | None:
+    """Say that a data set's images are not those that the release was measured against; None if they are."""
+    if dataset.sha256 == (recorded := dataset_sha256(release)):
+        return None
+    return (
+        f"the images have changed since {release.name} {release.version} was made: their sha256 is {dataset.sha256[:12]}…, "
+        f"recorded was {recorded[:12]}…. Numbers can only be compared on the same images."
+    )
+
+
+def dataset_sha256(release: Release) -> str:
+    """Return the sha256 of the data set that the release was measured against."""
+    return read_json(release.path)["parents"]["dataset"]["sha256"]
+
+
+def recorded_folder(release: Release) -> Path | None:
+    """Return data.folder as the configuration of a release gives it: a bare name, below the present folder."""
+    return DataConfig.model_validate(read_json(release.folder / "config.json")["data"]).folder
 
 
 def _guidance(release: Release) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_the_official_archives_are_those_of_torchvision():
 def test_the_set_is_downloaded_and_split_as_its_lists_say(mirror: Mirror, tmp_path: Path):
     steps: list[tuple[float, str]] = []
     dataset = preparation.prepare(CONFIG, tmp_path, lambda *step: steps.append(step))
-    report = validation.validate(dataset, CONFIG, 13)
+    report = validation.validate(dataset, CONFIG)
     assert dataset.classes == CLASSES
     assert [row["train"] for row in report.rows] == [1] * 12 + [3]
     assert [row["val"] for row in report.rows] == [1] * 13
@@ -158,7 +158,7 @@ def test_a_photo_in_both_splits_stays_in_the_test_split(mirror: Mirror, tmp_path
     rows = {row["name"]: row["split"] for row in splits.read_manifest(dataset)["images"]}
     assert rows["Bengal_34.jpg"] == "test"
     assert "Bengal_1.jpg" not in rows
-    assert "Bengal_1.jpg (= Bengal_34.jpg)" in validation.validate(dataset, CONFIG, 13).warnings[0]
+    assert "Bengal_1.jpg (= Bengal_34.jpg)" in validation.validate(dataset, CONFIG).warnings[0]
 
 
 def test_known_odd_files_and_contradictions_are_warnings(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,7 +166,7 @@ def test_known_odd_files_and_contradictions_are_warnings(mirror: Mirror, tmp_pat
     mirror.photos["Birman_116"] = mirror.photos["Persian_116"]
     mirror.pack()
     mirror.trust(monkeypatch)
-    report = validation.validate(preparation.prepare(CONFIG, tmp_path), CONFIG, 13)
+    report = validation.validate(preparation.prepare(CONFIG, tmp_path), CONFIG)
     assert report.warnings == (
         "1 file is not decodable and left out: beagle_116.jpg (not an image).",
         "2 files are the same image as one of another class and left out: "
@@ -180,9 +180,9 @@ def test_other_damaged_photos_fail_unless_skipped(mirror: Mirror, tmp_path: Path
     mirror.trust(monkeypatch)
     dataset = preparation.prepare(CONFIG, tmp_path)
     with pytest.raises(DataError, match=r"1 file is not decodable: pug_116\.jpg \(image file is truncated"):
-        validation.validate(dataset, CONFIG, 13)
+        validation.validate(dataset, CONFIG)
     skip = CONFIG.model_copy(update={"corrupt_files": "skip"})
-    assert "pug_116.jpg" in validation.validate(dataset, skip, 13).warnings[0]
+    assert "pug_116.jpg" in validation.validate(dataset, skip).warnings[0]
 
 
 def test_members_that_point_elsewhere_touch_nothing(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

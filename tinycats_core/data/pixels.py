@@ -1,0 +1,98 @@
+"""From an opened image of any kind to a square of sRGB pixels."""
+
+import io
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LARGE = 16_000_000  # pixels, above which an image is averaged down before anything else, and decoded alone
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space and the mode that it describes
+WHOLE_LEVELS = (255, 65_535, 2**31 - 1)  # the highest values that integers of 8, 16 and 32 bits reach
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """Return a loaded image upright, over white where transparent, cut to the central square, in sRGB. Raises ValueError."""
+    orientation, profile = _orientation(image), _profile(image)
+    if image.width * image.height > LARGE and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK", "F", "I"):
+        image = image.reduce(max(1, min(image.size) // (4 * size)))
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    flat = image if image.mode == "CMYK" and profile and profile[0] == "CMYK" else _flattened(image)
+    square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
+    return _to_srgb(square, *profile) if profile else square
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation tag alone: the other metadata may be odd."""
+    with suppress(Exception):  # of many kinds, on damaged metadata
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
+
+
+def _profile(image: Image.Image) -> tuple[str, ImageCms.ImageCmsProfile] | None:
+    """Return the image's colour profile, after the mode that it describes; None if it is sRGB, or cannot be used."""
+    content = image.info.get("icc_profile")
+    if not content:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        is_srgb = ImageCms.getProfileDescription(profile).strip().lower().startswith("srgb")
+    except (OSError, ImageCms.PyCMSError, TypeError, ValueError):
+        return None
+    mode = PROFILE_MODES.get(str(getattr(profile.profile, "xcolor_space", "")).strip())
+    return (mode, profile) if mode and not is_srgb else None
+
+
+def _to_srgb(square: Image.Image, mode: str, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Convert from a profile to sRGB; a profile that does not go with the pixels is left out of account."""
+    if "CMYK" in (mode, square.mode) and mode != square.mode:
+        return square.convert("RGB")
+    try:
+        converted = ImageCms.profileToProfile(
+            square.convert(mode),
+            profile,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return square.convert("RGB")
+    assert converted is not None  # it is not done in place
+    return converted
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """Return an image as RGB of 8 bits, over white where it is transparent. Raises ValueError."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_grey_levels(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """Return grey of 16 or 32 bits, or of floating-point numbers, as uint8 (H, W), scaled by the range that holds it."""
+    pixels = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return (pixels >> 8).astype(np.uint8)
+    low, high = float(pixels.min()), float(pixels.max())
+    ranges = (1, *WHOLE_LEVELS[:2]) if image.mode == "F" else WHOLE_LEVELS
+    highest = next((level for level in ranges if high <= level), None)
+    if highest is None or not low >= 0:  # nan is not
+        raise ValueError(f"its values run from {low:g} to {high:g}; grey is read from 0 to {', '.join(map(str, ranges))}")
+    if image.mode == "I":
+        return (pixels >> {255: 0, 65_535: 8, 2**31 - 1: 23}[highest]).astype(np.uint8)
+    return (pixels * (255 / highest)).round().astype(np.uint8)
