@@ -152,11 +152,11 @@ def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: di
 def test_a_refused_candidate_can_be_forced_and_says_why(
     tiny: dict[str, Any], released: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worse, before = merged(tiny, train={"steps": 2, "warmup_steps": 1}), latest(tiny).readlink()
-    looked = release_model("smoke", worse, force="they wait", dry_run=True)
+    strict, before = merged(tiny, evaluate={"max_kid": 1e-9}), latest(tiny).readlink()
+    looked = release_model("smoke", strict, force="they wait", dry_run=True)
     assert f"not published: {looked.folder}" in capsys.readouterr().out
     assert latest(tiny).readlink() == before
-    forced = release_model("smoke", worse, force="they wait")
+    forced = release_model("smoke", strict, force="they wait")
     assert (forced.version, latest(tiny).resolve()) == (looked.version, looked.folder)
     decision = json.loads((forced.folder / "decision.json").read_text())
     assert (decision["promoted"], decision["forced"], decision["baseline"]) == (False, "they wait", str(before))
