@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import PurePath
 from typing import BinaryIO, NamedTuple
@@ -28,6 +28,7 @@ Finding = dict[str, str]  # kind, file, class (empty: in none), detail
 # Tried on the content. Pillow knows more formats, among them EPS, which runs a program.
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
 MAX_PIXELS = 120_000_000  # of a decoded image: 4 bytes each, twice while it is converted
+BLOCK_BYTES = 1 << 26  # of Pillow's memory: of smaller blocks, malloc keeps as many for each thread as it ever had
 MAX_THREADS = 8
 METADATA_BYTES = 1 << 24  # of one text or colour profile in a PNG; larger ones are left out of account
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
@@ -125,13 +126,16 @@ def _pillow_settings() -> Iterator[None]:
         (logging.getLogger("PIL.TiffImagePlugin"), "disabled", True),  # it says on stderr what becomes a finding
     )
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    block_size = Image.core.get_block_size()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            Image.core.set_block_size(BLOCK_BYTES)
             for owner, name, value in settings:
                 setattr(owner, name, value)
             yield
         finally:
+            Image.core.set_block_size(block_size)
             for owner, name, value in before:
                 setattr(owner, name, value)
 
@@ -181,20 +185,30 @@ def _decode(photo: Photo, size: int) -> Decoded:
 
 def _read(name: str, head: bytes, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
     """Return width and height of an image, and its central square."""
-    with Image.open(file, formats=readable_formats()) as image:
-        if image.format == "TIFF" and formats.is_raw(name, head, dict(getattr(image, "tag_v2", {}))):
-            raise LeftOut("unread", formats.RAW)
-        width, height = image.size
-        if image.format in ("JPEG", "MPO"):
-            image.draft(None, (4 * size, 4 * size))  # decode large ones at a reduced scale, seven times faster at 12 MP
-        decoded = (width, height) if image.info.get("progressive") else image.size  # libjpeg holds a progressive one whole
-        count = decoded[0] * decoded[1]
-        if count > MAX_PIXELS:
-            limit = f"the limit is {MAX_PIXELS / 1e6:.0f}"
-            raise LeftOut("too_large", f"{width}x{height}: {width * height / 1e6:.0f} million pixels, {limit}")
-        with _large if count > pixels.LARGE else nullcontext():
+    with ExitStack() as held:
+        with Image.open(file, formats=readable_formats()) as image:
+            width, height = image.size
+            if _pixels_to_hold(image, name, head, size) > pixels.LARGE:
+                held.enter_context(_large)
             image.load()
-            return width, height, pixels.to_square(image, size)
+            square = pixels.to_square(image, size)
+        del image  # its pixels, before the next large image is decoded
+    return width, height, square
+
+
+def _pixels_to_hold(image: Image.Image, name: str, head: bytes, size: int) -> int:
+    """Have a large JPEG decoded at a reduced scale. Return the pixels that decoding holds in memory. Raises LeftOut."""
+    if image.format == "TIFF" and formats.is_raw(name, head, dict(getattr(image, "tag_v2", {}))):
+        raise LeftOut("unread", formats.RAW)
+    width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, (4 * size, 4 * size))  # seven times faster at 12 megapixels
+    held = (width, height) if image.info.get("progressive") else image.size  # libjpeg holds a progressive one whole
+    count = held[0] * held[1]
+    if count > MAX_PIXELS:
+        limit = f"the limit is {MAX_PIXELS / 1e6:.0f}"
+        raise LeftOut("too_large", f"{width}x{height}: {width * height / 1e6:.0f} million pixels, {limit}")
+    return count
 
 
 def _unidentified(name: str, head: bytes) -> LeftOut:
