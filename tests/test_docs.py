@@ -302,7 +302,7 @@ def test_a_command_exists_and_knows_its_options(command: Command, capsys: pytest
         case "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M)
             assigned = dict(word.split("=", 1) for word in rest[1:])
-            assert assigned.keys() <= {"PRESET", "OVERRIDES"}
+            assert assigned.keys() <= {"PRESET", "OVERRIDES", "KEEP_RESULTS"}
             resolve(assigned.get("PRESET", "smoke"), json.loads(assigned.get("OVERRIDES", "{}")))
         case "python":
             assert rest[0] == "-m"

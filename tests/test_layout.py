@@ -18,8 +18,9 @@ AT_HOME_IN = {
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "onnx": {"release.export"},
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
-    "huggingface_hub": {"release.hub", "release.hub_access", "release.card"},
+    "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained"},
     "httpx2": {"release.hub_access"},  # what huggingface_hub talks through
+    "model_signing": {"release.signature"},
     "modal": {"compute.modal_client", "compute.modal_auth"},
     "grpclib": {"compute.modal_client"},  # what modal talks through
     "aiohttp": {"compute.modal_client"},
