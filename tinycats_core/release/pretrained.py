@@ -10,9 +10,6 @@ from tinycats_core.files import atomic_path, make_folder
 from tinycats_core.release import hub
 from tinycats_core.release.cats import Cats, Runtime
 
-if TYPE_CHECKING:
-    pass
-
 
 def load(release: str | Path, runtime: Runtime = "pytorch", device: str = "auto") -> Cats:
     """Load the generator of a release: a folder, `owner/name` or `hub:owner/name`.
