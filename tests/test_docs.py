@@ -5,6 +5,8 @@ import csv
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -279,7 +281,7 @@ def test_what_code_in_a_line_names_exists(page: str):
     for name in re.findall(r"`(?:python -m )?((?:tinycats_core|tasks|flows|benchmarks)(?:\.[a-z_]+)+)`", text):
         assert find_spec(name), name
     for part, field in re.findall(r"`([a-z]+)\.([a-z_]+)`", text):
-        if part in ReleaseConfig.model_fields and field not in ("json", "py", "safetensors", "onnx"):
+        if part in ReleaseConfig.model_fields and field not in ("json", "py", "safetensors", "onnx", "sig"):
             assert field in resolve("smoke").model_dump()[part], f"{part}.{field}"
     for overrides in re.findall(r"`(\{\"[^`]*\})`", text):
         resolve("standard", json.loads(overrides))
@@ -326,6 +328,16 @@ def test_a_command_exists_and_knows_its_options(command: Command, capsys: pytest
             called = [word.partition("::")[2] for word in rest if "::" in word]
             assert all(re.search(rf"^@app.local_entrypoint\(\)\ndef {name}\(", app, re.M) for name in called)
             assert command.marked
+        case "openssl":
+            assert command.marked
+        case "model_signing":  # as tests/core/release/test_signature.py runs it
+            assert command.marked
+            assert_known(
+                rest[1:],
+                subprocess.run(
+                    [Path(sys.executable).with_name(program), *rest[:2], "--help"], capture_output=True, text=True
+                ).stdout,
+            )
         case _:
             pytest.fail(f"{program} is a program that this test does not know")
 
