@@ -319,6 +319,7 @@ def test_splits_over_photos_and_over_breeds(tmp_path: Path):
         (("cat", "cat/holiday", "dog"), "cat/<Breed> folders (holiday) and cat/ with 4 photos", {"breeds": 1, "classes": 2}),
         (("cat/Bengal", "dog"), "cat/<Breed> folders (Bengal) and also dog", {"breeds": 1, "classes": 2}),
         (("train/a", "val/a", "more"), "has train and val and also more", {"splits": 1, "classes": 3}),
+        (("cats/Bengal", "cats/Birman"), "nothing but cats/, with the folders Bengal, Birman", {"classes": 1, "subfolders": 2}),
         ((".", "holiday"), "holds 4 photos and the folders holiday with 4 files", {"single": 1, "classes": 1}),
     ],
 )
