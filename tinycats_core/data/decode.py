@@ -8,9 +8,9 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import PurePath
 from typing import BinaryIO, NamedTuple
@@ -31,7 +31,7 @@ MAX_PIXELS = 120_000_000  # of a decoded image: 4 bytes each, twice while it is 
 BLOCK_BYTES = 1 << 26  # of Pillow's memory: of smaller blocks, malloc keeps as many for each thread as it ever had
 MAX_THREADS = 8
 METADATA_BYTES = 1 << 24  # of one text or colour profile in a PNG; larger ones are left out of account
-TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+KEPT_CHUNKS = ((b"tRNS", b"iCCP", b"eXIf"), (b"tRNS",))  # of a PNG whose metadata are odd: first these, then fewer
 
 
 class Photo(NamedTuple):
@@ -160,13 +160,7 @@ def _decode(photo: Photo, size: int) -> Decoded:
         with photo.open() as file:
             head = file.read(formats.HEAD)
             file.seek(0)
-            try:
-                width, height, square = _read(photo.name, head, file, size)
-            except ValueError:
-                if not head.startswith(b"\x89PNG"):
-                    raise
-                file.seek(0)  # its text or colour profile may be larger than Pillow reads: the photo is good without them
-                width, height, square = _read(photo.name, head, io.BytesIO(_without_metadata(file.read())), size)
+            width, height, square = _read_png(photo, file, size) if head.startswith(b"\x89PNG") else _read(photo, head, file, size)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (LeftOut, MemoryError):
@@ -183,12 +177,24 @@ def _decode(photo: Photo, size: int) -> Decoded:
     return Decoded(photo.name, photo.label, photo.split, sha256, width, height, array)
 
 
-def _read(name: str, head: bytes, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
+def _read_png(photo: Photo, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
+    """Read a PNG, if need be without metadata that Pillow refuses: the photo is good without them."""
+    try:
+        return _read(photo, b"", file, size)
+    except (ValueError, SyntaxError, UnidentifiedImageError, EOFError):
+        for kept in KEPT_CHUNKS:
+            file.seek(0)
+            with suppress(ValueError, SyntaxError, UnidentifiedImageError, EOFError):
+                return _read(photo, b"", io.BytesIO(_with_chunks(file.read(), kept)), size)
+        raise
+
+
+def _read(photo: Photo, head: bytes, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
     """Return width and height of an image, and its central square."""
     with ExitStack() as held:
         with Image.open(file, formats=readable_formats()) as image:
             width, height = image.size
-            if _pixels_to_hold(image, name, head, size) > pixels.LARGE:
+            if _pixels_to_hold(image, photo.name, head, size) > pixels.LARGE:
                 held.enter_context(_large)
             image.load()
             square = pixels.to_square(image, size)
@@ -217,19 +223,22 @@ def _unidentified(name: str, head: bytes) -> LeftOut:
         if what == formats.HEIC and "HEIF" in readable_formats():
             return LeftOut("corrupt", "damaged HEIC")
         return LeftOut("unread", what)
-    if PurePath(name).suffix.lower() not in formats.IMAGE_SUFFIXES:
+    begins_as_image = head.startswith(formats.CERTAIN_MAGIC)
+    if PurePath(name).suffix.lower() not in formats.IMAGE_SUFFIXES and not begins_as_image:
         return LeftOut("unread", formats.NO_PHOTO)
     if head.startswith((b"II*\0", b"MM\0*")):
         return LeftOut("corrupt", "a damaged TIFF, or of a kind that is not read")
+    if begins_as_image:
+        return LeftOut("corrupt", "a damaged image")
     return LeftOut("corrupt", "not an image" if head else "an empty file")
 
 
-def _without_metadata(content: bytes) -> bytes:
-    """Return a PNG without the chunks of its texts, profile and EXIF."""
-    kept, place = [content[:8]], 8
+def _with_chunks(content: bytes, kept: Container[bytes]) -> bytes:
+    """Return a PNG without its ancillary chunks, but for those that are kept."""
+    parts, place = [content[:8]], 8
     while place + 8 <= len(content):
-        length = int.from_bytes(content[place : place + 4], "big") + 12
-        if content[place + 4 : place + 8] not in TEXT_CHUNKS:
-            kept.append(content[place : place + length])
+        length, kind = int.from_bytes(content[place : place + 4], "big") + 12, content[place + 4 : place + 8]
+        if kind[:1].isupper() or kind in kept:
+            parts.append(content[place : place + length])
         place += length
-    return b"".join(kept)
+    return b"".join(parts)

@@ -38,17 +38,8 @@ _MAGIC = (
     (b"%PDF", "PDF"),
     (b"PK\x03\x04", "ZIP archive"),
 )
-_IMAGE_MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG",
-    b"GIF8",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    *(b"P%d" % kind for kind in range(1, 7)),
-    b"Pf",
-    b"PF",
-)
+CERTAIN_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")  # nothing else begins so
+_IMAGE_MAGIC = (*CERTAIN_MAGIC, b"BM", *(b"P%d" % kind for kind in range(1, 7)), b"Pf", b"PF")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"mif1", b"mif2", b"msf1"}
 HEAD = 64  # bytes of a file that tell its format
 

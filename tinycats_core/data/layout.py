@@ -96,6 +96,10 @@ def told_layout(tree: Folder) -> str:
             has = f"has cat/<Breed> folders ({_some(breeds)}) and {also}"
             raise _question(tree, has, breeds="cat/ holds breeds", classes="cat is a class")
         return "breeds"
+    (name, only), *more = filled.items()
+    if not more and len(only.filled) > 1 and not _photos_in(only):
+        holds = f"holds nothing but {printable(name)}/, with the folders {_some(only.filled)} (or give that folder as data.folder)"
+        raise _question(tree, holds, classes="it is one class", subfolders="the folders in it are the classes")
     if shared := _shared_names(filled):
         has = f"has folders with the same sub-folders ({_some(shared)} in {_some(filled)})"
         raise _question(tree, has, classes="the outer folders are the classes", subfolders="the sub-folders are")

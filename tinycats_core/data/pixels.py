@@ -18,7 +18,8 @@ UPRIGHT = {
 }
 LARGE = 16_000_000  # pixels, above which an image is averaged down before anything else, and decoded alone
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space and the mode that it describes
-WHOLE_LEVELS = (255, 65_535, 2**31 - 1)  # the highest values that integers of 8, 16 and 32 bits reach
+WHOLE_BITS = (8, 12, 16)  # of integers, before what their highest value needs
+FLOAT_TOPS = (1, 255, 65_535)  # of floating-point grey
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
@@ -84,15 +85,16 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
-    """Return grey of 16 or 32 bits, or of floating-point numbers, as uint8 (H, W), scaled by the range that holds it."""
+    """Return grey of 16 or 32 bits, or of floating-point numbers, as uint8 (H, W), scaled by the range that its values fill."""
     pixels = np.asarray(image)
     if image.mode.startswith("I;16"):
         return (pixels >> 8).astype(np.uint8)
     low, high = float(pixels.min()), float(pixels.max())
-    ranges = (1, *WHOLE_LEVELS[:2]) if image.mode == "F" else WHOLE_LEVELS
-    highest = next((level for level in ranges if high <= level), None)
-    if highest is None or not low >= 0:  # nan is not
-        raise ValueError(f"its values run from {low:g} to {high:g}; grey is read from 0 to {', '.join(map(str, ranges))}")
-    if image.mode == "I":
-        return (pixels >> {255: 0, 65_535: 8, 2**31 - 1: 23}[highest]).astype(np.uint8)
-    return (pixels * (255 / highest)).round().astype(np.uint8)
+    if image.mode == "I" and low >= 0:
+        bits = next((bits for bits in WHOLE_BITS if high < 2**bits), int(high).bit_length())
+        return (pixels >> (bits - 8)).astype(np.uint8)
+    for top in FLOAT_TOPS:  # resampling may have left values a little outside
+        if image.mode == "F" and (top == 1 or high > top / 8) and high <= 1.1 * top and low >= -0.1 * top:
+            return (pixels.clip(0, top) * (255 / top)).round().astype(np.uint8)
+    tops = "" if image.mode == "I" else f", up to {', '.join(map(str, FLOAT_TOPS))}"
+    raise ValueError(f"its values run from {low:g} to {high:g}; grey is read from 0{tops}")

@@ -123,6 +123,7 @@ def test_photos_of_any_phone_are_read_by_their_content(format: str, name: str):
         (b"bplist00" + bytes(99), ".IMG_1.HEIC.icloud", ("unread", "iCloud placeholder")),
         (b"hello", "notes.txt", ("unread", "not a photo")),
         (b"", "empty", ("unread", "not a photo")),
+        (b"\xff\xd8\xff\xe0\0\x06JFIF", "IMG_1", ("corrupt", "a damaged image")),
         (b"", "empty.jpg", ("corrupt", "an empty file")),
         (b"II*\0", "cut.tif", ("corrupt", "a damaged TIFF, or of a kind that is not read")),
     ],
@@ -238,11 +239,9 @@ RAMP = np.tile(np.linspace(0, 1, 32, dtype=np.float32), (32, 1))
 @pytest.mark.parametrize(
     "pixels",
     [
-        RAMP,
-        RAMP * 255,
-        RAMP * 65535,
-        (RAMP * 255).astype(np.int32),
-        (RAMP * 65535).astype(np.int32),
+        *(RAMP * top for top in (1, 255, 65535)),
+        RAMP * 1.04 - 0.02,  # as resampling leaves it
+        *((RAMP * top).astype(np.int32) for top in (255, 4095, 65535, 2.1e9)),
         (RAMP * 65535).astype(np.uint16),
     ],
 )
@@ -253,7 +252,7 @@ def test_grey_of_any_depth_is_scaled_by_what_it_holds(pixels: np.ndarray):
     assert (np.diff(found) > 0).all()
 
 
-@pytest.mark.parametrize("pixels", [RAMP - 0.5, RAMP * 1e6, RAMP * np.nan, (RAMP * -9).astype(np.int32)])
+@pytest.mark.parametrize("pixels", [RAMP - 0.5, RAMP * 9, RAMP * 1e6, RAMP * np.nan, (RAMP * -9).astype(np.int32)])
 def test_grey_of_no_known_range_is_refused_by_its_values(pixels: np.ndarray):
     kind, detail = reason_of(bytes_of(Image.fromarray(pixels), "TIFF"), "x.tif")
     assert kind == "corrupt"
@@ -276,6 +275,9 @@ def test_odd_metadata_do_not_spoil_a_good_photo():
         text.add_text("parameters", "x" * size, zip=True)
         assert np.array_equal(square_of(bytes_of(halves, "PNG", pnginfo=text)), plain)
     assert np.array_equal(square_of(bytes_of(halves, "PNG", icc_profile=b"\0" * 20_000_000)), plain)
+    wrong_sum = bytearray(bytes_of(halves, "PNG", dpi=(72, 72)))
+    wrong_sum[wrong_sum.find(b"pHYs") + 5] ^= 1
+    assert np.array_equal(square_of(bytes(wrong_sum)), plain)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -317,6 +319,7 @@ def test_splits_over_photos_and_over_breeds(tmp_path: Path):
         (("cat", "cat/holiday", "dog"), "cat/<Breed> folders (holiday) and cat/ with 4 photos", {"breeds": 1, "classes": 2}),
         (("cat/Bengal", "dog"), "cat/<Breed> folders (Bengal) and also dog", {"breeds": 1, "classes": 2}),
         (("train/a", "val/a", "more"), "has train and val and also more", {"splits": 1, "classes": 3}),
+        (("cats/Bengal", "cats/Birman"), "nothing but cats/, with the folders Bengal, Birman", {"classes": 1, "subfolders": 2}),
         ((".", "holiday"), "holds 4 photos and the folders holiday with 4 files", {"single": 1, "classes": 1}),
     ],
 )
