@@ -1,5 +1,6 @@
 """Fidelity: the metrics of generated images against the test split, beside those of real images, the floor."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,17 @@ def images_needed(config: EvaluateConfig) -> int:
 
 
 def require_enough(counts: Mapping[str, int], config: EvaluateConfig) -> None:
-    """Raise EvaluationError if a set, by its name, has fewer images than can be judged."""
+    """Raise EvaluationError if a set, by its name, has fewer images than can be judged: generated, training or test."""
     needed = images_needed(config)
     for name, count in counts.items():
         if count < needed:
+            total = sum(counts.values())
+            remedy = "draw more samples" if name == "generated" else "change data.test_fraction"
+            if name == "test" and total >= 2 * needed:
+                remedy = f"set data.test_fraction to {math.ceil(100 * (needed + 1) / total) / 100:g}"
             raise EvaluationError(
                 f"there are {count} {name} images; at least {needed} are needed (evaluate.neighbours is {config.neighbours}). Add "
-                f"images, or {'draw more samples' if name == 'generated' else 'change data.test_fraction'}."
+                f"images, or {remedy}."
             )
 
 

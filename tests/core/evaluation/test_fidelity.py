@@ -308,3 +308,16 @@ def test_inception_without_its_last_layer_gives_no_score(cats: Dataset, tmp_path
     assert kid is not None
     assert kid < noise / 4
     assert report.metrics["fid_inception"] is not None
+
+
+@pytest.mark.parametrize(
+    ("counts", "remedy"),
+    [
+        ({"training": 48, "test": 12}, "set data.test_fraction to 0.29"),
+        ({"training": 12, "test": 4}, "change data.test_fraction"),
+        ({"generated": 8}, "draw more samples"),
+    ],
+)
+def test_too_few_images_are_refused_with_a_way_out(counts: dict[str, int], remedy: str):
+    with pytest.raises(EvaluationError, match=f"at least 16 are needed .*Add images, or {remedy}"):
+        fidelity.require_enough(counts, CONFIG)
