@@ -85,6 +85,7 @@ def release_model(
         inference=benchmark_inference(choice.weights, models, choice.sample, config.compute),
         ema_and_raw=compared,
         code=used_code("build_bundle"),
+        parent=published.as_parent if published else None,
     )
     release = build_bundle(parts)
     if dry_run:

@@ -38,12 +38,7 @@ def find_published(config: PublishConfig) -> Release | None:
 @task(**NETWORK)
 def open_release(where: str) -> Release:
     """Open a release folder, or `hub:owner/name`, and verify every file of it."""
-    if not where.startswith("hub:"):
-        return manifest.read_release(Path(where))
-    release = hub.download_release(where.removeprefix("hub:"), home("downloads"))
-    if release is None:
-        raise RegistryError(f"{where} holds no release. Publish one first, or give another repository.")
-    return release
+    return shipped.open_release(where)
 
 
 def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dataset) -> TypeGuard[Release]:

@@ -16,7 +16,8 @@ ALWAYS_THERE = {"torch", "filelock", "numpy", "PIL", "pydantic", "safetensors", 
 AT_HOME_IN = {
     "torchvision": {"evaluation.classifier"},
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
-    "onnx": {"release.export"},
+    "onnx": {"generator.onnx_file", "release.export"},
+    "google": {"generator.onnx_file"},  # protobuf, what onnx reads with
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
     "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained"},
     "httpx2": {"release.hub_access"},  # what huggingface_hub talks through

@@ -25,7 +25,12 @@ BREEDS = (
 CLASSES = (*BREEDS, "other")
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[int, Field(ge=1)]
+MOST_CLASSES = 10_000
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Thousands = Annotated[int, Field(ge=1, le=10_000)]
+Images = Annotated[int, Field(ge=16, le=100_000)]  # drawn and measured at a time: they are held in memory
+ImageSize = Annotated[int, Field(ge=8, le=1024)]
+Backbone = Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
 FullPath = Annotated[Path, AfterValidator(expanded)]  # a worker may run in another folder
@@ -51,25 +56,25 @@ class DataConfig(Part):
     folder: FullPath | None = None  # for source=folder: the folder that holds the photos
     # What the folders in it are; auto: told from how they lie. docs/photos.md explains the others.
     layout: Literal["auto", "single", "classes", "breeds", "splits", "subfolders"] = "auto"
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 128
+    image_size: ImageSize = 128
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
     corrupt_files: Literal["fail", "skip"] = "fail"
-    toy_train_per_class: Positive = 200
-    toy_val_per_class: Annotated[int, Field(ge=0)] = 20
-    toy_test_per_class: Positive = 80
+    toy_train_per_class: Thousands = 200
+    toy_val_per_class: Annotated[int, Field(ge=0, le=10_000)] = 20
+    toy_test_per_class: Thousands = 80
     seed: Seed = 0  # of the toy cats; images of the other sources are split by their sha256
 
 
 class ModelConfig(Part):
     """TinyDiT's shape."""
 
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 128
-    patch_size: Positive = 16
-    width: Positive = 384
-    depth: Positive = 12
-    heads: Positive = 6
-    num_classes: Positive = 13  # of a release: `ReleaseConfig.for_classes` takes it from the data
+    image_size: ImageSize = 128
+    patch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    width: Thousands = 384
+    depth: Annotated[int, Field(ge=1, le=256)] = 12
+    heads: Thousands = 6
+    num_classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] = 13  # of a release: `ReleaseConfig.for_classes` takes it from the data
     prediction: Literal["x", "v"] = "x"
 
     @model_validator(mode="after")
@@ -132,10 +137,10 @@ class TrainConfig(Part):
 class ClassifierConfig(Part):
     """The breed classifier."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"] = "resnet18"
+    backbone: Backbone = "resnet18"
     pretrained: bool = False  # ImageNet weights, downloaded by torchvision
-    epochs: Positive = 30
-    batch_size: Annotated[int, Field(ge=3)] = 64  # batch normalisation cannot take one image; of 2, an odd number leaves one
+    epochs: Thousands = 30
+    batch_size: Annotated[int, Field(ge=3, le=10_000)] = 64  # batch normalisation cannot take one image; of 2, an odd number leaves one
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-3  # the highest: it rises for 30 % of the steps, then falls to nothing
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     balance: Fraction = 1.0  # 1: every class weighs the same in the loss, 0: every image does
@@ -153,7 +158,7 @@ def _pairs(value: Any) -> Any:
     return (value,) if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple) else value
 
 
-Guidance = Annotated[float, Field(ge=0)]  # 1 = none; v = v_null + guidance · (v_class − v_null)
+Guidance = Annotated[float, Field(ge=0, le=1_000)]  # 1 = none; v = v_null + guidance · (v_class − v_null)
 Interval = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of t, where guidance is applied
 
 
@@ -161,9 +166,9 @@ class SamplerPart(Part):
     """How images are drawn, but for the guidance."""
 
     sampler: str = "ab2"  # a name in generator.samplers; `sampling.find_sampler` checks it
-    steps: Positive = 8
-    shift: Annotated[float, Field(gt=0)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
-    batch_size: Positive = 64
+    steps: Annotated[int, Field(ge=1, le=1_000)] = 8
+    shift: Annotated[float, Field(gt=0, le=1_000)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
+    batch_size: Thousands = 64
     seed: Seed = 1
 
 
@@ -179,7 +184,7 @@ class SampleOptions(SamplerPart):
 
     guidance: Annotated[tuple[Guidance, ...], BeforeValidator(_numbers), Field(min_length=1)] = (1.5, 1.0, 2.0, 3.0)
     guidance_interval: Annotated[tuple[Interval, ...], BeforeValidator(_pairs), Field(min_length=1)] = ((0.0, 1.0),)
-    sweep_images: Annotated[int, Field(ge=16)] = 1_000  # drawn for each choice
+    sweep_images: Images = 1_000  # drawn for each choice
 
     @model_validator(mode="after")
     def _none_is_named_twice(self) -> Self:
@@ -215,10 +220,10 @@ class EvaluateConfig(Part):
     """What is measured, with which feature extractor, and the bars of the gate."""
 
     extractor: Literal["inception", "breed"] = "inception"
-    samples: Annotated[int, Field(ge=16)] = 5_000
-    neighbours: Positive = 3  # k of precision and recall, which are given at 5 as well
-    kid_subsets: Positive = 100
-    batch_size: Positive = 64
+    samples: Images = 5_000
+    neighbours: Thousands = 3  # k of precision and recall, which are given at 5 as well
+    kid_subsets: Thousands = 100
+    batch_size: Thousands = 64
     seed: Seed = 0
     max_kid: Annotated[float, Field(gt=0)] | None = None  # absolute bars: None = not asked for
     min_recall: Fraction | None = None

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import TinycatsError, printable
 
 HomeFolder = Literal[
     "data", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results", "code"
@@ -28,6 +29,9 @@ HOME: dict[HomeFolder, str] = {  # the map of home()
     "results": "Prefect's task results: the cache of the stages",
     "code": "which code has run for the results of the stages",
 }
+JSON_BYTES = 64 * 2**20
+JSON_DEPTH = 64  # levels
+JSON_DIGITS = 20  # of an integer
 _UMASK = os.umask(0o077)  # there is no way to read it but to set it
 
 os.umask(_UMASK)
@@ -96,18 +100,65 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
+    """Read a JSON file of at most `limit` bytes.
 
     Raises:
-        TinycatsError: the file is missing or is not JSON.
+        TinycatsError: the file is missing, is no regular file, is too large, or `parse_json` refuses it.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():
+            raise TinycatsError(f"{printable(path)} is not a regular file. Remove it, or restore it from its source.")
+        if (size := path.stat().st_size) > limit:
+            raise TinycatsError(f"{path} has {size:,} bytes; a JSON file may have {limit:,}. Restore it from its source.")
+        return parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise TinycatsError(f"{path} does not exist.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise TinycatsError(f"{path} cannot be read: {error.strerror or error}. Restore it from its source.") from None
+    except ValueError as error:
         raise TinycatsError(f"{path} is not a JSON file ({error}). Remove it, or restore it from its source.") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON value.
+
+    Raises:
+        ValueError: it is not JSON, or not what this project writes: NaN or infinity, an integer of more than JSON_DIGITS
+            digits, more than JSON_DEPTH levels, half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"it has more than {JSON_DEPTH} levels") from None
+    level, depth = [value], 0
+    while level := [item for part in level if isinstance(part, dict | list) for item in _items(part)]:
+        depth += 1
+        if depth > JSON_DEPTH:
+            raise ValueError(f"it has more than {JSON_DEPTH} levels")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _items(part: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else part
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > JSON_DIGITS:
+        raise ValueError(f"it holds an integer of {len(digits):,} digits; at most {JSON_DIGITS} are allowed")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {printable(number, 20)}, which is not a finite number")
+    return value
 
 
 def make_folder(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinycats_core.config import ReleaseConfig
-from tinycats_core.errors import ConfigError
+from tinycats_core.errors import NAMED, ConfigError, printable
 
 
 def _plan(steps: int, lr: float, warmup: int, accumulation: int = 1) -> dict[str, Any]:
@@ -109,19 +109,21 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError) -> str:
-    """Return a validation error in one line: each field, its value, and what is allowed."""
-    return "; ".join(_explain(item) for item in error.errors())
+    """Return a validation error in one line: the first few fields, their values, and what is allowed."""
+    items = error.errors()
+    rest = f"; and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return "; ".join(_explain(item) for item in items[:NAMED]) + rest
 
 
 def _explain(item: Any) -> str:
     """One line for one pydantic error: field, value, what is allowed."""
-    field = ".".join(str(part) for part in item["loc"])
+    field = ".".join(printable(part, 60) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{field} is not a setting; allowed: {', '.join(_fields_of(item['loc'][:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and len(item["loc"]) < 2:
         return message  # what looks at a whole part names fields and values itself
-    return f"{field} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{field} is {printable(repr(item['input']))}: {message[:1].lower()}{message[1:]}"
 
 
 def _fields_of(location: tuple[Any, ...]) -> list[str]:

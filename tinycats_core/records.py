@@ -249,6 +249,13 @@ class StageCode(Part):
         return sorted(name for name in self.files.keys() | before.files.keys() if self.files.get(name) != before.files.get(name))
 
 
+class ParentRelease(Part):
+    """The published release that another one was compared with: its version, and the sha256 of its manifest."""
+
+    version: str
+    sha256: str
+
+
 class ReleaseParts(Part):
     """Everything that a release is made of."""
 
@@ -266,6 +273,7 @@ class ReleaseParts(Part):
     inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
     ema_and_raw: Picture | None  # None: the training left no raw weights
     code: dict[str, StageCode] = Field(default_factory=dict)  # by stage
+    parent: ParentRelease | None = None
 
 
 class Release(FileRecord):
@@ -279,3 +287,8 @@ class Release(FileRecord):
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+    @property
+    def as_parent(self) -> ParentRelease:
+        """What a release says of the published one that it was compared with."""
+        return ParentRelease(version=self.version, sha256=self.sha256)

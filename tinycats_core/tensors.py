@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinycats_core.errors import CheckpointError
-from tinycats_core.files import write_atomically
+from tinycats_core.errors import CheckpointError, printable
+from tinycats_core.files import parse_json, write_atomically
 
 HEADER_KEY = "tinycats"
 
@@ -49,15 +49,15 @@ def read_header(path: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist. Give the path of a {kind} made by this project.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER_KEY])
-    except (SafetensorError, OSError, UnicodeDecodeError, KeyError, json.JSONDecodeError) as error:
+            header = parse_json((file.metadata() or {})[HEADER_KEY])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) is not a complete {kind} file of this project: "
-            f"{type(error).__name__}: {error}. Delete it and make it again."
+            f"{type(error).__name__}: {printable(error)}. Delete it and make it again."
         ) from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         found = header.get("kind") if isinstance(header, dict) else header
-        raise CheckpointError(f"{path} is a {found!r} file, not a {kind!r} one. Give the right file.")
+        raise CheckpointError(f"{path} is a {printable(repr(found), 80)} file, not a {kind!r} one. Give the right file.")
     return header
 
 
@@ -68,7 +68,7 @@ def read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Delete it and make it again.") from None
+        raise CheckpointError(f"{path} cannot be read: {printable(error)}. Delete it and make it again.") from None
     if _digest(tensors, {key: value for key, value in header.items() if key != "digest"}) != header.get("digest"):
         raise CheckpointError(f"{path} is damaged: its content does not match its own digest. Delete it and make it again.")
     return tensors, header
@@ -76,12 +76,12 @@ def read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str
 
 def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Put tensors into a network, all of them and nothing else. Raises CheckpointError naming what does not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: (*tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    found = {name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if wanted != found:
         wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise CheckpointError(
-            f"{path} is of another architecture: {len(wrong)} tensors do not fit, the first is {wrong[0]} "
+            f"{path} is of another architecture: {len(wrong)} tensors do not fit, the first is {printable(wrong[0])} "
             f"(file: {found.get(wrong[0], 'absent')}, network: {wanted.get(wrong[0], 'absent')}). "
             "Use the configuration that it was made with."
         )

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from tinycats_core.config import ClassifierConfig
+from tinycats_core.config import MOST_CLASSES, Backbone, ClassifierConfig, ImageSize
 from tinycats_core.data.splits import load_split
 from tinycats_core.device import pick_device, pick_precision
-from tinycats_core.errors import CheckpointError, DataError, TrainingError
+from tinycats_core.errors import CheckpointError, DataError, TrainingError, printable
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.signals import Stop
@@ -27,6 +28,17 @@ logger = logging.getLogger("tinycats.classifier")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Row = dict[str, Any]  # of the log: an epoch
 OnLog = Callable[[Row], None]
+
+
+class ClassifierHeader(BaseModel):
+    """What stands in the metadata of a classifier's weights and is needed to build the network around them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: Backbone
+    image_size: ImageSize
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CLASSES)]
+    first_stride: Annotated[int, Field(ge=1, le=2)]
 
 
 class BreedClassifier(nn.Module):
@@ -172,12 +184,14 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> BreedClas
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or its weights do not fit its own header.
     """
-    tensors, header = read_safetensors(path, "classifier")
+    tensors, raw = read_safetensors(path, "classifier")
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights, soon replaced, must not draw random numbers
-            classifier = BreedClassifier(*(header[k] for k in ("backbone", "image_size", "classes", "first_stride")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a header that this version cannot read: {error!r}. Train anew.") from None
+        header = ClassifierHeader.model_validate(raw)
+    except ValidationError as error:
+        reason = printable(error.errors()[0]["msg"])
+        raise CheckpointError(f"{path} has a header that this version cannot read: {reason}. Train anew.") from None
+    with torch.random.fork_rng(devices=[]):  # initial weights, soon replaced, must not draw random numbers
+        classifier = BreedClassifier(header.backbone, header.image_size, header.classes, header.first_stride)
     load_strictly(classifier, tensors, path)
     return classifier.to(device).eval()
 

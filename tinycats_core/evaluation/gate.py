@@ -143,8 +143,8 @@ def _against(candidate: FidelityReport, published: FidelityReport, tolerance: fl
     if not same:
         return [comparable]
     kid, old = _kid(candidate), published.metrics
-    error = math.hypot(candidate.metrics[f"{kid}_drawn_std"] or 0, old[f"{kid}_drawn_std"] or 0)
-    bar = (old[kid] or 0) + tolerance * error
+    error = math.hypot(candidate.metrics[f"{kid}_drawn_std"] or 0, old.get(f"{kid}_drawn_std") or 0)
+    bar = (old.get(kid) or 0) + tolerance * error
     terms = [_at_most("not_worse", candidate, kid, bar, f"published, plus {tolerance:g} standard errors of {error:.2g}")]
     for name, metric, images in (("coverage_kept", "coverage", "reference"), ("breeds_kept", "breed_accuracy", "generated")):
         if (share := old.get(metric)) is not None:

@@ -1,15 +1,17 @@
 """ONNX files at work: a session of onnxruntime as the velocity that the samplers ask for."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tinycats_core.errors import ExportError
+from tinycats_core.errors import ExportError, printable
 from tinycats_core.generator.sampling import Velocity
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 DENOISER, CLASSIFIER = "tinycats-denoiser/1", "tinycats-classifier/1"  # formats
@@ -55,6 +57,42 @@ def open_session(path: Path, format: str, device: str = "cpu") -> "onnxruntime.I
         kind = format.partition("/")[0].removeprefix("tinycats-")
         raise ExportError(f"{path} is not a {kind} of this project: its metadata has no format {format}. Export again.")
     return session
+
+
+def require_self_contained(path: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file that holds all of its weights itself, without running it.
+
+    Raises:
+        ExportError: the file is missing or damaged, or names another file for its weights.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist. Export the model again.")
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+        elsewhere = next((tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL), None)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not a complete ONNX file ({printable(error)}). Delete it and export again.") from None
+    if elsewhere is not None:
+        named = next((entry.value for entry in elsewhere.external_data if entry.key == "location"), "")
+        raise ExportError(
+            f"{path} reads weights from another file ({printable(named)}), which no model of this project does. Do not run it."
+        )
+    return metadata
+
+
+def _tensors(message: Any) -> "Iterator[onnx.TensorProto]":
+    """Return every tensor of a model, in whatever part of it."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in value if field.is_repeated else [value]:
+                yield from _tensors(item)
 
 
 class OnnxVelocity:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from tinycats_core.config import ModelConfig
-from tinycats_core.errors import CheckpointError
+from tinycats_core.config import MOST_CLASSES, ModelConfig
+from tinycats_core.errors import CheckpointError, printable
 from tinycats_core.files import sha256_of
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.records import Weights
@@ -21,7 +22,7 @@ class GeneratorHeader(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: ModelConfig
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(max_length=MOST_CLASSES)]
     step: int
     facts: dict[str, float | int | str | None] = {}
 
@@ -50,8 +51,8 @@ def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Tiny
     try:
         header = GeneratorHeader.model_validate({key: raw.get(key) for key in GeneratorHeader.model_fields})
     except ValidationError as error:
-        raise CheckpointError(f"{path} has a header that this version cannot read: {error.errors()[0]['msg']}.") from None
-    with torch.random.fork_rng(devices=[]):  # initial weights, which are thrown away, must not cost random numbers
+        raise CheckpointError(f"{path} has a header that this version cannot read: {printable(error.errors()[0]['msg'])}.") from None
+    with torch.device("meta"):  # no memory and no random numbers for initial weights, whatever size the header says
         model = TinyDiT(header.model)
     load_strictly(model, tensors, path)
     return model.to(device).eval(), header

@@ -80,7 +80,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
             write_text(folder / "README.md", card.model_card(folder, name, version, kept, _repo_id(config)))
-            seal(folder, name, version, key, parents, parts.code)
+            seal(folder, name, version, key, parents, parts.code, parts.parent)
     except OSError as error:
         if not inspect(target)[1]:  # another process made the same release meanwhile
             return read_release(target)
@@ -107,7 +107,12 @@ def _parents(parts: ReleaseParts) -> dict[str, dict[str, str] | None]:
         **{f"denoiser-{model.precision}": model for model in parts.models},
         **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
-    return {name: part and {"sha256": part.sha256, "content": part.content} for name, part in made_of.items()}
+    return {name: part and {"sha256": part.sha256, "content": shipped_content(part)} for name, part in made_of.items()}
+
+
+def shipped_content(record: FileRecord) -> str:
+    """Return the content digest of a record as it ships: `lineage.check` computes it again from the release's files."""
+    return type(record).model_validate(portable(record.model_dump(mode="json")) | {"path": record.path}).content
 
 
 def _set_aside(target: Path, wrong: Sequence[str]) -> None:

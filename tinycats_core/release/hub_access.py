@@ -9,7 +9,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from tinycats_core.config import PublishConfig
-from tinycats_core.errors import RegistryError
+from tinycats_core.errors import RegistryError, keep_secret, masked
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -164,14 +164,14 @@ def _reason(error: Exception) -> str:
 
 
 def _mask(error: BaseException | None) -> None:
-    """Take the token out of an error and what led to it: a server may say again what it was sent."""
+    """Take the tokens out of an error and what led to it: a server may say again what it was sent."""
     from huggingface_hub import get_token
 
-    token = get_token()
-    while token and error is not None:
-        error.args = tuple(part.replace(token, "***") if isinstance(part, str) else part for part in error.args)
+    keep_secret(get_token())
+    while error is not None:
+        error.args = tuple(masked(part) if isinstance(part, str) else part for part in error.args)
         if isinstance(said := getattr(error, "server_message", None), str):
-            error.server_message = said.replace(token, "***")  # pyright: ignore[reportAttributeAccessIssue]
+            error.server_message = masked(said)  # pyright: ignore[reportAttributeAccessIssue]
         error = error.__cause__ or error.__context__
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from tinycats_core.errors import NAMED, RegistryError, shortened
+from tinycats_core.errors import NAMED, RegistryError, printable, shortened
 
 
 class Change(NamedTuple):
@@ -45,11 +45,6 @@ def make_plan(
 def shown(files: Sequence[str]) -> str:
     """Return the first few names of files for a message."""
     return shortened([*map(printable, files)], NAMED)
-
-
-def printable(name: str) -> str:
-    """Return a name that others chose as it may be printed: without line breaks and escape codes."""
-    return ascii(name)[1:-1]
 
 
 def plan_lines(changes: Sequence[Change]) -> list[str]:

@@ -1,26 +1,71 @@
-"""What a finished release holds, as the records that its stages left: to judge it again, and to compare with it."""
+"""What a finished release holds, as the records that its stages left: to judge it again, and to compare with it.
+
+A stranger may have made it: each file is read through its model in `contents`, and what a release says about the machine
+that reads it does not count.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tinycats_core import presets
-from tinycats_core.config import DataConfig, ReleaseConfig, SampleConfig, SampleOptions
-from tinycats_core.errors import NAMED, EvaluationError, shortened
+from tinycats_core.config import ReleaseConfig, SampleConfig, SampleOptions
+from tinycats_core.data import preparation
+from tinycats_core.errors import NAMED, ConfigError, EvaluationError, RegistryError, printable, shortened
 from tinycats_core.evaluation.fidelity import GUIDANCE_SETTINGS
-from tinycats_core.files import read_json
+from tinycats_core.files import expanded, home, read_json
+from tinycats_core.generator.onnx_file import require_self_contained
 from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
+from tinycats_core.release import contents, hub, manifest
+from tinycats_core.release.contents import JSON_LIMIT, read
 from tinycats_core.tensors import read_header
+
+MACHINE: dict[str, tuple[str, ...] | None] = {  # settings that a release of the Hub does not decide; None: all of the part
+    "train": ("resume_from",),
+    "sample": ("batch_size",),
+    "evaluate": ("batch_size",),
+    "publish": None,
+    "compute": None,
+}
+
+
+def open_release(where: str) -> Release:
+    """Return a release folder, or `hub:owner/name`, with every file verified. Raises RegistryError."""
+    if not where.startswith("hub:"):
+        return manifest.read_release(Path(where))
+    release = hub.download_release(where.removeprefix("hub:"), home("downloads"))
+    if release is None:
+        raise RegistryError(f"{printable(where)} holds no release. Publish one first, or give another repository.")
+    return release
 
 
 def config(release: Release, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
-    """Return a release's configuration, with the guidance that was chosen for it and overrides on top. Raises ConfigError."""
-    return presets.load(read_json(release.folder / "config.json"), {"sample": _guidance(release)}, overrides or {})
+    """Return a release's configuration, with the guidance that was chosen for it and overrides on top.
+
+    A release does not say where this machine has its data (see `locate_data`), and one of the Hub not where it computes, nor
+    in which batches: that is left to the defaults and the overrides.
+
+    Raises:
+        ConfigError: a setting is unknown, impossible or beyond its limit.
+        RegistryError: a file holds something else than it should.
+    """
+    settings = {**read(release.folder, "config.json", contents.Settings).root}
+    if _from_the_hub(release):
+        for part, names in MACHINE.items():
+            kept = () if names is None else [name for name in settings.get(part, {}) if name not in names]
+            settings[part] = {name: settings[part][name] for name in kept}
+    _require_bare_folder(settings.get("data", {}).get("folder"))
+    return presets.load({"publish": {"name": release.name}}, settings, {"sample": _guidance(release)}, overrides or {})
 
 
 def sample(release: Release, options: SampleOptions) -> SampleConfig:
     """Return a candidate's way to draw, with the guidance and interval of a release: they belong to it as its weights do."""
-    return options.at(**_guidance(release))
+    try:
+        return options.at(**_guidance(release))
+    except ValidationError as error:
+        raise ConfigError(f"the guidance of {release.name} {release.version}: {contents.first_of(error)}") from None
 
 
 def generator(release: Release) -> Weights:
@@ -35,10 +80,20 @@ def classifier(release: Release) -> Weights | None:
 
 
 def onnx_models(release: Release) -> list[OnnxModel]:
-    """Return the records of the ONNX files of the denoiser, the smallest last."""
-    measured = read_json(release.folder / "benchmark.json")["onnx"]
+    """Return the records of the ONNX files of the denoiser, the smallest last.
+
+    Raises:
+        ExportError: a file is damaged, or refers to a file outside of itself.
+        RegistryError: benchmark.json holds something else than it should, or names no ONNX file.
+    """
+    measured = read(release.folder, "benchmark.json", contents.Benchmark).onnx
     names = {precision: f"denoiser-{precision}.onnx" for precision in ("fp32", "int8") if precision in measured}
-    return [OnnxModel(**_file(release, name), precision=precision, facts=measured[precision]) for precision, name in names.items()]
+    if not names:
+        raise RegistryError(f"benchmark.json of {release.name} {release.version} names no ONNX file. Make the release again.")
+    records = {precision: _file(release, name) for precision, name in names.items()}
+    for record in records.values():
+        require_self_contained(record["path"])
+    return [OnnxModel(**record, precision=precision, facts=measured[precision]) for precision, record in records.items()]
 
 
 def onnx(release: Release) -> OnnxModel:
@@ -47,12 +102,12 @@ def onnx(release: Release) -> OnnxModel:
 
 
 def onnx_report(release: Release) -> FidelityReport:
-    """Return what was measured of that ONNX file when the release was made. Raises EvaluationError."""
+    """Return what was measured of that ONNX file when the release was made. Raises EvaluationError and RegistryError."""
     runtime = f"onnx-{onnx(release).precision}"
-    measured = read_json(release.folder / "metrics.json")["onnx"]
-    if runtime not in measured:
+    measured = read(release.folder, "metrics.json", contents.Metrics).onnx
+    if runtime not in measured or not isinstance(measured[runtime].conditions.get("conditions_hash"), str):
         raise EvaluationError(f"{release.folder / 'metrics.json'} has no numbers for {runtime}. Make the release again.")
-    return FidelityReport(**_file(release, "metrics.json"), **measured[runtime])
+    return FidelityReport(**_file(release, "metrics.json"), **measured[runtime].model_dump())
 
 
 def require_same_data(release: Release, dataset: Dataset) -> Dataset:
@@ -65,10 +120,10 @@ def require_same_data(release: Release, dataset: Dataset) -> Dataset:
 
 def require_same_classes(release: Release, dataset: Dataset) -> None:
     """Raise EvaluationError if the data set has other classes than a release, with what they were renamed to."""
-    recorded = read_json(release.folder / "data.json")["classes"]
+    recorded = read(release.folder, "data.json", contents.Data).classes
     if list(dataset.classes) == recorded:
         return
-    gone = [name for name in recorded if name not in dataset.classes]
+    gone = [printable(name) for name in recorded if name not in dataset.classes]
     new = [name for name in dataset.classes if name not in recorded]
     if len(gone) == len(new) == 1:
         what = f"class {gone[0]!r} is named {new[0]!r} now"
@@ -82,7 +137,7 @@ def require_same_classes(release: Release, dataset: Dataset) -> None:
 
 def other_images(release: Release, dataset: Dataset) -> str | None:
     """Say that a data set's images are not those that the release was measured against; None if they are."""
-    if dataset.sha256 == (recorded := dataset_sha256(release)):
+    if dataset.sha256 == (recorded := _dataset_sha256(release)):
         return None
     return (
         f"the images have changed since {release.name} {release.version} was made: their sha256 is {dataset.sha256[:12]}…, "
@@ -90,28 +145,71 @@ def other_images(release: Release, dataset: Dataset) -> str | None:
     )
 
 
-def dataset_sha256(release: Release) -> str:
+def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
+    """Return a release's configuration with the folder of its photos, of which a release holds no more than the name.
+
+    It is the folder from which this machine has prepared these very images; for a release that does not come from the Hub,
+    otherwise one of that name below the present folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    name = read(release.folder, "config.json", contents.Settings).root.get("data", {}).get("folder")
+    if name is None or config.data.folder != expanded(name):
+        return config  # no folder, or one that was given
+    folder = preparation.find_folder(_dataset_sha256(release), home("data"))
+    if folder is None and not _from_the_hub(release):
+        folder = config.data.folder
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"data.folder is needed: the photos of {release.name} {release.version} lay in a folder named {name!r}, "
+            'which is not found on this machine. Give it as overrides: {"data": {"folder": "..."}}'
+        )
+    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+
+
+def _from_the_hub(release: Release) -> bool:
+    return "://" in release.location
+
+
+def _dataset_sha256(release: Release) -> str:
     """Return the sha256 of the data set that the release was measured against."""
-    return read_json(release.path)["parents"]["dataset"]["sha256"]
+    recorded = _manifest(release).parents.get("dataset")
+    if recorded is None:
+        raise RegistryError(f"{release.name} {release.version} does not say what it was measured against. Make it again.")
+    return recorded.sha256
 
 
-def recorded_folder(release: Release) -> Path | None:
-    """Return data.folder as the configuration of a release gives it: a bare name, below the present folder."""
-    return DataConfig.model_validate(read_json(release.folder / "config.json")["data"]).folder
+def _require_bare_folder(folder: Any) -> None:
+    """Refuse a data folder that a release could not have: it keeps the last part of the name, never the place."""
+    if folder is not None and (not isinstance(folder, str) or Path(folder).name != folder):
+        raise ConfigError(
+            f"data.folder is {printable(repr(folder))} in config.json; a release names no place outside of itself. "
+            'Give yours with --overrides \'{"data": {"folder": "photos"}}\''
+        )
 
 
 def _guidance(release: Release) -> dict[str, Any]:
     """Return what was chosen for a release; one from before there was a choice has it in its configuration."""
-    path = release.folder / "sweep.json"
-    settings = read_json(path if path.is_file() else release.folder / "config.json")["sample"]
+    if (release.folder / "sweep.json").is_file():
+        return read(release.folder, "sweep.json", contents.Sweep).sample.model_dump(include=set(GUIDANCE_SETTINGS))
+    settings = read(release.folder, "config.json", contents.Settings).root.get("sample", {})
+    if missing := [name for name in GUIDANCE_SETTINGS if name not in settings]:
+        raise RegistryError(f"config.json of {release.name} {release.version} has no sample.{missing[0]}. Make the release again.")
     return {name: settings[name] for name in GUIDANCE_SETTINGS}
 
 
 def _checkpoint(release: Release, name: str, kind: str) -> Weights:
-    header = read_header(release.folder / name, kind)
-    return Weights(**_file(release, name), kind=kind, step=header["step"], facts=header["facts"])
+    header = contents.check(read_header(release.folder / name, kind), name, contents.Header)
+    return Weights(**_file(release, name), kind=kind, step=header.step, facts=header.facts)
 
 
 def _file(release: Release, name: str) -> dict[str, Any]:
-    path: Path = release.folder / name
-    return {"path": path, "sha256": read_json(release.path)["files"][name]["sha256"]}
+    files = _manifest(release).files
+    if name not in files:
+        raise RegistryError(f"{release.name} {release.version} has no {name}. Make the release again.")
+    return {"path": release.folder / name, "sha256": files[name].sha256}
+
+
+def _manifest(release: Release) -> contents.Manifest:
+    return contents.check(read_json(release.path, JSON_LIMIT), manifest.NAME, contents.Manifest)
