@@ -2,13 +2,13 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tinycats_core.errors import TinycatsError, report_error
+from tinycats_core.errors import TinycatsError, masked, report_error
 from tinycats_core.records import Release
 
 app = typer.Typer(
@@ -31,15 +31,34 @@ def command() -> None:
 
 
 @app.command()
-def verify(release: ReleaseFolder) -> None:
-    """Check every file of a release against its release.json. Exit status 1 if one has changed."""
-    from tinycats_core.release.manifest import inspect
+def verify(
+    release: Annotated[str, typer.Argument(help="a release folder, or hub:owner/name")],
+    figures: Annotated[
+        bool, typer.Option("--figures", help="draw and measure again, and compare with the recorded figures")
+    ] = False,
+    overrides: Annotated[str, typer.Option(metavar="JSON", help="with --figures: such as where the images are")] = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Check every file of a release and its lineage. Exit status 1 if a file has changed or a link is broken."""
+    from tinycats_core.presets import parse_overrides
+    from tinycats_core.release import lineage, shipped
 
-    manifest, wrong = inspect(release)
-    if wrong:
-        print("\n".join(wrong), file=sys.stderr)
+    settings = parse_overrides(overrides)
+    opened = shipped.open_release(release) if release.startswith("hub:") else None
+    result = lineage.inspect(opened.folder if opened else Path(release))
+    rows = []
+    if figures and not result["wrong"]:
+        from tinycats_core.release.figures import measure_again
+
+        rows = measure_again(opened or shipped.open_release(release), settings)
+        result["figures"] = [{**row._asdict(), "holds": row.holds} for row in rows]
+        result["wrong"] = [f"{row.metric} is {row.now}, recorded was {row.recorded}" for row in rows if not row.holds]
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _print_verified(result)
+    if result["wrong"]:
         raise typer.Exit(1)
-    print(f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, all as they were made")
 
 
 @app.command()
@@ -137,6 +156,23 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_verified(result: Mapping[str, Any]) -> None:
+    """Print the lineage and the figures, and on stderr what is wrong."""
+    links = {}
+    for check in result["lineage"]:
+        links.setdefault(check["link"], []).append(check)
+    if links:
+        rows = [(link, f"{sum(item['holds'] for item in of)}/{len(of)}", of[0]["found"] or "-") for link, of in links.items()]
+        _print_table([("link", "holds", "first digest"), *((link, holds, digest[:12]) for link, holds, digest in rows)])
+    if figures := result.get("figures"):
+        names = ("metric", "recorded", "now", "difference", "allowed", "why")
+        _print_table([names, *(["-" if row[name] is None else f"{row[name]}" for name in names] for row in figures)])
+    if result["wrong"]:
+        print("\n".join(masked(line) for line in result["wrong"]), file=sys.stderr)
+    else:
+        print(f"{result['name']} {result['version']}: {result['files']} files, all as they were made; the lineage is unbroken")
 
 
 def _print_published(release: Release) -> None:

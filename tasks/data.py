@@ -6,7 +6,6 @@ from tasks.stage import stage
 from tinycats_core.config import DataConfig, ReleaseConfig
 from tinycats_core.data import preparation, validation
 from tinycats_core.data.validation import ValidationReport
-from tinycats_core.errors import ConfigError
 from tinycats_core.files import home
 from tinycats_core.records import Dataset, Release
 from tinycats_core.release import shipped
@@ -45,17 +44,7 @@ def validate_data(dataset: Dataset, config: DataConfig) -> ValidationReport:
 
 def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
     """Return a release's configuration with the folder of its photos: a release holds no more than the folder's name."""
-    recorded = shipped.recorded_folder(release)
-    if recorded is None or config.data.folder != recorded:
-        return config  # no folder, or one that was given
-    sha256 = shipped.dataset_sha256(release)
-    folder = preparation.find_folder(sha256, home("data")) or recorded
-    if not folder.is_dir():
-        raise ConfigError(
-            f"data.folder is needed: the photos of {release.name} {release.version} lay in a folder named {recorded.name!r}, "
-            'which is not found on this machine. Give it as overrides: {"data": {"folder": "..."}}'
-        )
-    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+    return shipped.locate_data(release, config)
 
 
 def compare_data(release: Release, dataset: Dataset) -> Dataset:

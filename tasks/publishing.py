@@ -1,6 +1,5 @@
 """The last stages: look up what is published, bundle the release, publish it, and read it back."""
 
-from pathlib import Path
 from typing import TypeGuard
 
 from PIL import Image
@@ -15,7 +14,7 @@ from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
 from tinycats_core.records import Dataset, Release, ReleaseParts
-from tinycats_core.release import bundle, hub, manifest, promotion, registry
+from tinycats_core.release import bundle, hub, promotion, registry, shipped
 from tinycats_core.release.plan import plan_lines
 
 APPROVAL_SECONDS = 7 * 24 * 3600

@@ -74,7 +74,9 @@ class ModelConfig(Part):
     width: Thousands = 384
     depth: Annotated[int, Field(ge=1, le=256)] = 12
     heads: Thousands = 6
-    num_classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] = 13  # of a release: `ReleaseConfig.for_classes` takes it from the data
+    num_classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] = (
+        13  # of a release: `ReleaseConfig.for_classes` takes it from the data
+    )
     prediction: Literal["x", "v"] = "x"
 
     @model_validator(mode="after")
@@ -140,11 +142,22 @@ class ClassifierConfig(Part):
     backbone: Backbone = "resnet18"
     pretrained: bool = False  # ImageNet weights, downloaded by torchvision
     epochs: Thousands = 30
-    batch_size: Annotated[int, Field(ge=3, le=10_000)] = 64  # batch normalisation cannot take one image; of 2, an odd number leaves one
+    batch_size: Annotated[int, Field(ge=3, le=10_000)] = (
+        64  # batch normalisation cannot take one image; of 2, an odd number leaves one
+    )
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-3  # the highest: it rises for 30 % of the steps, then falls to nothing
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     balance: Fraction = 1.0  # 1: every class weighs the same in the loss, 0: every image does
     seed: Seed = 0
+
+
+class ClassifierShape(Part):
+    """What the header of a classifier's weights says of the network."""
+
+    backbone: Backbone
+    image_size: ImageSize
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CLASSES)]
+    first_stride: Annotated[int, Field(ge=1, le=2)]
 
 
 def _rising(interval: tuple[float, float]) -> tuple[float, float]:
@@ -167,7 +180,9 @@ class SamplerPart(Part):
 
     sampler: str = "ab2"  # a name in generator.samplers; `sampling.find_sampler` checks it
     steps: Annotated[int, Field(ge=1, le=1_000)] = 8
-    shift: Annotated[float, Field(gt=0, le=1_000)] = 0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
+    shift: Annotated[float, Field(gt=0, le=1_000)] = (
+        0.5  # of the time grid: 1 = equal steps; below 1 more of them lie near the image
+    )
     batch_size: Thousands = 64
     seed: Seed = 1
 

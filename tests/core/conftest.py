@@ -17,7 +17,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator import sampling
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Dataset, Decision, OnnxModel, Term, Weights
+from tinycats_core.records import Dataset, Decision, OnnxModel, ParentRelease, Term, Weights
 from tinycats_core.release import export
 
 
@@ -81,18 +81,25 @@ def parts(
     decision = folder / "decision.json"
     terms = (Term(name="kid_not_worse", value=0.0345, bar=0.0456, passed=True, why="lower than before"),)
     write_json(decision, {"promoted": True})
+
+    def measured(model: Weights | OnnxModel) -> dict[str, Any]:
+        return {"drawn_by": {"model": model.sha256}, "dataset": dataset.content, "classifier_sha256": None}
+
     return {
         "config": config,
         "dataset": dataset,
         "choice": choice,
         "samples": sampling.generate(network, labels, 16, 13, choice.sample, folder / "samples.safetensors", settings),
-        "report": make_report(folder / "report.json", "pytorch", 0.0345, weights=f"read from {folder}/weights.pth"),
+        "report": make_report(
+            folder / "report.json", "pytorch", 0.0345, **measured(checkpoint), weights=f"read from {folder}/weights.pth"
+        ),
         "decision": Decision(path=decision, sha256=sha256_of(decision), promoted=True, terms=terms, baseline="0123456789ab"),
         "models": [export.check(checkpoint, model, config.export, folder) for model in (fp32, int8)],
         "classifier": None,
         "classifier_onnx": None,
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
-        "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351)],
+        "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351, **measured(int8))],
+        "parent": ParentRelease(version="0123456789ab", sha256="0" * 64),
         "inference": make_inference(folder / "inference.json"),
         "ema_and_raw": sampling.draw_ema_and_raw(
             checkpoint, make_checkpoint(folder / "raw.safetensors", seed=1), choice.sample, folder / "ema_and_raw.png"

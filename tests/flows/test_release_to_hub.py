@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub, loopback_hub
+from hub_server import TOKEN, Hub, loopback_hub
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from flows.nightly_eval import nightly_eval
 from flows.release_model import release_model
 from tasks.publishing import publish
 from tinycats_core.errors import RegistryError
+from tinycats_core.files import home
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -66,3 +68,29 @@ def test_a_rejected_token_ends_the_run_before_any_stage(
         release_model("smoke", for_the_hub)
     assert "done in" not in caplog.text
     assert "from the cache" not in caplog.text
+
+
+def test_a_token_that_the_server_says_again_is_nowhere_afterwards(
+    hub: Hub, for_the_hub: dict[str, Any], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "huggingface_hub", "httpx", "httpx2", "httpcore", "tinycats"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    caplog.set_level(logging.DEBUG)
+    hub.failures["/commit/"] = [400]  # with the token in its answer
+    with pytest.raises(RegistryError, match=r"as the test asked Bearer \*\*\*"):
+        release_model("smoke", for_the_hub)
+    logging.getLogger("huggingface_hub").debug("a library logs %s", {"Authorization": f"Bearer {TOKEN}"})
+    try:
+        raise ValueError(f"a library's error {TOKEN}")
+    except ValueError:
+        logging.getLogger("huggingface_hub").exception("failed")
+    release = release_model("smoke", for_the_hub)
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    output, error = capfd.readouterr()
+    held = {"output": output + error + caplog.text}
+    for place in (database.parent, home(), release.folder.parents[1]):
+        held |= {str(path): path.read_bytes().decode("latin-1") for path in place.rglob("*") if path.is_file()}
+    assert "as the test asked Bearer ***" in held[str(database)] + held.get(f"{database}-wal", "")
+    assert "a library logs {'Authorization': 'Bearer ***'}" in caplog.text
+    assert "a library's error ***" in caplog.text
+    assert [place for place, text in held.items() if TOKEN in text] == []

@@ -13,6 +13,7 @@ from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
+from flows import cli
 from flows import nightly_eval as nightly
 from flows import train_classifier as alone
 from flows.evaluate_model import evaluate_model
@@ -22,7 +23,7 @@ from tinycats_core.data import toy_drawing
 from tinycats_core.errors import ConfigError, EvaluationError, RegistryError, ReleaseRejected, TinycatsError
 from tinycats_core.files import home, read_json, write_json
 from tinycats_core.records import Release, Weights
-from tinycats_core.release import manifest, shipped
+from tinycats_core.release import figures, manifest, shipped
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -98,6 +99,30 @@ def test_a_release_that_went_on_from_another_training_is_evaluated_without_it(la
     made = read_json(latest / "config.json")
     resealed(latest, "config.json", {**made, "train": {**made["train"], "resume_from": "gone"}})
     assert nightly_eval(str(latest)).promoted
+
+
+def test_the_figures_of_a_release_are_computed_again(latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(latest), "--figures", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    recorded = read_json(latest / "metrics.json")["onnx"]["onnx-int8"]["metrics"]
+    assert {row["metric"]: row["now"] for row in result["figures"]} == recorded
+    assert {row["difference"] for row in result["figures"]} == {0.0, None}
+    assert {check["holds"] for check in result["lineage"]} == {True}
+    assert cli.main(["verify", str(latest), "--figures"]) == 0
+    assert "equal to the last bit: same processor, threads and versions" in capsys.readouterr().out
+
+
+def test_a_figure_that_is_not_what_the_release_says_is_named(latest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = read_json(latest / "metrics.json")
+    of_int8 = metrics["onnx"]["onnx-int8"]["metrics"]
+    of_int8 |= {"recall": of_int8["recall"] + 0.4, "coverage": of_int8["coverage"] + 1e-9, "spread": of_int8["spread"] * 1.2}
+    resealed(latest, "metrics.json", metrics)
+    found = {row.metric for row in figures.measure_again(manifest.read_release(latest)) if not row.holds}
+    assert found == {"recall", "coverage", "spread"}
+    monkeypatch.setattr(figures, "made_like_here", lambda release: False)  # another machine: chance is allowed for
+    rows = {row.metric: row for row in figures.measure_again(manifest.read_release(latest))}
+    assert {metric for metric, row in rows.items() if not row.holds} == {"recall", "spread"}
+    assert rows["kid_breed"].allowed > 0
 
 
 def test_one_changed_byte_ends_the_nightly_evaluation_before_any_stage(latest: Path, caplog: pytest.LogCaptureFixture) -> None:

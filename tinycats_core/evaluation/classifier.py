@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tinycats_core.config import MOST_CLASSES, Backbone, ClassifierConfig, ImageSize
+from tinycats_core.config import ClassifierConfig, ClassifierShape
 from tinycats_core.data.splits import load_split
 from tinycats_core.device import pick_device, pick_precision
 from tinycats_core.errors import CheckpointError, DataError, TrainingError, printable
@@ -28,17 +28,6 @@ logger = logging.getLogger("tinycats.classifier")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Row = dict[str, Any]  # of the log: an epoch
 OnLog = Callable[[Row], None]
-
-
-class ClassifierHeader(BaseModel):
-    """What stands in the metadata of a classifier's weights and is needed to build the network around them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    backbone: Backbone
-    image_size: ImageSize
-    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    first_stride: Annotated[int, Field(ge=1, le=2)]
 
 
 class BreedClassifier(nn.Module):
@@ -186,12 +175,12 @@ def load_classifier(path: Path, device: str | torch.device = "cpu") -> BreedClas
     """
     tensors, raw = read_safetensors(path, "classifier")
     try:
-        header = ClassifierHeader.model_validate(raw)
+        shape = ClassifierShape.model_validate({name: raw.get(name) for name in ClassifierShape.model_fields})
     except ValidationError as error:
         reason = printable(error.errors()[0]["msg"])
         raise CheckpointError(f"{path} has a header that this version cannot read: {reason}. Train anew.") from None
     with torch.random.fork_rng(devices=[]):  # initial weights, soon replaced, must not draw random numbers
-        classifier = BreedClassifier(header.backbone, header.image_size, header.classes, header.first_stride)
+        classifier = BreedClassifier(shape.backbone, shape.image_size, shape.classes, shape.first_stride)
     load_strictly(classifier, tensors, path)
     return classifier.to(device).eval()
 

@@ -51,11 +51,25 @@ def load_generator(path: Path, device: str | torch.device = "cpu") -> tuple[Tiny
     try:
         header = GeneratorHeader.model_validate({key: raw.get(key) for key in GeneratorHeader.model_fields})
     except ValidationError as error:
-        raise CheckpointError(f"{path} has a header that this version cannot read: {printable(error.errors()[0]['msg'])}.") from None
-    with torch.device("meta"):  # no memory and no random numbers for initial weights, whatever size the header says
+        raise CheckpointError(
+            f"{path} has a header that this version cannot read: {printable(error.errors()[0]['msg'])}."
+        ) from None
+    _require_room(header.model, tensors, path)
+    with torch.random.fork_rng(devices=[]):  # initial weights, which are thrown away, must not cost random numbers
         model = TinyDiT(header.model)
     load_strictly(model, tensors, path)
     return model.to(device).eval(), header
+
+
+def _require_room(model: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a header that promises a larger network than the file holds, before its memory is taken. Raises CheckpointError."""
+    positions = (model.image_size // model.patch_size) ** 2
+    least = model.width * (12 * model.depth * model.width + 3 * model.patch_size**2 + model.num_classes + positions)
+    if (held := sum(tensor.numel() for tensor in tensors.values())) < least:
+        raise CheckpointError(
+            f"{path} is of another architecture: it holds {held:,} numbers, and the network of its header has at least {least:,}. "
+            "Use the configuration that it was made with."
+        )
 
 
 def ema_decay(decay: float, step: int) -> float:

@@ -92,17 +92,19 @@ def first_broken(checks: list[Check]) -> Check | None:
     return next((item for item in checks if not item.holds), None)
 
 
-def inspect(where: Path | Release) -> dict[str, Any]:
+def inspect(path: Path) -> dict[str, Any]:
     """Return what there is to say of a release, as a JSON value: its files, its lineage and what is wrong.
 
     `wrong` has a line for each problem and is empty for a release that is as it was made.
+
+    Args:
+        path: the release folder, a link to it such as `latest`, or its release.json.
     """
-    folder = where.folder if isinstance(where, Release) else where
-    sealed, wrong = manifest.inspect(folder)
+    sealed, wrong = manifest.inspect(path)
     checks: list[Check] = []
     if not wrong:
         try:
-            checks = check(manifest.as_record(folder, sealed))
+            checks = check(manifest.as_record(path.parent if path.name == manifest.NAME else path, sealed))
         except TinycatsError as error:
             wrong = [str(error)]
         if broken := first_broken(checks):
@@ -126,8 +128,8 @@ def _data(shipped: Shipped) -> Pairs:
 
 def _configuration(shipped: Shipped) -> Pairs:
     dataset, settings = shipped.parent("dataset"), shipped.settings
-    if dataset is None or settings.get("train", {}).get("resume_from"):  # its key holds a path that does not ship
-        return
+    if not shipped.later or dataset is None or settings.get("train", {}).get("resume_from"):
+        return  # older keys are made in other ways, and that of a longer training holds a path that does not ship
     parts = {name: part for name, part in settings.items() if name not in ("compute", "publish")}
     parts["data"] = {name: value for name, value in parts.get("data", {}).items() if name != "folder"}
     key = digest_of({"config": parts, "name": shipped.manifest.name, "dataset": dataset.content})

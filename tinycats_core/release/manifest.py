@@ -20,7 +20,18 @@ NAME = "release.json"
 FORMAT = FORMATS[-1]
 SIGNATURE = "model.sig"  # of the OpenSSF's model signing, over all of the release
 BESIDES = (SIGNATURE, ".gitattributes", ".git/", ".cache/huggingface/")  # what may lie beside a release
-PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch-fidelity", "prefect", "modal")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch-fidelity",
+    "prefect",
+    "modal",
+)
 LINEAGE = {  # the links, and the file of the release that each stands for; None: a part of the manifest
     "data": "data.json",
     "configuration": "config.json",

@@ -24,11 +24,19 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def test_verify_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     version = json.loads((release / "release.json").read_text())["version"]
-    assert run(capsys, "verify", release) == (0, f"tinycats {version}: 33 files, all as they were made\n", "")
+    status, out, err = run(capsys, "verify", release)
+    *links, last = out.splitlines()
+    assert (status, last, err) == (0, f"tinycats {version}: 33 files, all as they were made; the lineage is unbroken", "")
+    assert [line.split()[0] for line in links[1:4]] == ["data", "configuration", "code"]
+    status, out, err = run(capsys, "verify", release, "--json")
+    result = json.loads(out)
+    assert (status, result["wrong"], {link["holds"] for link in result["lineage"]}, err) == (0, [], {True}, "")
     (release / "metrics.csv").write_text("")
     (release / "data.json").unlink()
     status, out, err = run(capsys, "verify", release)
     assert (status, out, [line.split()[0] for line in err.splitlines()]) == (1, "", ["data.json", "metrics.csv"])
+    status, out, _ = run(capsys, "verify", release, "--json")
+    assert (status, len(json.loads(out)["wrong"])) == (1, 2)
     for place, why in {
         tmp_path / "absent": "does not exist",
         tmp_path: "is not a release",
