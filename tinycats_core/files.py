@@ -132,7 +132,7 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError(f"it has more than {JSON_DEPTH} levels") from None
-    level, depth = [value], 0
+    level, depth = [value], 1
     while level := [item for part in level if isinstance(part, dict | list) for item in _items(part)]:
         depth += 1
         if depth > JSON_DEPTH:

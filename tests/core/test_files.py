@@ -1,12 +1,23 @@
 """Files are either complete or absent."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from tinycats_core.errors import TinycatsError
-from tinycats_core.files import atomic_path, check_writable, digest_of, home, read_json, sha256_of, write_json, write_text
+from tinycats_core.files import (
+    atomic_path,
+    check_writable,
+    digest_of,
+    home,
+    parse_json,
+    read_json,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from tinycats_core.records import Dataset, FileRecord
 
 
@@ -42,6 +53,28 @@ def test_json_refuses_what_is_not_json(tmp_path: Path):
         read_json(tmp_path / "b.json")
     with pytest.raises(TinycatsError, match="does not exist"):
         read_json(tmp_path / "c.json")
+
+
+def test_json_that_is_too_large_or_no_file_is_not_read(tmp_path: Path):
+    (tmp_path / "a.json").write_text("[" + "1," * 100 + "1]")
+    with pytest.raises(TinycatsError, match=r"has 203 bytes; a JSON file may have 100"):
+        read_json(tmp_path / "a.json", 100)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(TinycatsError, match="is not a regular file"):
+            read_json(path)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[1e999]", '{"a": -Infinity}', '"\\udc00"', "1" * 21, "[" * 65 + "]" * 65, "[" * 10**5])
+def test_json_that_no_file_of_the_project_holds_is_a_value_error(text: str):
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_json(text)
+
+
+def test_json_of_the_project_is_read():
+    value = {"a": [1, -2.5, 2**63, None, True, "ü", "\N{GRINNING CAT FACE WITH SMILING EYES}"], "b": {}}
+    assert parse_json(json.dumps(value)) == value
+    assert parse_json("[" * 64 + "]" * 64)
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():

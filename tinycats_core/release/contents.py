@@ -1,9 +1,9 @@
 """What the JSON files of a release may hold: a model for each file that is read back, since a stranger may have written it."""
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
 from tinycats_core.config import SampleConfig
 from tinycats_core.errors import RegistryError, printable
@@ -115,6 +115,13 @@ class Manifest(Content):
     lineage: dict[Text, Link] = {}
     files: Annotated[dict[FileName, SealedFile], Field(min_length=1, max_length=MOST_FILES)]
     digest: Sha256
+
+    @model_validator(mode="after")
+    def _has_a_lineage(self) -> Self:
+        missing = {"code", "environment", "parent", "lineage"} - self.model_fields_set
+        if self.format != FORMATS[0] and missing:
+            raise ValueError(f"{', '.join(sorted(missing))} missing in the format {self.format}")
+        return self
 
 
 class Settings(RootModel[dict[Text, dict[Text, Any]]]):
@@ -228,6 +235,8 @@ def check(value: Any, file: str, model: type[C]) -> C:
 def first_of(error: ValidationError) -> str:
     """Return the first thing that a model finds wrong, on one line: field, value, what is allowed."""
     item = error.errors(include_url=False)[0]
-    field = ".".join(printable(part, 60) for part in item["loc"]) or "the whole"
+    if not item["loc"]:
+        return printable(item["msg"].removeprefix("Value error, "))
+    field = ".".join(printable(part, 60) for part in item["loc"])
     found = "missing" if item["type"] == "missing" else printable(repr(item["input"]), 80)
     return f"{field} is {found}: {printable(item['msg'])}"
