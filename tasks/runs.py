@@ -2,6 +2,8 @@
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +11,7 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 
-from tinycats_core.errors import TinycatsError
+from tinycats_core.errors import TinycatsError, masked
 
 _tallies: dict[UUID | None, Counter[str]] = defaultdict(Counter)
 
@@ -58,6 +60,25 @@ class _Brief(logging.Filter):
         return True
 
 
+def _without_tokens(make: Callable[..., logging.LogRecord]) -> Callable[..., logging.LogRecord]:
+    """Return a factory of log records that hold no token, whichever library writes them and wherever they go."""
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        with suppress(TypeError, ValueError):  # a format that does not fit its values is reported by its handler
+            if (text := record.getMessage()) != (clean := masked(text)):
+                record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[0] is not None:
+            text = _formatter.formatException(record.exc_info)
+            if text != (clean := masked(text)):
+                record.exc_text = clean  # what every formatter uses if it is there
+        return record
+
+    return factory
+
+
+_formatter = logging.Formatter()
+logging.setLogRecordFactory(_without_tokens(logging.getLogRecordFactory()))
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_Brief())
 logging.getLogger("tinycats").setLevel(logging.INFO)  # Prefect gives `extra_loggers` a handler, but no level
