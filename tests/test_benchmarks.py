@@ -139,6 +139,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
         ("corruption", "--cases"),
         ("decode", "--photos"),
         ("folders", "--folders"),
+        ("fuzz", "--mutations"),
         ("judge", "--resamples"),
         ("modal_faults", "--preemptions"),
         ("publish_faults", "--kills"),

@@ -43,7 +43,7 @@ def open_session(path: Path, format: str, device: str = "cpu") -> "onnxruntime.I
         raise ExportError(f"{path} does not exist. Export the model again.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 4  # its errors are raised; what it prints of a file may hold anything
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
     except Exception as error:  # its many kinds of errors have no common base

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
+from benchmarks import fuzz
 from flows import cli
 from tinycats_core.errors import ConfigError, ExportError, TinycatsError
 from tinycats_core.files import read_json, write_json
@@ -236,3 +238,9 @@ def test_the_metadata_of_an_onnx_file_is_read_without_running_it(built: Release,
         if content:
             with pytest.raises(ExportError, match="not a complete ONNX file"):
                 require_self_contained(tmp_path / "x.onnx")
+
+
+def test_mutations_at_random_neither_crash_nor_print_what_they_should_not(built: Release, tmp_path: Path):
+    for case in range(60):
+        file, what = fuzz.mutate(built.folder, tmp_path / "mutated", random.Random(case))
+        assert fuzz.read(tmp_path / "mutated")["crashed"] == [], (file, what)
