@@ -64,16 +64,16 @@ def test_the_records_of_a_release_are_those_of_its_files(latest: Path) -> None:
     chosen = read_json(latest / "sweep.json")["sample"]
     assert shipped.config(release).sample.single().model_dump(mode="json") == chosen
     assert shipped.config(release, {"sample": {"guidance": 2}}).sample.single().guidance == 2
-    assert read_json(latest / "config.json")["sample"]["guidance"] == [1.0, 1.5]  # as it was asked for
+    assert read_json(latest / "release_config.json")["sample"]["guidance"] == [1.0, 1.5]  # as it was asked for
 
 
 def test_a_release_from_before_there_was_a_choice_has_its_guidance_in_its_configuration(latest: Path) -> None:
     folder = latest.resolve()
     options = shipped.config(manifest.read_release(latest)).sample
-    settings = read_json(folder / "config.json")
+    settings = read_json(folder / "release_config.json")
     settings["sample"] |= {"guidance": 1.75, "guidance_interval": [0.2, 1]}
     (folder / "sweep.json").unlink()
-    resealed(latest, "config.json", settings)
+    resealed(latest, "release_config.json", settings)
     assert shipped.sample(manifest.read_release(latest), options) == options.at(1.75, (0.2, 1))
 
 
@@ -96,8 +96,8 @@ def test_the_nightly_evaluation_measures_anew_but_once(latest: Path, capsys: pyt
 
 
 def test_a_release_that_went_on_from_another_training_is_evaluated_without_it(latest: Path) -> None:
-    made = read_json(latest / "config.json")
-    resealed(latest, "config.json", {**made, "train": {**made["train"], "resume_from": "gone"}})
+    made = read_json(latest / "release_config.json")
+    resealed(latest, "release_config.json", {**made, "train": {**made["train"], "resume_from": "gone"}})
     assert nightly_eval(str(latest)).promoted
 
 

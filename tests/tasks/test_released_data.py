@@ -16,7 +16,7 @@ from tinycats_core.errors import ConfigError, DataError, EvaluationError
 from tinycats_core.files import home, write_json
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset, Release
-from tinycats_core.release import shipped
+from tinycats_core.release import manifest, shipped
 
 
 def fill(root: Path, *classes: str) -> Path:
@@ -44,10 +44,10 @@ def release(cats: Path, tmp_path: Path) -> Release:
     """A release as far as its data go: the facts that it holds about them."""
     dataset, folder = prepared(cats), tmp_path / "release"
     config = resolve("photos", {"data": {"folder": "cats"}}).model_dump(mode="json")
-    write_json(folder / "config.json", config | {"data": config["data"] | {"folder": "cats"}})
-    write_json(folder / "data.json", {"classes": list(dataset.classes)})
-    write_json(folder / "release.json", {"parents": {"dataset": {"sha256": dataset.sha256}}})
-    return Release(path=folder / "release.json", sha256="", name="cats", version="1", location="")
+    write_json(folder / "config.json", config | {"data": config["data"] | {"folder": "cats"}})  # as in earlier releases
+    write_json(folder / "data.json", dataset.model_dump(mode="json", exclude={"path"}))
+    manifest.seal(folder, "cats", "1", "key", {"dataset": {"sha256": dataset.sha256, "content": dataset.content}})
+    return manifest.read_release(folder)
 
 
 def config_of(release: Release, folder: Path | str = "cats") -> ReleaseConfig:

@@ -30,7 +30,7 @@ from tinycats_core.records import (
     SampleSet,
     Weights,
 )
-from tinycats_core.release import card, signature
+from tinycats_core.release import card, contents, signature
 from tinycats_core.release.manifest import inspect, read_release, seal
 from tinycats_core.release.registry import open_registry
 
@@ -147,7 +147,8 @@ def _write_facts(folder: Path, parts: ReleaseParts) -> None:
     """Write what was measured and decided, as JSON files and one table."""
     weights = parts.choice.weights
     facts = {
-        "config.json": _settings(parts.config),
+        "config.json": _shape(parts),
+        contents.SETTINGS: _settings(parts.config),
         "data.json": _data(parts.dataset),
         "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
         "benchmark.json": {
@@ -172,13 +173,21 @@ def _repo_id(config: ReleaseConfig) -> str | None:
     return config.publish.repo_id or f"OWNER/{config.publish.name}"
 
 
+def _shape(parts: ReleaseParts) -> dict[str, Any]:
+    """Return what the generator is, in the flat form in which the Hub and its mixin read a `config.json`."""
+    return {
+        "model_type": "tinydit",
+        "library_name": "tinycats",
+        **parts.config.model_dump(mode="json")["model"],
+        "classes": list(parts.dataset.classes),
+        "sampling": parts.choice.sample.model_dump(mode="json", exclude={"batch_size"}),
+    }
+
+
 def _settings(config: ReleaseConfig) -> dict[str, Any]:
-    """Return the configuration without the folders that lead nowhere on another machine."""
-    settings = config.model_dump(mode="json")
-    for part in ("data", "publish"):
-        settings[part]["folder"] = settings[part]["folder"] and Path(settings[part]["folder"]).name
-    if settings["publish"]["sign_key"]:
-        settings["publish"]["sign_key"] = Path(settings["publish"]["sign_key"]).name
+    """Return the settings of every stage, without where it was made and published and where its data lie."""
+    settings = config.model_dump(mode="json", exclude={"compute", "publish"})
+    settings["data"]["folder"] = settings["data"]["folder"] and Path(settings["data"]["folder"]).name
     if settings["train"]["resume_from"]:
         settings["train"]["resume_from"] = Path(settings["train"]["resume_from"]).name
     return settings

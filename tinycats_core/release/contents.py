@@ -124,8 +124,11 @@ class Manifest(Content):
         return self
 
 
+SETTINGS = "release_config.json"
+
+
 class Settings(RootModel[dict[Text, dict[Text, Any]]]):
-    """`config.json`: the settings by part. Their values are checked by `presets.load`."""
+    """`release_config.json`, in earlier releases `config.json`: the settings by part. `presets.load` checks their values."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -240,3 +243,13 @@ def first_of(error: ValidationError) -> str:
     field = ".".join(printable(part, 60) for part in item["loc"])
     found = "missing" if item["type"] == "missing" else printable(repr(item["input"]), 80)
     return f"{field} is {found}: {printable(item['msg'])}"
+
+
+def settings_file(folder: Path) -> str:
+    """Return the name of the file that holds a release's settings: config.json in earlier releases."""
+    return SETTINGS if (folder / SETTINGS).is_file() else "config.json"
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a release by part. Raises RegistryError."""
+    return dict(read(folder, settings_file(folder), Settings).root)

@@ -46,7 +46,7 @@ class Shipped:
         self.sealed = read_json(release.path, contents.JSON_LIMIT)
         self.manifest = contents.check(self.sealed, manifest.NAME, contents.Manifest)
         self.later = self.manifest.format == LATER
-        self.settings = read(self.folder, "config.json", contents.Settings).root
+        self.settings = contents.read_settings(self.folder)
         self.data = read(self.folder, "data.json", contents.Data)
         self.metrics = read(self.folder, "metrics.json", contents.Metrics)
         self.benchmark = read(self.folder, "benchmark.json", contents.Benchmark)
@@ -133,7 +133,7 @@ def _configuration(shipped: Shipped) -> Pairs:
     parts = {name: part for name, part in settings.items() if name not in ("compute", "publish")}
     parts["data"] = {name: value for name, value in parts.get("data", {}).items() if name != "folder"}
     key = digest_of({"config": parts, "name": shipped.manifest.name, "dataset": dataset.content})
-    yield "key, of config.json and the data", shipped.manifest.key, key
+    yield "key, of the settings and the data", shipped.manifest.key, key
 
 
 def _code(shipped: Shipped) -> Pairs:

@@ -34,7 +34,7 @@ PACKAGES = (
 )
 LINEAGE = {  # the links, and the file of the release that each stands for; None: a part of the manifest
     "data": "data.json",
-    "configuration": "config.json",
+    "configuration": contents.SETTINGS,
     "code": None,
     "environment": None,
     "parent": None,

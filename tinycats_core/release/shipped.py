@@ -51,7 +51,7 @@ def config(release: Release, overrides: Mapping[str, Any] | None = None) -> Rele
         ConfigError: a setting is unknown, impossible or beyond its limit.
         RegistryError: a file holds something else than it should.
     """
-    settings = {**read(release.folder, "config.json", contents.Settings).root}
+    settings = contents.read_settings(release.folder)
     if _from_the_hub(release):
         for part, names in MACHINE.items():
             kept = () if names is None else [name for name in settings.get(part, {}) if name not in names]
@@ -154,7 +154,7 @@ def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
     Raises:
         ConfigError: there is no such folder.
     """
-    name = read(release.folder, "config.json", contents.Settings).root.get("data", {}).get("folder")
+    name = contents.read_settings(release.folder).get("data", {}).get("folder")
     if name is None or config.data.folder != expanded(name):
         return config  # no folder, or one that was given
     folder = preparation.find_folder(_dataset_sha256(release), home("data"))
@@ -193,7 +193,7 @@ def _guidance(release: Release) -> dict[str, Any]:
     """Return what was chosen for a release; one from before there was a choice has it in its configuration."""
     if (release.folder / "sweep.json").is_file():
         return read(release.folder, "sweep.json", contents.Sweep).sample.model_dump(include=set(GUIDANCE_SETTINGS))
-    settings = read(release.folder, "config.json", contents.Settings).root.get("sample", {})
+    settings = contents.read_settings(release.folder).get("sample", {})
     if missing := [name for name in GUIDANCE_SETTINGS if name not in settings]:
         raise RegistryError(f"config.json of {release.name} {release.version} has no sample.{missing[0]}. Make the release again.")
     return {name: settings[name] for name in GUIDANCE_SETTINGS}

@@ -26,7 +26,15 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
     files = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     sheets = {f"samples/{name}.png" for name in parts["dataset"].classes}
     assert files == sheets | {
-        *("model.safetensors", "denoiser-fp32.onnx", "denoiser-int8.onnx", "config.json", "metrics.json", "metrics.csv"),
+        *(
+            "model.safetensors",
+            "denoiser-fp32.onnx",
+            "denoiser-int8.onnx",
+            "config.json",
+            "release_config.json",
+            "metrics.json",
+            "metrics.csv",
+        ),
         *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
         *(
             "training_diary.jsonl",
@@ -168,10 +176,18 @@ def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp
         update={"data": config.data, "publish": load({"publish": {"folder": "/private/r"}}).publish}
     )
     release = bundle.build(tmp_path, ReleaseParts(**{**parts, "config": settings, "dataset": photos}))
-    kept = json.loads((release.folder / "config.json").read_text())
+    kept = json.loads((release.folder / "release_config.json").read_text())
     assert kept["data"]["folder"] == "pets"
-    assert kept["publish"]["folder"] == "r"
+    assert not {"publish", "compute"} & kept.keys()
     ReleaseConfig.model_validate(kept)
+    assert "/private" not in "".join(path.read_text() for path in release.folder.glob("*.json"))
+
+
+def test_the_hub_and_its_mixin_find_what_the_generator_is(built: Release, parts: dict[str, Any]):
+    shape = read_json(built.folder / "config.json")
+    assert {name: shape[name] for name in ("image_size", "patch_size", "width")} == {"image_size": 16, "patch_size": 4, "width": 32}
+    assert tuple(shape["classes"]) == parts["dataset"].classes
+    assert shape["sampling"]["guidance"] == parts["choice"].sample.guidance
 
 
 def test_the_same_parents_give_the_same_version_which_stays_as_it_is(built: Release, parts: dict[str, Any]):

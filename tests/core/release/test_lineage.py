@@ -69,7 +69,7 @@ def test_every_link_of_a_release_holds(
     [
         ("data.json", lambda value: value.update(train_count=7), "data: content of dataset"),
         ("data.json", lambda value: value.update(sha256="1" * 64), "data: sha256 in data.json"),
-        ("config.json", lambda value: value["train"].update(steps=5), "configuration: key"),
+        ("release_config.json", lambda value: value["train"].update(steps=5), "configuration: key"),
         ("sweep.json", lambda value: value["sample"].update(guidance=9.0), "choice: sweep.json"),
         ("decision.json", lambda value: value["terms"][0].update(passed=False), "decision: content of decision"),
         ("decision.json", lambda value: value.update(baseline="other"), "parent: version in decision.json"),

@@ -164,11 +164,11 @@ def edit(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (edit("config.json", lambda value: [value]), "config.json is not as this project writes it"),
-        (edit("config.json", lambda value: value["evaluate"].update(samples=10**12)), "less than or equal to 100000"),
-        (edit("config.json", lambda value: value["data"].update(source="folder", folder="/etc")), "data.folder is '/etc'"),
-        (edit("config.json", lambda value: value["data"].update(folder="../x")), "data.folder is '../x'"),
-        (edit("config.json", lambda value: value["model"].update(width=10**9)), "less than or equal to 10000"),
+        (edit("release_config.json", lambda value: [value]), "release_config.json is not as this project writes it"),
+        (edit("release_config.json", lambda value: value["evaluate"].update(samples=10**12)), "less than or equal to 100000"),
+        (edit("release_config.json", lambda value: value["data"].update(source="folder", folder="/etc")), "data.folder is '/etc'"),
+        (edit("release_config.json", lambda value: value["data"].update(folder="../x")), "data.folder is '../x'"),
+        (edit("release_config.json", lambda value: value["model"].update(width=10**9)), "less than or equal to 10000"),
         (edit("sweep.json", lambda value: value.pop("sample")), "sample is missing"),
         (edit("sweep.json", lambda value: value["sample"].update(batch_size=10**12)), "less than or equal to 10000"),
         (
@@ -190,11 +190,11 @@ def test_settings_and_figures_of_a_stranger_are_held_to_their_limits(release: Pa
 
 def test_a_release_of_the_hub_does_not_say_what_this_machine_does(release: Path):
     def change(settings: dict[str, Any]) -> None:
-        settings["compute"] |= {"where": "modal", "gpu": "H100:8"}
-        settings["publish"] |= {"folder": "x", "repo_id": "evil/x", "to": "hub"}
+        settings["compute"] = {"where": "modal", "gpu": "H100:8"}
+        settings["publish"] = {"folder": "x", "repo_id": "evil/x", "to": "hub"}
         settings["evaluate"] |= {"batch_size": 9_999, "samples": 77}
 
-    edit("config.json", change)(release)
+    edit("release_config.json", change)(release)
     opened = manifest.read_release(release)
     assert shipped.config(opened).evaluate.batch_size == 9_999
     found = shipped.config(
@@ -210,7 +210,7 @@ def test_photos_of_a_hub_release_are_looked_for_only_where_this_machine_prepared
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets").mkdir()
-    edit("config.json", lambda value: value["data"].update(source="folder", folder="pets"))(release)
+    edit("release_config.json", lambda value: value["data"].update(source="folder", folder="pets"))(release)
     opened = manifest.read_release(release)
     assert shipped.locate_data(opened, shipped.config(opened)).data.folder == tmp_path / "pets"
     public = opened.model_copy(update={"location": "https://hub.example/evil/x/tree/1"})
