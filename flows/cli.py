@@ -41,13 +41,16 @@ def verify(
 ) -> None:
     """Check every file of a release and its lineage. Exit status 1 if a file has changed or a link is broken."""
     from tinycats_core.presets import parse_overrides
-    from tinycats_core.release import lineage, shipped
+    from tinycats_core.release import lineage
 
-    settings = parse_overrides(overrides)
-    opened = shipped.open_release(release) if release.startswith("hub:") else None
+    settings, opened = parse_overrides(overrides), None
+    if release.startswith("hub:"):
+        from tinycats_core.release import shipped
+
+        opened = shipped.open_release(release)
     result = lineage.inspect(opened.folder if opened else Path(release))
-    rows = []
     if figures and not result["wrong"]:
+        from tinycats_core.release import shipped
         from tinycats_core.release.figures import measure_again
 
         rows = measure_again(opened or shipped.open_release(release), settings)

@@ -12,11 +12,9 @@ from pydantic import ValidationError
 
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import digest_of, read_json
-from tinycats_core.generator.onnx_file import require_self_contained
 from tinycats_core.records import Dataset, Decision, FidelityReport, FileRecord, OnnxModel, Release, SampleSet, Weights
 from tinycats_core.release import contents, manifest
 from tinycats_core.release.contents import read
-from tinycats_core.tensors import read_header
 
 LATER = "tinycats-release/2"  # the first format with a lineage
 
@@ -153,6 +151,8 @@ def _parent(shipped: Shipped) -> Pairs:
 
 
 def _weights(shipped: Shipped) -> Pairs:
+    from tinycats_core.tensors import read_header  # here: PyTorch takes longer to import than a damaged release to be refused
+
     yield "model.safetensors", shipped.sha256("checkpoint"), shipped.file("model.safetensors")
     header = contents.check(read_header(shipped.folder / "model.safetensors", "generator"), "model.safetensors", contents.Header)
     yield from shipped.content("checkpoint", Weights, kind="generator", step=header.step, facts=header.facts)
@@ -227,6 +227,8 @@ def _files(shipped: Shipped) -> Pairs:
 
 def _source(shipped: Shipped, file: str) -> str | None:
     """Return the weights that an ONNX file says it was made of."""
+    from tinycats_core.generator.onnx_file import require_self_contained
+
     return require_self_contained(shipped.folder / file).get("source_sha256") if shipped.file(file) else None
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core import __version__, source_code
-from tinycats_core.device import versions
 from tinycats_core.errors import NAMED, RegistryError, TinycatsError, printable
 from tinycats_core.files import digest_of, parse_json, sha256_of, write_text
 from tinycats_core.records import ParentRelease, Release, StageCode
@@ -73,6 +72,8 @@ def seal(
     Args:
         parent: the published release that this one was compared with.
     """
+    from tinycats_core.device import versions  # here: it imports PyTorch, and reading a manifest should not wait for that
+
     files = {file: {"sha256": sha256_of(folder / file), "bytes": (folder / file).stat().st_size} for file in _files(folder)}
     manifest = {
         "format": FORMAT,
