@@ -23,6 +23,7 @@ BREEDS = (
     "Sphynx",
 )
 CLASSES = (*BREEDS, "other")
+GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1)]

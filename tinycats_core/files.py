@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +85,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     with atomic_path(path) as temporary:
         write(temporary)
     return path
+
+
+def write_together(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> list[Path]:
+    """Write files to a folder, which may exist, so that all of them appear there or, if one cannot be written, none.
+
+    Args:
+        files: for each name, what writes the file to a path.
+
+    Raises:
+        TinycatsError: the folder cannot be written to, or the disk is full.
+    """
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tinycats-", suffix=".tmp", dir=folder) as temporary:
+            for name, write in files.items():
+                write(Path(temporary) / name)
+            return [(Path(temporary) / name).replace(folder / name) for name in files]
+    except OSError as error:
+        raise TinycatsError(f"cannot write to {folder}: {error.strerror}. Give another folder, or make room.") from None
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core import presets
-from tinycats_core.config import DataConfig, ReleaseConfig, SampleConfig, SampleOptions
+from tinycats_core.config import GUIDANCE_SETTINGS, DataConfig, ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import NAMED, EvaluationError, shortened
-from tinycats_core.evaluation.fidelity import GUIDANCE_SETTINGS
 from tinycats_core.files import read_json
 from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
-from tinycats_core.tensors import read_header
 
 
 def config(release: Release, overrides: Mapping[str, Any] | None = None) -> ReleaseConfig:
@@ -108,6 +106,8 @@ def _guidance(release: Release) -> dict[str, Any]:
 
 
 def _checkpoint(release: Release, name: str, kind: str) -> Weights:
+    from tinycats_core.tensors import read_header  # here: what draws with onnxruntime needs no PyTorch
+
     header = read_header(release.folder / name, kind)
     return Weights(**_file(release, name), kind=kind, step=header["step"], facts=header["facts"])
 
