@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +177,17 @@ def home(folder: HomeFolder | None = None) -> Path:
         return expanded(named) / (folder or "")
     except ValueError as error:
         raise TinycatsError(f"TINYCATS_HOME is {named!r}: {error}") from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return how many bytes the files below a folder have, and how many files there are; links count as nothing."""
+    sizes = []
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):  # it has been removed meanwhile
+                if not (file := Path(folder, name)).is_symlink():
+                    sizes.append(file.stat().st_size)
+    return sum(sizes), len(sizes)
 
 
 def _settle(path: Path) -> None:

@@ -188,11 +188,18 @@ def load_inception(device: torch.device | str = "cpu") -> FeatureExtractor:
     )
 
 
+def official_inception_path() -> Path:
+    """Return where torch-fidelity's weights lie once they are downloaded: PyTorch's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+
+
 def _official_inception() -> Path:
     """Return torch-fidelity's weights in PyTorch's cache, downloaded and verified if they are not there."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    path = official_inception_path()
     if not path.is_file():
         make_folder(path.parent)
         try:
