@@ -95,9 +95,9 @@ def _device() -> Iterator[Finding]:
     device = pick_device("auto")
     facts = threads.facts()
     yield Finding("device", "ok", name_of(device), "" if device.type != "cpu" else "the smoke and photos presets train on it")
-    busy = threads.warning(facts)
-    found = f"{facts['threads']} threads on {cores()} cores; {'busy' if busy else 'not busy'}"
-    yield Finding("threads", "optional" if busy else "ok", found, busy or "")
+    load = "an unknown load" if facts["load"] is None else f"{facts['load']:.1f} cores taken by other programs"
+    advice = "training takes longer beside them; the result is the same" if threads.warning(facts) else ""
+    yield Finding("threads", "optional" if advice else "ok", f"{facts['threads']} on {cores()} cores, {load}", advice)
 
 
 def _prefect() -> Iterator[Finding]:
