@@ -1,5 +1,6 @@
 """Progress bars on a terminal, for what takes more than two seconds. In a pipe or a log file there are none."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,37 +18,39 @@ def steps(parts: Sequence[T], what: str) -> Iterator[T]:
     return iter(tqdm(parts, what, delay=PATIENCE, leave=False, disable=None))
 
 
-@contextmanager
-def fractions(what: str) -> Iterator[Callable[[float, str], None]]:
-    """Yield a function of (fraction, note) that moves a bar."""
-    with tqdm(
-        total=1.0, desc=what, delay=PATIENCE, leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}{postfix}"
-    ) as bar:
+def fractions(what: str) -> Callable[[float, str], None]:
+    """Return a function of (fraction, note) that moves a bar; the bar goes with the fraction 1."""
+    layout = "{l_bar}{bar}| {elapsed}{postfix}"
+    bar = tqdm(total=1.0, desc=what, delay=PATIENCE, leave=False, disable=None, bar_format=layout)
 
-        def move(fraction: float, note: str = "") -> None:
-            bar.set_postfix_str(note, refresh=False)
-            bar.update(min(max(fraction, 0.0), 1.0) - bar.n)
+    def move(fraction: float, note: str = "") -> None:
+        bar.set_postfix_str(note, refresh=False)
+        bar.update(min(max(fraction, 0.0), 1.0) - bar.n)
+        if fraction >= 1:
+            bar.close()
 
-        yield move
+    return move
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show how long a piece of work has taken so far, whose end cannot be foreseen."""
+    """Show how long a piece of work has taken so far, if nothing tells how much of it is left."""
     ended = threading.Event()
-    with tqdm(desc=what, leave=False, disable=None, delay=PATIENCE, bar_format="{desc}: {elapsed}") as clock:
 
-        def tick() -> None:
-            if not ended.wait(PATIENCE):
-                while not ended.wait(1.0):
-                    clock.refresh()
+    def tick() -> None:
+        if ended.wait(PATIENCE):
+            return
+        with tqdm(desc=what, leave=False, bar_format="{desc}: {elapsed}") as clock:
+            clock.start_t -= PATIENCE
+            while not ended.wait(1.0):
+                clock.refresh()
 
-        watch = threading.Thread(target=tick, name="tinycats-clock", daemon=True)
-        if not clock.disable:
-            watch.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            if not clock.disable:
-                watch.join()
+    watch = threading.Thread(target=tick, name="tinycats-clock", daemon=True)
+    if sys.stderr.isatty():
+        watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if watch.is_alive():
+            watch.join()

@@ -34,7 +34,7 @@ class Cats:
     Args:
         folder: a release folder, or a link to one.
         runtime: pytorch, or onnx for the smallest ONNX file of the release.
-        device: auto, cpu or cuda; onnx runs on the CPU where it is auto.
+        device: auto, cpu, cuda or mps; onnx runs on the CPU where it is auto.
 
     Raises:
         RegistryError: the folder is no release, or is damaged.
