@@ -10,6 +10,7 @@ from tasks.runs import log
 from tasks.stage import stage
 from tinycats_core.config import ComputeConfig, ExportConfig, SampleConfig
 from tinycats_core.files import home
+from tinycats_core.progress import waiting
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
 from tinycats_core.release import export, inference
 
@@ -17,19 +18,22 @@ from tinycats_core.release import export, inference
 @stage(export.export_denoiser)
 def export_onnx(checkpoint: Weights, config: ExportConfig) -> OnnxModel:
     """Write the denoiser as ONNX, with a dynamic batch."""
-    return export.export_denoiser(checkpoint, config, home("export") / key_of(checkpoint, config))
+    with waiting("exporting"):
+        return export.export_denoiser(checkpoint, config, home("export") / key_of(checkpoint, config))
 
 
 @stage(export.quantize)
 def quantize(model: OnnxModel) -> OnnxModel:
     """Write the ONNX file again with int8 weights."""
-    return export.quantize(model, home("export") / key_of(model))
+    with waiting("quantizing"):
+        return export.quantize(model, home("export") / key_of(model))
 
 
 @stage(export.check)
 def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> OnnxModel:
     """Compare the ONNX file with the network it was made from: parity, size."""
-    checked = export.check(checkpoint, model, config, home("export") / key_of(checkpoint, model, config))
+    with waiting("checking the ONNX file"):
+        checked = export.check(checkpoint, model, config, home("export") / key_of(checkpoint, model, config))
     show.table(f"onnx-{model.precision}", _frame(checked), f"denoiser-{model.precision}.onnx against PyTorch")
     return checked
 
@@ -40,7 +44,8 @@ def benchmark_inference(
 ) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
     folder = home("export") / key_of(checkpoint, models, config)
-    report = inference.benchmark(checkpoint, models, config, folder, compute.device)
+    with waiting("measuring the speed"):
+        report = inference.benchmark(checkpoint, models, config, folder, compute.device)
     machine = report.facts["machine"]
     what = f"Whole images in {config.steps} steps on {machine['cpu']}, threads: {machine['torch_threads']}"
     show.table("inference", pd.json_normalize(report.facts["rows"]), what)
@@ -54,7 +59,8 @@ def benchmark_inference(
 def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfig) -> OnnxModel:
     """Write the breed classifier as ONNX, and compare it with the network it was made from on real images."""
     folder = home("export") / key_of(checkpoint, dataset, config)
-    model = export.export_classifier(checkpoint, dataset, config, folder)
+    with waiting("exporting the classifier"):
+        model = export.export_classifier(checkpoint, dataset, config, folder)
     show.table("onnx-classifier", _frame(model), "classifier.onnx against PyTorch")
     return model
 

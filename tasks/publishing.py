@@ -13,6 +13,7 @@ from tasks.stage import NETWORK, stage
 from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
+from tinycats_core.progress import waiting
 from tinycats_core.records import Dataset, Release, ReleaseParts
 from tinycats_core.release import bundle, hub, promotion, registry, shipped
 from tinycats_core.release.plan import plan_lines
@@ -71,7 +72,8 @@ def wait_for_approval(config: PublishConfig, release: Release) -> None:
 def publish(release: Release, config: PublishConfig, instead_of: str | None) -> Release:
     """Make the release the published one, in one step, if what it was compared with still is."""
     if config.to == "hub":
-        published = hub.publish_to_hub(release, config, instead_of)
+        with waiting("uploading"):
+            published = hub.publish_to_hub(release, config, instead_of)
     else:
         published = registry.publish_to_folder(release, instead_of)
     show.link("release", published.location, f"{published.name} {published.version}", "The published release")

@@ -17,6 +17,8 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
 
+from tinycats_core import progress as bars
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -68,15 +70,21 @@ def data_uri(image: Image.Image) -> str:
         image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
 
 
-def progress(key: str, description: str) -> Callable[[float, str], None]:
-    """Return a function of (fraction, note) that moves a progress bar, at most once a percent."""
+def progress(key: str, description: str, on_terminal: bool = True) -> Callable[[float, str], None]:
+    """Return a function of (fraction, note) that moves a progress bar on the run's page, at most once a percent.
+
+    Args:
+        on_terminal: move one on the terminal as well, if there is a terminal.
+    """
+    bar = bars.fractions(description) if on_terminal else lambda fraction, note: None
     if not in_run():
-        return lambda fraction, note="": None
+        return bar
     artifact = cast(UUID, create_progress_artifact(0.0, key, description))
     shown = 0
 
     def update(fraction: float, note: str = "") -> None:
         nonlocal shown
+        bar(fraction, note)
         percent = int(100 * min(max(fraction, 0.0), 1.0))
         if percent > shown:
             shown = percent

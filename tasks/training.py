@@ -49,7 +49,8 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
         code = run_folder.code_of_checkpoint(train.resume_from) or code
     folder = home("training") / key_of(code, dataset, model, train)
     log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
-    bar = show.progress("training-progress", f"Training the generator for {train.steps} steps")
+    what, away = f"Training the generator for {train.steps} steps", compute.where == "modal"
+    bar = show.progress("training-progress", what, on_terminal=away)  # the core shows its own if it trains here
 
     def on_log(row: dict) -> None:
         spent = f"  ${row['dollars']:.2f} so far" if "dollars" in row else ""

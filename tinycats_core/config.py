@@ -23,6 +23,7 @@ BREEDS = (
     "Sphynx",
 )
 CLASSES = (*BREEDS, "other")
+GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 MOST_CLASSES = 10_000
@@ -282,7 +283,7 @@ class ComputeConfig(Part):
     """Where the networks are trained. Does not change what is computed, so it is in no cache key."""
 
     where: Literal["local", "modal"] = "local"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # mps: the GPU of an Apple computer
     processes: Positive = 1  # devices of one machine that share the batch, a process each
     gpu: str = "A100-80GB"  # Modal's name of a GPU, with ":N" for N of them
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0  # of one attempt on Modal; a call makes retries + 1 at most
@@ -294,6 +295,12 @@ class ComputeConfig(Part):
     memory_gb: Annotated[float, Field(ge=1)] = 16.0  # GiB on Modal for each GPU, likewise
     region: str | None = None  # of Modal; None: any region with a free GPU
     secrets: tuple[str, ...] = ()  # Modal Secrets by name: environment variables of the training
+
+    @model_validator(mode="after")
+    def _device_is_there(self) -> Self:
+        if self.where == "modal" and self.device == "mps":
+            raise ValueError("compute.device is 'mps', which Modal does not have; set it to 'auto', or compute.where to 'local'")
+        return self
 
     @property
     def device_on_modal(self) -> str:

@@ -26,25 +26,34 @@ EXACT = 1e-6  # relative error below which a product of single-precision matrice
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of `auto`, `cpu` or `cuda`; auto takes a GPU if there is one.
+    """Return the device of `auto`, `cpu`, `cuda` or `mps`; auto takes a GPU if there is one.
 
     Raises:
         ComputeError: a GPU was asked for and there is none.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ComputeError("compute.device is 'cuda' but this machine has no usable CUDA device; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available.get(name, name == "auto"):
+        kind = {"cuda": "CUDA", "mps": "MPS"}.get(name, "such")
+        raise ComputeError(f"compute.device is {name!r} but this machine has no usable {kind} device; use 'auto' or 'cpu'")
+    return torch.device(next(kind for kind, there in available.items() if there) if name == "auto" else name)
+
+
+def pick_exact_device(name: str) -> torch.device:
+    """Return the device as `pick_device`, but a CPU instead of MPS, which has no double precision. Raises ComputeError."""
+    device = pick_device(name)
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type, None for full precision. `auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU.
+    """Return the autocast type, None for full precision. `auto`: bf16 where the GPU has it, else fp16; fp32 on CPU and MPS.
 
     Raises:
         ComputeError: the precision is not available on this device.
     """
-    if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return None
+    if device.type == "mps":
+        raise ComputeError(f"train.precision is {precision!r}, which is not available on MPS; use 'auto' or 'fp32'")
     if device.type == "cpu" and precision == "fp16":
         raise ComputeError("train.precision is 'fp16', which needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'")
     if precision == "bf16" or (precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)):
@@ -125,11 +134,22 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done everything that was asked of it; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back the GPU memory that PyTorch holds and does not use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device's memory, or a CPU's, does not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    said = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(x in str(error) for x in said))
 
 
 def machine() -> dict[str, Any]:

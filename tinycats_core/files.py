@@ -5,9 +5,10 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     with atomic_path(path) as temporary:
         write(temporary)
     return path
+
+
+def write_together(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> list[Path]:
+    """Write files to a folder, which may exist, so that all of them appear there or, if one cannot be written, none.
+
+    Args:
+        files: for each name, what writes the file to a path.
+
+    Raises:
+        TinycatsError: the folder cannot be written to, or the disk is full.
+    """
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tinycats-", suffix=".tmp", dir=folder) as temporary:
+            for name, write in files.items():
+                write(Path(temporary) / name)
+            return [(Path(temporary) / name).replace(folder / name) for name in files]
+    except OSError as error:
+        raise TinycatsError(f"cannot write to {folder}: {error.strerror}. Give another folder, or make room.") from None
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -208,6 +228,17 @@ def home(folder: HomeFolder | None = None) -> Path:
         return expanded(named) / (folder or "")
     except ValueError as error:
         raise TinycatsError(f"TINYCATS_HOME is {named!r}: {error}") from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return how many bytes the files below a folder have, and how many files there are; links count as nothing."""
+    sizes = []
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):  # it has been removed meanwhile
+                if not (file := Path(folder, name)).is_symlink():
+                    sizes.append(file.stat().st_size)
+    return sum(sizes), len(sizes)
 
 
 def _settle(path: Path) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    Array = Tensor | np.ndarray
 
 LONGEST, LONGEST_FILE = 28, 64  # characters of a class name on a picture, and in a file name
 # Names of other files in a folder of sheets, and those that Windows keeps for itself.
@@ -21,7 +22,7 @@ RESERVED |= {f"{device}{number}" for device in ("com", "lpt") for number in rang
 
 
 def contact_sheet(
-    images: Tensor, labels: Tensor, classes: Sequence[str], per_class: int = 8, scale: int = 1, captions: Sequence[str] = ()
+    images: "Array", labels: "Array", classes: Sequence[str], per_class: int = 8, scale: int = 1, captions: Sequence[str] = ()
 ) -> Image.Image:
     """Lay out the first images of each class, a row a class with its name at the left.
 
@@ -92,14 +93,16 @@ def _fitted(text: str, width: int, font: Any) -> str:
     return _shortened(text, longest)
 
 
-def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
+def to_pil(image: "Array", scale: int = 1) -> Image.Image:
     """Return a picture of one uint8 image (3, S, S), each pixel enlarged to scale × scale."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture = Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def first_of_each_class(labels: Tensor, per_class: int) -> Tensor:
+def first_of_each_class(labels: "Tensor", per_class: int) -> "Tensor":
     """Return the indices of the first `per_class` entries of each class, in order of class."""
+    import torch
+
     return torch.cat([torch.nonzero(labels == label).flatten()[:per_class] for label in labels.unique()])
 
 

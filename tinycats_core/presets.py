@@ -1,8 +1,11 @@
 """The presets, and `resolve`, which joins one of them with a person's overrides."""
 
+import difflib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -82,7 +85,7 @@ def load(*layers: Mapping[str, Any]) -> ReleaseConfig:
     """Join layers of nested settings, the last one winning, into a checked configuration. Raises ConfigError."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _merge(merged, layer)
+        merged = merge(merged, layer)
     try:
         return ReleaseConfig.model_validate(merged)
     except ValidationError as error:
@@ -100,11 +103,34 @@ def parse_overrides(text: str) -> dict[str, Any]:
     return value
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read settings given one by one as `part.field=value`, the last one of a field winning.
+
+    A value is JSON, or else text; a setting that holds a text or a path takes what was typed as it stands.
+
+    Raises:
+        ConfigError: one has no `=`, names a whole part, or is unknown; names the nearest setting.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, typed = text.partition("=")
+        part, _, field = name.strip().partition(".")
+        if not equals:
+            raise ConfigError(f"--set {text}: it has no '='; write it as part.field=value, such as train.steps=100")
+        if part in ReleaseConfig.model_fields and not field:
+            raise ConfigError(f"--set {text}: {part} is a part; name one of its settings: {', '.join(_fields_of((part,)))}")
+        if (annotation := _settings().get(f"{part}.{field}")) is None:
+            raise ConfigError(_unknown(name.strip(), _fields_of((part,) if part in ReleaseConfig.model_fields else ())))
+        found = merge(found, {part: {field: _value(typed.strip(), annotation)}})
+    return found
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Join nested settings; `over` wins."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -119,7 +145,7 @@ def _explain(item: Any) -> str:
     """One line for one pydantic error: field, value, what is allowed."""
     field = ".".join(printable(part, 60) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{field} is not a setting; allowed: {', '.join(_fields_of(item['loc'][:-1]))}"
+        return _unknown(field, _fields_of(item["loc"][:-1]))
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and len(item["loc"]) < 2:
         return message  # what looks at a whole part names fields and values itself
@@ -131,3 +157,32 @@ def _fields_of(location: tuple[Any, ...]) -> list[str]:
     for name in location:
         part = part.model_fields[name].annotation
     return list(part.model_fields)
+
+
+def _unknown(name: str, allowed: Sequence[str]) -> str:
+    """Say that a setting does not exist, what exists beside it, and which one is nearest."""
+    settings = list(_settings())
+    near = [other for other in settings if other.partition(".")[2] == name] or difflib.get_close_matches(name, settings, 1)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{name} is not a setting; allowed: {', '.join(allowed)}{hint}"
+
+
+def _settings() -> dict[str, Any]:
+    """Return every setting, `part.field`, with its type."""
+    parts: dict[str, Any] = {name: field.annotation for name, field in ReleaseConfig.model_fields.items()}
+    return {f"{name}.{field}": info.annotation for name, part in parts.items() for field, info in part.model_fields.items()}
+
+
+def _value(typed: str, annotation: Any) -> Any:
+    try:
+        value = json.loads(typed)
+    except json.JSONDecodeError:
+        return typed
+    return typed if _holds_text(annotation) and value is not None and not isinstance(value, str) else value
+
+
+def _holds_text(annotation: Any) -> bool:
+    """Return whether a type is a text or a path, or may be one."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return any(_holds_text(part) for part in get_args(annotation))
+    return annotation in (str, Path)

@@ -9,8 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinycats_core.device import fast_arithmetic, is_out_of_memory, machine, matmul_peak, pick_device, pick_precision, versions
-from tinycats_core.errors import ComputeError
+from tinycats_core.device import (
+    fast_arithmetic,
+    is_out_of_memory,
+    machine,
+    matmul_peak,
+    pick_device,
+    pick_exact_device,
+    pick_precision,
+    versions,
+)
+from tinycats_core.errors import ComputeError, ConfigError
+from tinycats_core.presets import resolve
+from tinycats_core.training.start import check_processes
 
 CPU = torch.device("cpu")
 
@@ -20,6 +31,23 @@ def test_asking_for_an_absent_gpu_says_so():
     assert pick_device("auto") == CPU
     with pytest.raises(ComputeError, match="no usable CUDA device"):
         pick_device("cuda")
+
+
+def test_an_apple_gpu_is_used_for_what_needs_no_double_precision(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ComputeError, match="compute.device is 'mps' but this machine has no usable MPS device"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    mps = pick_device("auto")
+    assert (mps.type, pick_device("mps"), pick_device("cpu")) == ("mps", mps, CPU)
+    assert (pick_exact_device("auto"), pick_exact_device("mps")) == (CPU, CPU)
+    assert pick_precision("auto", mps) is None
+    with pytest.raises(ComputeError, match="train.precision is 'bf16', which is not available on MPS"):
+        pick_precision("bf16", mps)
+    with pytest.raises(ComputeError, match="compute.processes is 2, and an Apple computer has one MPS device"):
+        check_processes("auto", 2)
+    with pytest.raises(ConfigError, match="compute.device is 'mps', which Modal does not have"):
+        resolve("smoke", {"compute": {"where": "modal", "device": "mps"}})
 
 
 def test_precision_follows_the_device():

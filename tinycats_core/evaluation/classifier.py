@@ -321,7 +321,7 @@ def _validate(classifier: BreedClassifier, validation: tuple[Tensor, Tensor]) ->
     if not len(labels):
         return {"val_loss": None, "val_accuracy": None}
     logits = predict(classifier, images)
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    accuracy = (logits.argmax(1) == labels).cpu().double().mean().item()
     return {"val_loss": F.cross_entropy(logits, labels).item(), "val_accuracy": accuracy}
 
 

@@ -16,6 +16,7 @@ from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.classifier import BreedClassifier, load_classifier
 from tinycats_core.files import expanded, make_folder, sha256_of
+from tinycats_core.progress import steps
 from tinycats_core.records import Dataset, Weights
 
 OFFICIAL_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -66,7 +67,7 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int) -> dic
     """
     device = next(extractor.network.parameters()).device
     with fast_arithmetic(device):
-        batches = [extractor.network(batch.to(device)) for batch in images.split(batch_size)]
+        batches = [extractor.network(batch.to(device)) for batch in steps(images.split(batch_size), "measuring")]
     layers = [extractor.feature_layer, *([extractor.logit_layer] if extractor.logit_layer else [])]
     features = {name: torch.cat([batch[i].cpu() for batch in batches]) for i, name in enumerate(layers)}
     for name, layer in features.items():
@@ -188,11 +189,18 @@ def load_inception(device: torch.device | str = "cpu") -> FeatureExtractor:
     )
 
 
+def official_inception_path() -> Path:
+    """Return where torch-fidelity's weights lie once they are downloaded: PyTorch's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+
+
 def _official_inception() -> Path:
     """Return torch-fidelity's weights in PyTorch's cache, downloaded and verified if they are not there."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    path = official_inception_path()
     if not path.is_file():
         make_folder(path.parent)
         try:

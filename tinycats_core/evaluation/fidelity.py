@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinycats_core.config import EvaluateConfig, SamplerPart
+from tinycats_core.config import GUIDANCE_SETTINGS, EvaluateConfig, SamplerPart
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import RESAMPLES, kernel_distance
@@ -22,7 +22,6 @@ MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight image
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
 NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
-GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 
 # Conditions in which two reports may differ.
 NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", *GUIDANCE_SETTINGS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinycats_core.config import EvaluateConfig
 from tinycats_core.data.splits import Split, load_split
-from tinycats_core.device import pick_device
+from tinycats_core.device import pick_exact_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
@@ -60,7 +60,7 @@ class Judge:
         cls, dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto"
     ) -> "Judge":
         """Load the extractor and the classifier. Raises EvaluationError if one is unavailable or does not fit the data set."""
-        target = pick_device(device)
+        target = pick_exact_device(device)
         network = load_breed_classifier(classifier, dataset, target) if classifier else None
         extractor = load_extractor(config.extractor, classifier, target)
         return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target)

@@ -4,28 +4,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from tinycats_core.errors import ExportError, printable
-from tinycats_core.generator.sampling import Velocity
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
+    from torch import Tensor
+
+    from tinycats_core.generator.sampling import Velocity
 
 DENOISER, CLASSIFIER = "tinycats-denoiser/1", "tinycats-classifier/1"  # formats
 OUTPUT = "velocity"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def onnx_velocity(path: Path, device: str = "cpu") -> Velocity:
+def onnx_velocity(path: Path, device: str = "cpu") -> "Velocity":
     """Return the velocity field of an ONNX file of this project, run on the CPU or with CUDA: usable wherever the network is.
 
     Raises:
         ExportError: the file is missing, damaged, or not a denoiser of this project; onnxruntime cannot use the device.
     """
-    return OnnxVelocity(open_session(path, DENOISER, device))
+    import torch
+
+    return OnnxVelocity(open_session(path, DENOISER, device, torch.get_num_threads()))
 
 
 def onnx_devices() -> list[str]:
@@ -36,13 +37,21 @@ def onnx_devices() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider in offered]
 
 
-def open_session(path: Path, format: str, device: str = "cpu") -> "onnxruntime.InferenceSession":
+def open_session(path: Path, format: str, device: str = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
+    """Open an ONNX file of this project. Imports no PyTorch.
+
+    Args:
+        threads: 0 for as many as onnxruntime takes by itself.
+
+    Raises:
+        ExportError: as `onnx_velocity`.
+    """
     import onnxruntime
 
     if not path.is_file():
         raise ExportError(f"{path} does not exist. Export the model again.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised; what it prints of a file may hold anything
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
@@ -101,7 +110,9 @@ class OnnxVelocity:
     def __init__(self, session: "onnxruntime.InferenceSession"):
         self.session = session
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: "Tensor", t: "Tensor", labels: "Tensor") -> "Tensor":
+        import torch
+
         feeds = {"x": x.float(), "t": t.float(), "labels": labels.long()}
         (result,) = self.session.run([OUTPUT], {name: value.cpu().numpy() for name, value in feeds.items()})
         return torch.from_numpy(result).to(x.device)

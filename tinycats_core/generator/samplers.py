@@ -10,7 +10,7 @@ Convention: t = 0 is noise, t = 1 is data; the network gives the velocity dx/dt.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,13 @@ def noise(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
     return np.stack([generator.standard_normal((3, size, size), np.float32) for generator in generators])
 
 
-def draw(session: Any, labels: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Draw an image for each label with a session of onnxruntime: uint8 (N, S, S, 3)."""
+def draw(session: Any, labels: np.ndarray, settings: dict[str, Any], watch: Callable[[range], Iterable[int]] = iter) -> np.ndarray:
+    """Draw an image for each label with a session of onnxruntime: uint8 (N, S, S, 3). `watch` sees the batches go by."""
     facts = session.get_modelmeta().custom_metadata_map
     low, high = settings["guidance_interval"]
     guidance, drawn = settings["guidance"], []
     times = time_grid(settings["steps"], settings["shift"])
-    for start in range(0, len(labels), settings["batch_size"]):
+    for start in watch(range(0, len(labels), settings["batch_size"])):
         batch = labels[start : start + settings["batch_size"]].astype(np.int64)
         nulls = np.full_like(batch, int(facts["null_class"]))
 

@@ -15,6 +15,7 @@ from tinycats_core.files import sha256_of, write_atomically
 from tinycats_core.generator.samplers import SAMPLERS, Sampler, noise, time_grid
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.pictures import contact_sheet
+from tinycats_core.progress import steps
 from tinycats_core.records import Picture, SampleSet, Weights
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
@@ -94,7 +95,7 @@ def sample(
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
     sampler, times, done = find_sampler(config.sampler), time_grid(config.steps, config.shift), []
     with one_torch_thread() if getattr(velocity, "own_threads", False) else nullcontext():
-        for indices in torch.arange(len(labels)).split(config.batch_size):
+        for indices in steps(torch.arange(len(labels)).split(config.batch_size), "drawing"):
             batch = labels[indices].to(device)
             start = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
             field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)

@@ -1,24 +1,28 @@
 """A finished release as an object that draws cats."""
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
 from tinycats_core.config import SampleConfig
-from tinycats_core.device import pick_device
 from tinycats_core.errors import ConfigError
-from tinycats_core.generator.onnx_file import onnx_velocity
-from tinycats_core.generator.sampling import sample
-from tinycats_core.generator.weights import load_generator
-from tinycats_core.pictures import to_pil
+from tinycats_core.files import write_together
+from tinycats_core.generator import onnx_file, samplers
+from tinycats_core.pictures import contact_sheet, sheet_names
 from tinycats_core.presets import explain
+from tinycats_core.progress import steps
 from tinycats_core.release import manifest, shipped
 
+# PyTorch is imported only if it draws: it takes longer to load than onnxruntime takes to draw.
+
+Draw = Callable[[np.ndarray, SampleConfig], np.ndarray]  # labels to images, uint8 (N, S, S, 3)
+SHEET_COLUMNS = 16  # pictures of a class on a contact sheet, at most
 Runtime = Literal["pytorch", "onnx"]
 
 
@@ -30,7 +34,7 @@ class Cats:
     Args:
         folder: a release folder, or a link to one.
         runtime: pytorch, or onnx for the smallest ONNX file of the release.
-        device: auto, cpu or cuda; onnx runs on the CPU where it is auto.
+        device: auto, cpu, cuda or mps; onnx runs on the CPU where it is auto.
 
     Raises:
         RegistryError: the folder is no release, or is damaged.
@@ -41,14 +45,34 @@ class Cats:
             raise ConfigError(f"runtime is {runtime!r}; allowed: pytorch, onnx")
         self.release = manifest.read_release(Path(folder))
         self.settings = shipped.config(self.release).sample.single()
-        network, header = load_generator(shipped.generator(self.release).path)
+        self.runtime: Runtime = runtime
+        self._draw: Draw = self._with_onnxruntime(device) if runtime == "onnx" else self._with_pytorch(device)
+
+    def _with_onnxruntime(self, device: str) -> Draw:
+        if device not in ("auto", *onnx_file.PROVIDERS):
+            raise ConfigError(f"device is {device!r}; onnxruntime runs on: auto, {', '.join(onnx_file.PROVIDERS)}")
+        path = shipped.onnx(self.release).path
+        session = onnx_file.open_session(path, onnx_file.DENOISER, "cpu" if device == "auto" else device)
+        facts = session.get_modelmeta().custom_metadata_map
+        self.classes, self.image_size = tuple(json.loads(facts["classes"])), int(facts["image_size"])
+        return lambda labels, settings: samplers.draw(session, labels, settings.model_dump(), lambda parts: steps(parts, "drawing"))
+
+    def _with_pytorch(self, device: str) -> Draw:
+        import torch
+
+        from tinycats_core.device import pick_device
+        from tinycats_core.generator.sampling import sample
+        from tinycats_core.generator.weights import load_generator
+
+        place = pick_device(device)
+        network, header = load_generator(shipped.generator(self.release).path, place)
         self.classes, self.image_size = tuple(header.classes), header.model.image_size
-        if runtime == "onnx":
-            self.device = torch.device("cpu" if device == "auto" else device)
-            self.velocity = onnx_velocity(shipped.onnx(self.release).path, self.device.type)
-        else:
-            self.device = pick_device(device)
-            self.velocity = network.to(self.device)
+
+        def draw(labels: np.ndarray, settings: SampleConfig) -> np.ndarray:
+            images = sample(network, torch.from_numpy(labels), self.image_size, len(self.classes), settings, place)
+            return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+        return draw
 
     def sample(
         self, name: str | None = None, n: int = 1, seed: int | None = None, guidance: float | None = None
@@ -66,6 +90,36 @@ class Cats:
         Raises:
             ConfigError: there is no such class, or a number is out of range.
         """
+        return [Image.fromarray(image) for image in self._images(name, n, seed, guidance)[1]]
+
+    def save(
+        self, folder: Path, name: str | None = None, n: int = 1, seed: int | None = None, guidance: float | None = None
+    ) -> list[Path]:
+        """Draw pictures like `sample`, and write each to `<class>-<number>.png` and all to a contact sheet, `sheet.png`.
+
+        Nothing is written before all are drawn.
+
+        Returns:
+            The files, the sheet last.
+
+        Raises:
+            ConfigError: as `sample`; the folder is a file, or lies in the release.
+        """
+        self._require_outside(folder)
+        labels, images = self._images(name, n, seed, guidance)
+        names = sheet_names(self.classes)
+        pictures = {
+            f"{names[label]}-{i % n}.png": Image.fromarray(image)
+            for i, (label, image) in enumerate(zip(labels, images, strict=True))
+        }
+        scale = max(1, 64 // self.image_size)
+        pictures["sheet.png"] = contact_sheet(images.transpose(0, 3, 1, 2), labels, self.classes, min(n, SHEET_COLUMNS), scale)
+        return write_together(
+            folder, {file: lambda path, picture=picture: picture.save(path, format="PNG") for file, picture in pictures.items()}
+        )
+
+    def _images(self, name: str | None, n: int, seed: int | None, guidance: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels, int64 (N,), and images, uint8 (N, S, S, 3)."""
         if n < 1:
             raise ConfigError(f"n is {n}; at least 1 is needed")
         given = {key: value for key, value in {"seed": seed, "guidance": guidance}.items() if value is not None}
@@ -73,9 +127,14 @@ class Cats:
             settings = SampleConfig.model_validate(self.settings.model_dump() | given)
         except ValidationError as error:
             raise ConfigError(explain(error)) from None
-        labels = torch.tensor(self._labels(name)).repeat_interleave(n)
-        images = sample(self.velocity, labels, self.image_size, len(self.classes), settings, self.device)
-        return [to_pil(image) for image in images]
+        labels = np.repeat(np.asarray(self._labels(name), np.int64), n)
+        return labels, self._draw(labels, settings)
+
+    def _require_outside(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"the output folder {folder} is a file; give a folder")
+        if folder.resolve().is_relative_to(self.release.folder):
+            raise ConfigError(f"the output folder {folder} lies in the release, which it would damage; give one elsewhere")
 
     def _labels(self, name: str | None) -> Sequence[int]:
         if name is None:

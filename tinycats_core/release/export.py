@@ -97,7 +97,7 @@ def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: P
         ExportError: the file is damaged, of another network, or its error exceeds the tolerance of its precision.
     """
     network, header = load_generator(checkpoint.path)
-    session = open_session(model.path, DENOISER)
+    session = open_session(model.path, DENOISER, threads=torch.get_num_threads())
     _require_same(session, header, checkpoint, model)
     velocity = OnnxVelocity(session)
     errors = _relative_errors(network, velocity)
@@ -172,7 +172,7 @@ def onnx_logits(path: Path) -> Callable[[Tensor], Tensor]:
     Raises:
         ExportError: the file is missing, damaged, or not a classifier of this project.
     """
-    session = open_session(path, CLASSIFIER)
+    session = open_session(path, CLASSIFIER, threads=torch.get_num_threads())
 
     def logits(images: Tensor) -> Tensor:
         (result,) = session.run(["logits"], {"images": images.cpu().numpy()})

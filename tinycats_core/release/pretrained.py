@@ -19,7 +19,10 @@ def load(release: str | Path, runtime: Runtime = "pytorch", device: str = "auto"
     """
     name = str(release)
     if name.startswith("hub:") or (name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/"))):
-        return hub_class().from_pretrained(name.removeprefix("hub:"), runtime=runtime, device=device)
+        repo_id = name.removeprefix("hub:")
+        if not all(repo_id.partition("/")):
+            raise RegistryError(f"{name} names no repository; write hub:owner/name, or give the folder of a release.")
+        return hub_class().from_pretrained(repo_id, runtime=runtime, device=device)
     return Cats(Path(release).expanduser(), runtime, device)
 
 

@@ -11,16 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinycats_core import presets
-from tinycats_core.config import ReleaseConfig, SampleConfig, SampleOptions
-from tinycats_core.data import preparation
+from tinycats_core.config import GUIDANCE_SETTINGS, ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import NAMED, ConfigError, EvaluationError, RegistryError, printable, shortened
-from tinycats_core.evaluation.fidelity import GUIDANCE_SETTINGS
 from tinycats_core.files import expanded, home, read_json
 from tinycats_core.generator.onnx_file import require_self_contained
 from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
 from tinycats_core.release import contents, hub, manifest
 from tinycats_core.release.contents import JSON_LIMIT, read
-from tinycats_core.tensors import read_header
 
 MACHINE: dict[str, tuple[str, ...] | None] = {  # settings that a release of the Hub does not decide; None: all of the part
     "train": ("resume_from",),
@@ -157,6 +154,8 @@ def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
     name = contents.read_settings(release.folder).get("data", {}).get("folder")
     if name is None or config.data.folder != expanded(name):
         return config  # no folder, or one that was given
+    from tinycats_core.data import preparation  # here, for it needs PyTorch
+
     folder = preparation.find_folder(_dataset_sha256(release), home("data"))
     if folder is None and not _from_the_hub(release):
         folder = config.data.folder
@@ -200,6 +199,8 @@ def _guidance(release: Release) -> dict[str, Any]:
 
 
 def _checkpoint(release: Release, name: str, kind: str) -> Weights:
+    from tinycats_core.tensors import read_header  # here: what draws with onnxruntime needs no PyTorch
+
     header = contents.check(read_header(release.folder / name, kind), name, contents.Header)
     return Weights(**_file(release, name), kind=kind, step=header.step, facts=header.facts)
 

@@ -109,7 +109,10 @@ def _is_finished(folder: Path, config: TrainConfig) -> bool:
 
 def check_processes(device: str, processes: int) -> None:
     """Raise ComputeError if there are fewer GPUs than processes, which would have to share one."""
-    if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
+    kind = pick_device(device).type
+    if kind == "mps" and processes > 1:
+        raise ComputeError(f"compute.processes is {processes}, and an Apple computer has one MPS device; set it to 1")
+    if kind == "cuda" and processes > torch.cuda.device_count():
         devices = torch.cuda.device_count()
         raise ComputeError(f"compute.processes is {processes} but this machine has {devices} CUDA devices; give at most that many")
 

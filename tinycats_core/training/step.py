@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tinycats_core.device import is_out_of_memory
+from tinycats_core.device import empty_cache, is_out_of_memory
 from tinycats_core.errors import TrainingError
 from tinycats_core.generator.flow_matching import flow_matching_loss
 from tinycats_core.generator.weights import ema_decay, update_ema
@@ -108,8 +108,7 @@ def _fits(run: Run) -> bool:
 def _halve_micro_batch(run: Run, folder: RunFolder | None) -> None:
     """Halve what goes through the network at a time; the effective batch stays. Raises TrainingError at one image."""
     run.optimizer.zero_grad(set_to_none=True)
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty_cache(run.device)
     if run.micro_batch == 1:
         raise _too_little_memory(run, None)
     before, run.micro_batch = run.micro_batch, -(-run.micro_batch // 2)

@@ -1,33 +1,22 @@
-"""The command line `tinycats`: each command calls one function of the core and prints what it returns."""
+"""Commands about releases that are made: verify, bench, promote, rollback, history."""
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinycats_core.errors import TinycatsError, masked, report_error
-from tinycats_core.records import Release
+from flows.cli.common import RELEASES, Json, ReleaseFolder, app, print_json, print_table
+from tinycats_core.errors import masked
 
-app = typer.Typer(
-    help="Check, measure and cost cat generators. A release is made by `make release`.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+if TYPE_CHECKING:
+    from tinycats_core.records import Release
 
-RELEASES = Path("releases")
-ReleaseFolder = Annotated[Path, typer.Argument(help="a release folder")]
 Name = Annotated[str, typer.Argument(help="the name of a release, such as tinycats-smoke")]
 Folder = Annotated[Path, typer.Option(help="the registry, a folder")]
 Hub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="a repository on the Hugging Face Hub, instead of a folder")]
-
-
-@app.callback()
-def command() -> None:
-    """Check, measure and cost cat generators. A release is made by `make release`."""
 
 
 @app.command()
@@ -70,19 +59,6 @@ def bench(release: ReleaseFolder, device: Annotated[str, typer.Option(help="auto
     from tinycats_core.release.inference import measure_release
 
     print(json.dumps(measure_release(release, device), indent=2, allow_nan=False))
-
-
-@app.command()
-def costs(
-    preset: Annotated[str | None, typer.Option(help="one preset (default: all)")] = None,
-    gpu: Annotated[str | None, typer.Option(help="train on this GPU of Modal, such as L4; H100:4 is four of them")] = None,
-    overrides: Annotated[str, typer.Option(metavar="JSON", help='such as \'{"train": {"steps": 100}}\'')] = "{}",
-) -> None:
-    """Print what a training of each preset takes: images/s, hours and dollars, and what the estimate rests on."""
-    from tinycats_core.compute.costs import cost_table
-    from tinycats_core.presets import parse_overrides
-
-    _print_table(cost_table(preset, gpu, parse_overrides(overrides)))
 
 
 @app.command()
@@ -134,31 +110,17 @@ def rollback(
 
 
 @app.command()
-def history(name: Name, folder: Folder = RELEASES, hub: Hub = None) -> None:
+def history(name: Name, folder: Folder = RELEASES, hub: Hub = None, as_json: Json = False) -> None:
     """Print what was published under a name, when, how and why, oldest first."""
     from tinycats_core.release import hub as on_hub
     from tinycats_core.release import registry
 
     entries = on_hub.read_history(hub, name) if hub else registry.read_history(folder, name)
+    if as_json:
+        print_json([entry.model_dump(mode="json") for entry in entries])
+        return
     rows = [(entry.at or "unknown", entry.how, entry.version, entry.before or "-", entry.why or "") for entry in entries]
-    _print_table([("at", "how", "version", "instead of", "why"), *rows])
-
-
-@app.command()
-def prune(
-    keep: Annotated[int, typer.Option(help="how many of the newest runs stay")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be deleted")] = False,
-) -> None:
-    """Delete all but the newest runs from the outputs volume on Modal."""
-    from tinycats_core.compute.volumes import prune
-
-    print("\n".join(prune(keep, dry_run)) or "no runs")
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([("at", "how", "version", "instead of", "why"), *rows])
 
 
 def _print_verified(result: Mapping[str, Any]) -> None:
@@ -168,30 +130,15 @@ def _print_verified(result: Mapping[str, Any]) -> None:
         links.setdefault(check["link"], []).append(check)
     if links:
         rows = [(link, f"{sum(item['holds'] for item in of)}/{len(of)}", of[0]["found"] or "-") for link, of in links.items()]
-        _print_table([("link", "holds", "first digest"), *((link, holds, digest[:12]) for link, holds, digest in rows)])
+        print_table([("link", "holds", "first digest"), *((link, holds, digest[:12]) for link, holds, digest in rows)])
     if figures := result.get("figures"):
         names = ("metric", "recorded", "now", "difference", "allowed", "why")
-        _print_table([names, *(["-" if row[name] is None else f"{row[name]}" for name in names] for row in figures)])
+        print_table([names, *(["-" if row[name] is None else f"{row[name]}" for name in names] for row in figures)])
     if result["wrong"]:
         print("\n".join(masked(line) for line in result["wrong"]), file=sys.stderr)
     else:
         print(f"{result['name']} {result['version']}: {result['files']} files, all as they were made; the lineage is unbroken")
 
 
-def _print_published(release: Release) -> None:
+def _print_published(release: "Release") -> None:
     print(f"{release.name} {release.version} is published: {release.location}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, 1 after an error, 2 after wrong arguments."""
-    try:
-        app(args=arguments, prog_name="tinycats")
-    except TinycatsError as error:
-        return report_error(error)
-    except SystemExit as ended:  # how typer ends every command
-        return int(ended.code or 0)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

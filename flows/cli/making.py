@@ -1,0 +1,68 @@
+"""Commands that run a flow: release, evaluate, classifier; and up, which serves them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.common import AnyRelease, Overrides, Preset, Set, app, chosen
+
+
+@app.command()
+def release(
+    preset: Preset = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="your own photos; the preset is `photos` then")] = None,
+    sets: Set = None,
+    overrides: Overrides = "{}",
+    keep_results: Annotated[bool, typer.Option("--keep-results", help="use results of stages whose code has changed")] = False,
+    force: Annotated[str | None, typer.Option(metavar="WHY", help="publish what the gate refuses, and record why")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what publishing would change, and publish nothing")] = False,
+) -> None:
+    """Train, judge and publish a generator. The same command again resumes, or finds everything done.
+
+    Without options it makes the smoke release from drawn cats, in a few minutes on a laptop.
+    """
+    from tinycats_core.presets import resolve
+
+    preset = preset or ("photos" if data else "smoke")
+    given = chosen(overrides, sets, {"data": {"source": "folder", "folder": str(data)}} if data else None)
+    resolve(preset, given)  # before a server is started for a typo
+
+    from flows.release_model import release_model
+    from flows.shell import run
+
+    options = {"keep_results": keep_results, "force": force, "dry_run": dry_run}
+    raise typer.Exit(run(lambda: release_model(preset, given, **options)))
+
+
+@app.command()
+def evaluate(release: AnyRelease, sets: Set = None, overrides: Overrides = "{}") -> None:
+    """Measure a release again, with its own weights, configuration and classifier."""
+    given = chosen(overrides, sets)
+
+    from flows.evaluate_model import evaluate_model
+    from flows.shell import run
+
+    raise typer.Exit(run(lambda: evaluate_model(release, given)))
+
+
+@app.command()
+def classifier(preset: Preset = None, sets: Set = None, overrides: Overrides = "{}") -> None:
+    """Train the breed classifier alone, on the data of a preset."""
+    from tinycats_core.presets import resolve
+
+    given = chosen(overrides, sets)
+    resolve(preset or "smoke", given)
+
+    from flows.shell import run
+    from flows.train_classifier import train_classifier
+
+    raise typer.Exit(run(lambda: train_classifier(preset or "smoke", given)))
+
+
+@app.command()
+def up() -> None:
+    """Start a Prefect server, a work pool, a worker and every deployment, until Ctrl-C: what `make serve` does."""
+    import runpy
+
+    runpy.run_module("deployments.serve", run_name="__main__")  # it ends with its own exit status
