@@ -1,10 +1,12 @@
 """A release as an object that draws: from a folder and from the Hub, with PyTorch and onnxruntime."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tinycats_core.records import Release
 from tinycats_core.release import hub, manifest
 from tinycats_core.release.cats import Cats
 
+ROOT = Path(__file__).resolve().parents[3]
 REPO = "someone/cats"
 
 
@@ -94,6 +97,16 @@ def test_a_saved_copy_is_the_same_release(built: Release, tmp_path: Path):
     cats = tinycats_core.from_pretrained(str(built.folder))
     cats.save_pretrained(tmp_path / "copy")  # pyright: ignore
     assert manifest.read_release(tmp_path / "copy").sha256 == built.sha256
+
+
+def test_three_lines_of_python_run_as_the_page_shows_them(built: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "releases" / "tinycats-smoke").mkdir(parents=True)
+    (tmp_path / "releases" / "tinycats-smoke" / "latest").symlink_to(built.folder)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "commands.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert np.array_equal(pixels(names["pictures"]), pixels(tinycats_core.load(str(built.folder)).sample("Siamese", n=4, seed=3)))
 
 
 def test_prefect_is_not_imported(built: Release):
