@@ -8,11 +8,13 @@ VENV := .venv
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 
-.PHONY: release test serve bench lint format help
+.PHONY: setup release test serve bench lint format help
 .DEFAULT_GOAL := help
 
 help:  ## List what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## Set up .venv and nothing else
 
 release: $(READY)  ## Make and publish a release: make release PRESET=smoke OVERRIDES='{"train": {"steps": 8000}}'
 	@$(VENV)/bin/python -m flows.release_model --preset "$(PRESET)" --overrides "$$OVERRIDES" $(if $(KEEP_RESULTS),--keep-results)

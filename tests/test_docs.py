@@ -21,7 +21,7 @@ from benchmarks.recipe import __main__ as recipe
 from flows import cli
 from tinycats_core.config import ReleaseConfig
 from tinycats_core.files import HOME, HomeFolder
-from tinycats_core.presets import PRESETS, resolve
+from tinycats_core.presets import PRESETS, merge, parse_settings, resolve
 from tinycats_core.release import hub_access, inference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,15 +41,15 @@ EXECUTED = {  # the file that executes a command, and what stands there
         "tests/flows/test_released.py",
         "def test_a_release_is_evaluated_alone_and_gives_its_own_numbers(",
     ),
-    "tinycats release": ("tests/flows/test_cli.py", "def test_release_runs_the_flow("),
-    "tinycats evaluate": ("tests/flows/test_cli.py", "def test_each_command_calls_its_flow_with_the_settings("),
-    "tinycats classifier": ("tests/flows/test_cli.py", "def test_each_command_calls_its_flow_with_the_settings("),
+    "tinycats release": ("tests/flows/test_cli_flows.py", "def test_release_runs_the_flow("),
+    "tinycats evaluate": ("tests/flows/test_cli_flows.py", "def test_each_command_calls_its_flow_with_the_settings("),
+    "tinycats classifier": ("tests/flows/test_cli_flows.py", "def test_each_command_calls_its_flow_with_the_settings("),
     "tinycats sample": ("tests/core/release/test_cli_drawing.py", "def test_sample_draws_what_the_python_object_draws("),
     "tinycats compare": ("tests/core/release/test_cli_drawing.py", "def test_compare_says_which_is_better_in_what("),
-    "tinycats doctor": ("tests/flows/test_cli.py", "def test_doctor_finds_what_a_release_needs("),
-    "tinycats runs": ("tests/flows/test_cli.py", "def test_runs_says_in_which_state_each_is("),
-    "tinycats where": ("tests/flows/test_cli.py", "def test_where_adds_up_what_lies_there("),
-    "tinycats up": ("tests/flows/test_cli.py", "def test_up_serves_as_make_does("),
+    "tinycats doctor": ("tests/flows/test_cli_flows.py", "def test_doctor_finds_what_a_release_needs("),
+    "tinycats runs": ("tests/flows/test_cli_flows.py", "def test_runs_says_in_which_state_each_is("),
+    "tinycats where": ("tests/flows/test_cli_flows.py", "def test_where_adds_up_what_lies_there("),
+    "tinycats up": ("tests/flows/test_cli_flows.py", "def test_up_serves_as_make_does("),
     "tinycats verify": ("tests/core/release/test_cli.py", "def test_the_console_script_exits_as_the_check_says("),
     "tinycats bench": ("tests/core/release/test_cli.py", "def test_bench_prints_its_figures_as_json("),
     "tinycats costs": ("tests/core/release/test_cli.py", "def test_costs_prints_a_row_for_each_preset("),
@@ -355,8 +355,8 @@ def assert_known(words: list[str], explained: str) -> None:
     """Check the options of a command against what `--help` prints, and its overrides against the configuration."""
     options = [word for word in words if word.startswith("--")]
     assert {option for option in options if option not in explained} == set()
-    given = dict(pairwise(words))
-    resolve(given.get("--preset", "smoke"), json.loads(given.get("--overrides", "{}")))
+    given, sets = dict(pairwise(words)), [value for option, value in pairwise(words) if option == "--set"]
+    resolve(given.get("--preset", "smoke"), merge(json.loads(given.get("--overrides", "{}")), parse_settings(sets)))
 
 
 def test_every_command_is_executed_by_a_test_or_marked():

@@ -74,7 +74,7 @@ def test_no_file_of_the_core_is_long():
 def test_modules_that_strings_name_exist():
     """Commands of child processes and addresses in released model cards are strings: nothing else would notice a move."""
     named = set()
-    for path in [*FILES, *(ROOT / "flows").glob("*.py"), *(ROOT / "deployments").glob("*.py")]:
+    for path in [*FILES, *(ROOT / "flows").rglob("*.py"), *(ROOT / "deployments").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words = node.value.replace("`", " ").replace('"', " ").split()

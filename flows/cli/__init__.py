@@ -6,7 +6,16 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 import signal
 from collections.abc import Sequence
 
-from flows.cli import drawing, machine, making, published  # noqa: F401  each adds its commands to `app`
+from flows.cli import making  # noqa: F401  each adds its commands to `app`, in the order of `--help`
+
+# isort: split
+from flows.cli import drawing  # noqa: F401
+
+# isort: split
+from flows.cli import published  # noqa: F401
+
+# isort: split
+from flows.cli import machine  # noqa: F401
 from flows.cli.common import app
 from tinycats_core.errors import TinycatsError, report_error
 

@@ -10,8 +10,10 @@ from flows.cli.common import AnyRelease, Json, app, print_json
 if TYPE_CHECKING:
     from tinycats_core.release.comparison import Comparison
 
+PANEL = "Draw and compare"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def sample(
     release: AnyRelease,
     name: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="default: each class")] = None,
@@ -35,7 +37,7 @@ def sample(
         print(f"{len(files)} picture{'s' if len(files) > 1 else ''} of {cats.release.name} {cats.release.version} in {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="a release folder, or hub:OWNER/NAME")],
     second: Annotated[str, typer.Argument(metavar="B", help="the other release")],

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from flows.doctor import Finding
     from tinycats_core.training.runs import RunState
 
+PANEL = "This machine, and costs"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def costs(
     preset: Annotated[str | None, typer.Option(help="one preset (default: all)")] = None,
     gpu: Annotated[str | None, typer.Option(help="train on this GPU of Modal, such as L4; H100:4 is four of them")] = None,
@@ -30,7 +32,7 @@ def costs(
         print_table([head, *rows])
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def prune(
     keep: Annotated[int, typer.Option(help="how many of the newest runs stay")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be deleted")] = False,
@@ -41,7 +43,7 @@ def prune(
     print("\n".join(prune(keep, dry_run)) or "no runs")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def runs(as_json: Json = False) -> None:
     """List the training runs on this machine: their state, steps and folders, the newest first."""
     from tinycats_core.files import home
@@ -64,7 +66,7 @@ def _said(run: "RunState") -> str:
     return f"stopped; resumes from step {run.resumes_from:,}" if run.resumes_from else "stopped; starts over"
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def where(as_json: Json = False) -> None:
     """Show what lies in .tinycats/ and releases/, and how large it is."""
     from tinycats_core.files import HOME, home, size_of
@@ -79,7 +81,7 @@ def where(as_json: Json = False) -> None:
     print_table([("folder", "size", "files", "content"), *rows])
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def doctor(as_json: Json = False) -> None:
     """Say what this machine lacks and what to do. Exit status 1 if it lacks what a release on this machine needs."""
     from flows.doctor import examine
@@ -103,3 +105,5 @@ def _print_findings(findings: "Sequence[Finding]") -> None:
     for finding in findings:
         table.add_row(Text(finding.name), marks[finding.state], Text(finding.found, overflow="fold"), Text(finding.advice))
     Console().print(table)
+    missing = [finding.name for finding in findings if finding.state == "missing"]
+    print(f"missing for a release on this machine: {', '.join(missing)}" if missing else "ready for a release on this machine")

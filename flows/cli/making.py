@@ -7,8 +7,10 @@ import typer
 
 from flows.cli.common import AnyRelease, Overrides, Preset, Set, app, chosen
 
+PANEL = "Make"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def release(
     preset: Preset = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="your own photos; the preset is `photos` then")] = None,
@@ -35,7 +37,7 @@ def release(
     raise typer.Exit(run(lambda: release_model(preset, given, **options)))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def evaluate(release: AnyRelease, sets: Set = None, overrides: Overrides = "{}") -> None:
     """Measure a release again, with its own weights, configuration and classifier."""
     given = chosen(overrides, sets)
@@ -46,7 +48,7 @@ def evaluate(release: AnyRelease, sets: Set = None, overrides: Overrides = "{}")
     raise typer.Exit(run(lambda: evaluate_model(release, given)))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def classifier(preset: Preset = None, sets: Set = None, overrides: Overrides = "{}") -> None:
     """Train the breed classifier alone, on the data of a preset."""
     from tinycats_core.presets import resolve
@@ -60,7 +62,7 @@ def classifier(preset: Preset = None, sets: Set = None, overrides: Overrides = "
     raise typer.Exit(run(lambda: train_classifier(preset or "smoke", given)))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def up() -> None:
     """Start a Prefect server, a work pool, a worker and every deployment, until Ctrl-C: what `make serve` does."""
     import runpy

@@ -18,8 +18,10 @@ Name = Annotated[str, typer.Argument(help="the name of a release, such as tinyca
 Folder = Annotated[Path, typer.Option(help="the registry, a folder")]
 Hub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="a repository on the Hugging Face Hub, instead of a folder")]
 
+PANEL = "Check and publish"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL)
 def verify(
     release: Annotated[str, typer.Argument(help="a release folder, or hub:owner/name")],
     figures: Annotated[
@@ -53,7 +55,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def bench(release: ReleaseFolder, device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto") -> None:
     """Measure how fast a release draws in each runtime on this machine, and print the figures as JSON."""
     from tinycats_core.release.inference import measure_release
@@ -61,7 +63,7 @@ def bench(release: ReleaseFolder, device: Annotated[str, typer.Option(help="auto
     print(json.dumps(measure_release(release, device), indent=2, allow_nan=False))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def promote(
     release: Annotated[Path | None, typer.Argument(help="a built release that is to be published")] = None,
     hub: Hub = None,
@@ -90,7 +92,7 @@ def promote(
         _print_published(promotion.promote(release, hub))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def rollback(
     name: Name,
     to: Annotated[str, typer.Option(metavar="VERSION", help="the version to publish again")],
@@ -109,7 +111,7 @@ def rollback(
         _print_published(registry.rollback(folder, name, to, why))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL)
 def history(name: Name, folder: Folder = RELEASES, hub: Hub = None, as_json: Json = False) -> None:
     """Print what was published under a name, when, how and why, oldest first."""
     from tinycats_core.release import hub as on_hub

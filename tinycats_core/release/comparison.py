@@ -68,7 +68,7 @@ def page(comparison: Comparison, first: Cats, second: Cats, seed: int = 0) -> st
         listed = "".join(f"<li>{html.escape(line)}</li>" for line in comparison.obstacles)
         body.append(f"<p class=warning>Not comparable: measured on other data or under other conditions.</p><ul>{listed}</ul>")
     cells = "".join(_html_row(row) for row in comparison.rows)
-    heads = "".join(f"<th>{name}</th>" for name in ("figure", *names, "difference", "better", "meaning"))
+    heads = "".join(f"<th>{name}</th>" for name in ("figure", *names, "second − first", "better", "meaning"))
     body.append(f"<table><tr>{heads}</tr>{cells}</table>")
     body.append(f"<p>Pictures of the classes that both have, with the guidance of each release{_noise(first, second, seed)}.</p>")
     sheets = [(name, _sheet(cats, shared, seed)) for name, cats in zip(names, (first, second), strict=True) if shared]
@@ -100,7 +100,7 @@ def _brief(value: Any) -> str:
 
 def figure(value: float | None, signed: bool = False) -> str:
     """Return a figure with four significant digits, or a dash."""
-    return "–" if value is None else f"{value:+.4g}" if signed else f"{value:.4g}"
+    return "–" if value is None else f"{value:+.4g}" if signed and value else f"{value:.4g}"
 
 
 def _html_row(row: Row) -> str:
