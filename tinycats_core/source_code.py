@@ -127,11 +127,12 @@ def _path(name: str) -> Path | None:
     return next((path for path in (folder.with_suffix(".py"), folder / "__init__.py") if path in TEXTS), None)
 
 
-def _start(entry: Entry) -> Iterator[Definition]:
-    if isinstance(entry, ModuleType):
-        yield from _all_of(entry.__name__)
-    else:
-        yield from _resolve(f"{entry.__module__}.{entry.__qualname__}")
+def _start(entry: Entry) -> list[Definition]:
+    """Return the definitions of an entry. Raises ValueError for one that is not of the project."""
+    name = entry.__name__ if isinstance(entry, ModuleType) else f"{entry.__module__}.{entry.__qualname__}"
+    if not (found := list(_resolve(name))):
+        raise ValueError(f"{name} is no part of {', '.join(PACKAGES)}: its code is not known")
+    return found
 
 
 def _all_of(module: str) -> Iterator[Definition]:

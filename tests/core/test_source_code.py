@@ -160,6 +160,11 @@ def test_a_digest_is_of_the_tree_alone() -> None:
     assert plain(ast.parse("x = 1")) != plain(ast.parse("x = True")) != plain(ast.parse("x = 1.0"))
 
 
+def test_code_from_outside_has_no_digest_by_mistake() -> None:
+    with pytest.raises(ValueError, match="is no part of tinycats_core"):
+        code_of(test_code_from_outside_has_no_digest_by_mistake)
+
+
 def test_code_from_outside_is_known_by_its_file() -> None:
     assert foreign(samplers.SAMPLERS["ab2"]) is None
     assert foreign(test_code_from_outside_is_known_by_its_file) is not None

@@ -16,7 +16,7 @@ from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
 from tinycats_core.files import digest_of, make_folder
 from tinycats_core.records import Dataset, Weights
-from tinycats_core.source_code import code_of
+from tinycats_core.source_code import code_of, foreign
 from tinycats_core.tensors import read_safetensors, write_safetensors
 
 WIDE = 5  # k of density and coverage (2002.09797), and of a second pair of precision and recall
@@ -83,7 +83,14 @@ class Judge:
         They are cached by the extractor, the device, the data set, the code of `compute`, and `key`, JSON values.
         """
         used = self.extractor
-        own = [used.sha256, used.feature_layer, used.logit_layer, self.device.type, self.dataset.sha256, code_of(compute).digest]
+        own = [
+            used.sha256,
+            used.feature_layer,
+            used.logit_layer,
+            self.device.type,
+            self.dataset.sha256,
+            foreign(compute) or code_of(compute).digest,
+        ]
         path = self.folder / "cache" / f"{digest_of([*own, *key])[:16]}.safetensors"
         if not path.is_file():
             computed, facts = compute()

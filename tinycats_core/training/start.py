@@ -146,7 +146,7 @@ def start(
         "folder": str(folder),
         "device": pick_device(device).type,
         "processes": processes,
-        "code": code,
+        "code": code or training_code(),  # of this process: in the ranks this module is `__main__`
     }
     (folder / FAILURE).unlink(missing_ok=True)
     run = RunFolder(folder)

@@ -15,6 +15,7 @@ from modal import exception as modal_errors
 
 from deployments.fake_modal import FakeModal
 from tinycats_core.compute import jobs, remote, volumes
+from tinycats_core.compute.gpus import GPUS, Gpu, usd_per_second
 from tinycats_core.compute.remote import Job, classifier_job, generator_job, train_on_modal
 from tinycats_core.compute.watch import CallEnded
 from tinycats_core.config import ClassifierConfig, ComputeConfig, DataConfig, ModelConfig, TrainConfig
@@ -113,7 +114,7 @@ def test_result_is_that_of_training_here(finished: Finished, dataset: Dataset, t
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path)]
     seconds = sum(read_json(there / "meter.json")["attempts"])
-    assert 0 <= rows[0]["dollars"] <= rows[-1]["dollars"] <= round(seconds * 0.5904 / 3600, 4)
+    assert 0 <= rows[0]["dollars"] <= rows[-1]["dollars"] <= round(seconds * (usd_per_second(COMPUTE) or 0), 4)
     assert sorted(path.name for path in there.iterdir()) == [
         *("diary.jsonl", "ema-0.5.safetensors", "ema.safetensors", "log.jsonl", "meter.json", "modal_call.json", "raw.safetensors"),
         "samples",
@@ -562,7 +563,7 @@ def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
     job: Job, client: FakeModal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = generator_job(job.dataset, MODEL, LONG)
-    second = 0.5904 / 3600  # of a T4
+    second = usd_per_second(COMPUTE) or 0
     for seconds in (3.0, 6.0, 6.0):
         poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * second})
         with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to resume from "):
@@ -575,6 +576,13 @@ def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
     meter = read_json(client.root / RUN / long.run / "meter.json")["attempts"]
     assert sum(meter) >= 6.0
     assert meter[2] < 1.0, "with the same limit nothing more is trained"
+
+
+def test_a_cap_on_a_gpu_without_a_known_price_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GPUS, "B200", Gpu("B200", tflops=2250.0))
+    compute = ComputeConfig(where="modal", gpu="B200", max_cost_usd=5.0)
+    with pytest.raises(ComputeError, match=r"compute\.max_cost_usd is 5 but no price of B200 is known"):
+        remote.check_compute(compute, FakeModal(tmp_path))
 
 
 def test_folder_of_another_training_is_refused(replay: Replay, job: Job, tmp_path: Path) -> None:
@@ -636,7 +644,6 @@ def test_code_that_is_deployed_but_stale(job: Job, client: FakeModal, tmp_path: 
         ({"gpu": "GTX-1080"}, r"compute\.gpu is 'GTX-1080'; allowed: T4, L4, .*H100"),
         ({"gpu": "H100:4"}, r"compute\.gpu is 'H100:4' but compute\.processes is 1; give a process for each GPU"),
         ({"gpu": "H100:"}, r"compute\.gpu is 'H100:'; allowed"),
-        ({"gpu": "B200", "max_cost_usd": 5.0}, r"compute\.max_cost_usd is 5 but no price of B200 is known"),
         ({"gpu": "h100:1"}, None),
         ({"gpu": "H100:4", "processes": 4, "max_cost_usd": 5.0}, None),
     ],
