@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -114,7 +115,8 @@ class FakeModal(modal_client.ModalClient):
         self._reach()
         call = self.root / "calls" / call_id
         write_json(call / "outcome.json", {"killed": "cancelled"})
-        os.killpg(int((call / "pid").read_text()), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(int((call / "pid").read_text()), signal.SIGKILL)
 
     def read(self, path: str) -> Iterator[bytes]:
         self._reach()
