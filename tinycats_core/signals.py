@@ -38,9 +38,9 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] is signal.SIG_IGN:
-        del before[signal.SIGHUP]
+    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+    before = {number: signal.getsignal(number) for number in numbers}  # Windows has no SIGHUP
+    before = {number: old for number, old in before.items() if number.name != "SIGHUP" or old is not signal.SIG_IGN}
     try:
         for number in before:
             signal.signal(number, lambda number, frame: stop.request(signal.Signals(number).name))

@@ -1,7 +1,6 @@
 """A finished release as an object that draws cats."""
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,13 +10,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tinycats_core.config import SampleConfig
-from tinycats_core.errors import ConfigError
+from tinycats_core.errors import ConfigError, ExportError
 from tinycats_core.files import write_together
 from tinycats_core.generator import onnx_file, samplers
 from tinycats_core.pictures import contact_sheet, sheet_names
 from tinycats_core.presets import explain
 from tinycats_core.progress import steps
-from tinycats_core.release import manifest, shipped
+from tinycats_core.release import contents, manifest, shipped
 
 # PyTorch is imported only if it draws: it takes longer to load than onnxruntime takes to draw.
 
@@ -53,8 +52,11 @@ class Cats:
             raise ConfigError(f"device is {device!r}; onnxruntime runs on: auto, {', '.join(onnx_file.PROVIDERS)}")
         path = shipped.onnx(self.release).path
         session = onnx_file.open_session(path, onnx_file.DENOISER, "cpu" if device == "auto" else device)
+        data = contents.read(self.release.folder, "data.json", contents.Data)
+        self.classes, self.image_size = tuple(data.classes), data.image_size
         facts = session.get_modelmeta().custom_metadata_map
-        self.classes, self.image_size = tuple(json.loads(facts["classes"])), int(facts["image_size"])
+        if (facts.get("image_size"), facts.get("null_class")) != (str(self.image_size), str(len(self.classes))):
+            raise ExportError(f"{path} draws other classes or another size than its release says. Make the release again.")
         return lambda labels, settings: samplers.draw(session, labels, settings.model_dump(), lambda parts: steps(parts, "drawing"))
 
     def _with_pytorch(self, device: str) -> Draw:

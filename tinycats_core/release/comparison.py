@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tinycats_core.files import read_json
+from tinycats_core.errors import printable
 from tinycats_core.pictures import contact_sheet
+from tinycats_core.release import contents
 from tinycats_core.release.card_words import ENDINGS, METRICS
 from tinycats_core.release.cats import Cats
+from tinycats_core.release.contents import read
 
 PICTURES = 6  # of each class
 ERRORS = 2.0  # standard errors of a difference within which neither release is called better
@@ -49,13 +51,13 @@ class Comparison:
 
 
 def compare(first: Cats, second: Cats) -> Comparison:
-    """Compare what was measured of two releases when they were made."""
-    a, b = (read_json(cats.release.folder / "metrics.json")["candidate"] for cats in (first, second))
-    mine, theirs = a["conditions"], b["conditions"]
+    """Compare what was measured of two releases when they were made. Raises RegistryError for figures of another form."""
+    a, b = (read(cats.release.folder, "metrics.json", contents.Metrics).candidate for cats in (first, second))
+    mine, theirs = a.conditions, b.conditions
     differ = sorted(key for key in {*mine, *theirs} - OWN if mine.get(key) != theirs.get(key))
     obstacles = tuple(f"{key}: {_brief(mine.get(key))} and {_brief(theirs.get(key))}" for key in differ)
-    metrics = [name for name in {**a["metrics"], **b["metrics"]} if not name.endswith(tuple(ENDINGS))]
-    rows = tuple(_row(name, a["metrics"], b["metrics"], not obstacles) for name in metrics)
+    metrics = [name for name in {**a.metrics, **b.metrics} if not name.endswith(tuple(ENDINGS))]
+    rows = tuple(_row(name, a.metrics, b.metrics, not obstacles) for name in metrics)
     return Comparison((_title(first), _title(second)), rows, obstacles)
 
 
@@ -94,7 +96,7 @@ def _title(cats: Cats) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
+    text = printable(value, 80)
     return text[:12] + "…" if len(text) == 64 and text.isalnum() else text
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -162,7 +161,7 @@ class _Here:
                 seconds[str(batch)] = repeat(lambda count=batch: self._draw(count), warm_up, *counts, budget * part)
         return {"seconds": seconds, "load": threads_.between(before, threads_.reading())}
 
-    def end(self) -> int:
+    def end(self) -> int | None:
         return self.memory()
 
     def _draw(self, count: int) -> None:
@@ -230,7 +229,8 @@ def _measure_in_turns(requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         figures = rounds(0)
         if any(map(_unsteady, figures)):
             figures = [_steadier(*pair) for pair in zip(figures, rounds(ROUNDS), strict=True)]
-        peaks = [{"peak_memory_mb": runtime.ask("end") / MEGABYTE} for runtime in runtimes]
+        peaks = [runtime.ask("end") for runtime in runtimes]
+        peaks = [{"peak_memory_mb": None if peak is None else peak / MEGABYTE} for peak in peaks]
     return [{**start, **found, **peak} for start, found, peak in zip(loaded, figures, peaks, strict=True)]
 
 
@@ -256,14 +256,16 @@ def _unsteady(row: Mapping[str, Any]) -> bool:
     return row["spread"] > SPREAD or (row["load"] or 0.0) > BUSY
 
 
-def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int]]:
-    """Return what is measured of the memory, and a function of how many bytes that has come to since now."""
+def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int | None]]:
+    """Return what is measured of the memory, and a function of how many bytes that has come to since now; None on Windows."""
     if device.type == "cuda" and runtime == "pytorch":
         torch.cuda.reset_peak_memory_stats(device)
         return "tensors on the GPU", lambda: torch.cuda.max_memory_allocated(device)
     if device.type == "cuda":  # onnxruntime keeps what it has taken, so that what is in use at the end is the peak
         free = torch.cuda.mem_get_info(device)[0]
         return "growth of what is in use on the GPU", lambda: free - torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "win32":
+        return "not measured on Windows", lambda: None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten, proc_pid_clear_refs(5)
     before = _peak_resident()
@@ -271,7 +273,9 @@ def _memory(runtime: str, device: torch.device) -> tuple[str, Callable[[], int]]
 
 
 def _peak_resident() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
+    """Return the largest resident memory of this process so far, in bytes. Not on Windows."""
+    import resource
+
     with suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M):

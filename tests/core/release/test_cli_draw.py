@@ -106,19 +106,18 @@ def test_drawing_with_onnxruntime_imports_no_torch(built: Release, tmp_path: Pat
 
 
 def test_compare_says_which_is_better_in_what(built: Release, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    other = changed(release, "<b>other</b>", kid_breed=0.0001, kid_breed_drawn_std=1e-6, coverage=0.0)
+    other = changed(release, "other", kid_breed=0.0001, kid_breed_drawn_std=1e-6, coverage=0.0)
     page = tmp_path / "pages" / "compared.html"
     status, out, _ = run(capsys, "compare", built.folder, other, "--html", page, "--json")
     told = json.loads(out)
     figures = {row["metric"]: row for row in told["figures"]}
-    assert (status, told["comparable"], told["releases"][1]) == (0, True, "<b>other</b> 0123")
+    assert (status, told["comparable"], told["releases"][1]) == (0, True, "other 0123")
     assert figures["kid_breed"]["better"] == 1
     assert figures["kid_breed"]["difference"] == pytest.approx(0.0001 - figures["kid_breed"]["values"][0])
     assert figures["coverage"]["better"] == 0
     text = page.read_text()
     HTMLParser().feed(text)
-    assert "&lt;b&gt;other&lt;/b&gt;" in text
-    assert "<b>" not in text
+    assert "other 0123" in text
     assert "http" not in text  # nothing is loaded from elsewhere
     assert text.count("data:image/png;base64,") == 2
     assert "from the same noise (seed 0)" in text
@@ -127,11 +126,18 @@ def test_compare_says_which_is_better_in_what(built: Release, release: Path, tmp
     assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["kid_breed"], ["coverage"])] == ["B", "A"]
 
 
-def test_releases_measured_on_other_data_are_not_compared(built: Release, release: Path, capsys: pytest.CaptureFixture[str]):
+def test_releases_measured_on_other_data_are_not_compared(
+    built: Release, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     before = read_json(release / "metrics.json")["candidate"]["conditions"]["split"]
-    status, out, _ = run(capsys, "compare", built.folder, changed(release, "other", split="val", coverage=0.0))
+    other, page = changed(release, "other", split="<b>val</b>", coverage=0.0), tmp_path / "compared.html"
+    status, out, _ = run(capsys, "compare", built.folder, other, "--html", page)
     assert (status, out.splitlines()[-2:]) == (
         0,
-        ["not comparable, measured on other data or under other conditions:", f"  split: {before} and val"],
+        ["not comparable, measured on other data or under other conditions:", f"  split: {before} and <b>val</b>"],
     )
     assert not [line for line in out.splitlines() if line.split()[:1] == ["coverage"] and line.split()[-1] in ("A", "B")]
+    text = page.read_text()
+    assert "Not comparable: measured on other data" in text
+    assert f"split: {before} and &lt;b&gt;val&lt;/b&gt;" in text
+    assert "<b>" not in text
