@@ -65,6 +65,6 @@ def classifier(preset: Preset = None, sets: Set = None, overrides: Overrides = "
 @app.command(rich_help_panel=PANEL)
 def up() -> None:
     """Start a Prefect server, a work pool, a worker and every deployment, until Ctrl-C: what `make serve` does."""
-    import runpy
+    from importlib import import_module
 
-    runpy.run_module("deployments.serve", run_name="__main__")  # it ends with its own exit status
+    raise typer.Exit(import_module("deployments.serve").main())  # deployments stand above the flows, which do not know them
