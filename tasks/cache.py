@@ -22,7 +22,7 @@ from tinycats_core.files import digest_of, home, read_json, write_json
 from tinycats_core.generator.sampling import find_sampler
 from tinycats_core.records import OnnxModel, Record, Release, StageCode
 from tinycats_core.release import manifest
-from tinycats_core.source_code import Entry, code_of, foreign, plain
+from tinycats_core.source_code import Entry, code_of, foreign, parse, plain
 
 SHOWN = ("show", "log")  # statements that only tell something are no part of what a stage makes
 NOTED = 20  # codes remembered for the same arguments
@@ -217,7 +217,7 @@ def _noted(path: Path) -> list[StageCode]:
 
 def _own(text: str) -> str:
     """Return a digest of a stage's own function, without what only tells something."""
-    [function] = ast.parse(textwrap.dedent(text)).body
+    [function] = parse(textwrap.dedent(text)).body
     assert isinstance(function, ast.FunctionDef)
     function.body = [statement for statement in function.body if not _only_tells(statement)]
     function.decorator_list = []

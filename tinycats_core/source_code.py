@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from tinycats_core.files import digest_of, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tinycats_core",)
+PARSE_TRIES = 20
 # Read at the start: a file that is edited while the program runs is not the code that runs.
 TEXTS = {path: path.read_text(encoding="utf-8") for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
 Entry = Callable[..., Any] | ModuleType
@@ -90,6 +92,19 @@ def commit() -> tuple[str | None, bool | None]:
     return None, None
 
 
+def parse(text: str) -> ast.Module:
+    """Return the syntax tree of Python text.
+
+    CPython 3.11 counts the depth of all trees that are made at a time with one counter (gh-106905): a second thread that
+    makes one, such as Prefect's, ends in a SystemError, although nothing is wrong. So it is tried again.
+    """
+    for _ in range(PARSE_TRIES):
+        with suppress(SystemError):
+            return ast.parse(text)
+        time.sleep(0.01)
+    return ast.parse(text)
+
+
 class _Module(NamedTuple):
     file: str
     definitions: dict[str, list[ast.stmt]]  # the statements that define or change each top-level name
@@ -101,7 +116,7 @@ def _read(name: str) -> _Module:
     """Return a module of the project, parsed. Its name must be one of `_path`'s."""
     path = _path(name)
     assert path is not None, name
-    body = ast.parse(TEXTS[path]).body
+    body = parse(TEXTS[path]).body
     imports, definitions, other = dict(_imports(body, name)), defaultdict(list), []
     for statement in body:
         for defined in _defined(statement):
@@ -192,7 +207,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 def _names_in_text(text: str) -> Iterator[str]:
     """Return the names of the project in a text that a Python process is given to run; none if it is no Python."""
     try:
-        body = ast.parse(text).body
+        body = parse(text).body
     except (SyntaxError, ValueError):
         return
     names = dict(_imports(body, ""))

@@ -3,6 +3,7 @@
 import ast
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,27 @@ def test_a_digest_is_of_the_tree_alone() -> None:
     texts = ["def f(x):\n    'doc'\n    return x + 1 # one\n", "def f(x): return x+1\n", "def f( x ):\n\n    return (x + 1)\n"]
     assert len({str(plain(ast.parse(text))) for text in texts}) == 1
     assert plain(ast.parse("x = 1")) != plain(ast.parse("x = True")) != plain(ast.parse("x = 1.0"))
+
+
+def test_threads_that_parse_at_the_same_time_do_not_disturb_each_other() -> None:
+    texts = [text for path, text in source_code.TEXTS.items() if len(text) < 8_000][:40]
+    with ThreadPoolExecutor(8) as pool:
+        trees = list(pool.map(source_code.parse, texts * 4))
+    assert all(tree.body or not text.strip() for tree, text in zip(trees, texts * 4, strict=True))
+
+
+def test_a_disturbed_parse_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = ast.parse, []
+
+    def disturbed(text: str) -> ast.Module:
+        calls.append(text)
+        if len(calls) < 4:
+            raise SystemError("AST constructor recursion depth mismatch (before=57, after=60)")
+        return real(text)
+
+    monkeypatch.setattr(source_code.ast, "parse", disturbed)
+    assert len(source_code.parse("a = 1").body) == 1
+    assert len(calls) == 4
 
 
 def test_code_from_outside_has_no_digest_by_mistake() -> None:
