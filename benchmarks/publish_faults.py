@@ -186,7 +186,7 @@ def registry_of_two(folder: Path) -> Path:
     releases = [make_release(registry.open_registry(folder) / NAME, version) for version in (OLD, NEW)]
     for release, before in zip(releases, (None, OLD), strict=True):
         registry.publish_to_folder(release, before)
-    make_release(folder / NAME, "3" * 12, decision={"promoted": False, "forced": "they wait", "baseline": NEW})
+    make_release(folder / NAME, "3" * 12, decision={"promoted": False, "terms": [], "forced": "they wait", "baseline": NEW})
     return folder
 
 

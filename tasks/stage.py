@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 
 from tasks.cache import ByContent
 from tasks.runs import count, log
-from tinycats_core import progress, source_code
+from tinycats_core import source_code
 from tinycats_core.config import Part
 from tinycats_core.errors import ModalUnreachable
 from tinycats_core.files import home
@@ -50,7 +50,7 @@ def stage(
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         policy = ByContent(
-            name=function.__name__, runs=runs, apart_from=(*apart_from, progress), beside=beside, text=inspect.getsource(function)
+            name=function.__name__, runs=runs, apart_from=apart_from, beside=beside, text=inspect.getsource(function)
         )
 
         @wraps(function)

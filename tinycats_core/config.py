@@ -1,4 +1,4 @@
-"""The configuration of a release: a frozen part per stage, the presets, and `resolve`, which joins them."""
+"""The configuration of a release: a frozen part per stage. `presets` joins them from a preset and a person's overrides."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,24 +9,16 @@ from tinycats_core.errors import ConfigError
 from tinycats_core.files import digest_of, expanded
 
 BREEDS = (
-    "Abyssinian",
-    "Bengal",
-    "Birman",
-    "Bombay",
-    "British_Shorthair",
-    "Egyptian_Mau",
-    "Maine_Coon",
-    "Persian",
-    "Ragdoll",
-    "Russian_Blue",
-    "Siamese",
-    "Sphynx",
-)
+    "Abyssinian", "Bengal", "Birman", "Bombay", "British_Shorthair", "Egyptian_Mau",
+    "Maine_Coon", "Persian", "Ragdoll", "Russian_Blue", "Siamese", "Sphynx",
+)  # fmt: skip
 CLASSES = (*BREEDS, "other")
 GUIDANCE_SETTINGS = ("guidance", "guidance_interval")  # part of a release, as its weights are
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 MOST_CLASSES = 10_000
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # of a release, whose folder in the registry is named so: no path
+ReleaseName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Thousands = Annotated[int, Field(ge=1, le=10_000)]
 Images = Annotated[int, Field(ge=16, le=100_000)]  # drawn and measured at a time: they are held in memory
@@ -259,7 +251,7 @@ class ExportConfig(Part):
 class PublishConfig(Part):
     """Where a release goes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "tinycats"
+    name: ReleaseName = "tinycats"
     to: Literal["folder", "hub"] = "folder"
     folder: FullPath = Path("releases")  # the local registry: <folder>/<name>/<version>, <folder>/<name>/latest
     repo_id: str | None = None  # for to=hub: owner/name; None = the token's account and `name`

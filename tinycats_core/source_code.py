@@ -16,6 +16,7 @@ from tinycats_core.files import digest_of, sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("tinycats_core",)
+TELLS = ("tinycats_core.progress",)  # modules that only tell how far work is, and are no part of any result
 PARSE_TRIES = 20
 # Read at the start: a file that is edited while the program runs is not the code that runs.
 TEXTS = {path: path.read_text(encoding="utf-8") for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
@@ -163,6 +164,8 @@ def _resolve(dotted: str) -> Iterator[Definition]:
     if not size:
         return
     module, rest = ".".join(parts[:size]), parts[size:]
+    if module in TELLS:
+        return
     read = _read(module)
     if rest and rest[0] in read.definitions:
         yield module, rest[0]
@@ -276,9 +279,10 @@ def plain(node: Any) -> Any:
     if isinstance(node, list):
         return [plain(item) for item in node]
     if not isinstance(node, ast.AST):
-        return node if isinstance(node, str | int | bool | None) and not isinstance(node, complex) else repr(node)
+        return node
+    if isinstance(node, ast.Constant):
+        return ["Constant", repr(node.value)]  # 1, 1.0 and True are three things, and JSON has no bytes
     fields = dict(ast.iter_fields(node))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and _is_text(node.body[0]):
         fields["body"] = node.body[1:]
-    said = {name: plain(value) for name, value in fields.items() if value not in (None, [])}
-    return [type(node).__name__, said] if not isinstance(node, ast.Constant) else ["Constant", repr(node.value)]
+    return [type(node).__name__, {name: plain(value) for name, value in fields.items() if value not in (None, [])}]

@@ -1,6 +1,5 @@
 """Commands about releases that are made: verify, bench, promote, rollback, history."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli import build
 from flows.cli.common import RELEASES, Json, ReleaseFolder, app, print_json, print_table
 from tinycats_core.errors import masked
 
@@ -48,7 +48,7 @@ def verify(
         result["figures"] = [{**row._asdict(), "holds": row.holds} for row in rows]
         result["wrong"] = [f"{row.metric} is {row.now}, recorded was {row.recorded}" for row in rows if not row.holds]
     if as_json:
-        print(json.dumps(result, indent=2, allow_nan=False))
+        print_json(result)
     else:
         _print_verified(result)
     if result["wrong"]:
@@ -60,7 +60,7 @@ def bench(release: ReleaseFolder, device: Annotated[str, typer.Option(help="auto
     """Measure how fast a release draws in each runtime on this machine, and print the figures as JSON."""
     from tinycats_core.release.inference import measure_release
 
-    print(json.dumps(measure_release(release, device), indent=2, allow_nan=False))
+    print_json(measure_release(release, device))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -80,10 +80,7 @@ def promote(
     if force:
         if release is not None or hub is not None or preset is None or why is None:
             raise typer.BadParameter("--force takes --preset, --overrides and --why, and makes the release again from the cache")
-        from flows.release_model import main as release_model
-
-        arguments = ["--preset", preset, "--overrides", overrides, f"--force={why}", *["--dry-run"] * dry_run]
-        raise typer.Exit(release_model(arguments))
+        build.release(preset=preset, overrides=overrides, force=why, dry_run=dry_run)
     if release is None or (preset, overrides, why) != (None, "{}", None):
         raise typer.BadParameter("give a release folder; --preset, --overrides and --why go with --force")
     if dry_run:

@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 class ListedFile(NamedTuple):
-    name: str  # below data.folder, printable
+    name: str  # below data.folder, `storable`
     label: str | None  # None: in no class
     split: Split | None
     path: Path
@@ -50,7 +50,7 @@ def list_folder(config: DataConfig) -> Listing:
     """List the visible files of data.folder with class and split. Raises DataError."""
     root = config.folder
     assert root is not None  # `Source.check`
-    shown = printable(str(root))
+    shown = storable(str(root))
     try:
         if not root.exists():
             raise DataError(f"data.folder {shown} does not exist. Give the folder that holds the photos.")
@@ -59,7 +59,7 @@ def list_folder(config: DataConfig) -> Listing:
         tree = read_tree(root)
     except OSError as error:
         raise DataError(
-            f"cannot read {printable(str(error.filename))}: {error.strerror}. Make data.folder {shown} readable, or give another."
+            f"cannot read {storable(str(error.filename))}: {error.strerror}. Make data.folder {shown} readable, or give another."
         ) from None
     if not any(folder.files or folder.folders for folder in tree.walk()):
         raise DataError(f"data.folder {shown} is empty; expected {EXPECTED}.")
@@ -98,7 +98,7 @@ def told_layout(tree: Folder) -> str:
         return "breeds"
     (name, only), *more = filled.items()
     if not more and len(only.filled) > 1 and not _photos_in(only):
-        holds = f"holds nothing but {printable(name)}/, with the folders {_some(only.filled)} (or give that folder as data.folder)"
+        holds = f"holds nothing but {storable(name)}/, with the folders {_some(only.filled)} (or give that folder as data.folder)"
         raise _question(tree, holds, classes="it is one class", subfolders="the folders in it are the classes")
     if shared := _shared_names(filled):
         has = f"has folders with the same sub-folders ({_some(shared)} in {_some(filled)})"
@@ -115,12 +115,12 @@ def _has_split(filled: dict[str, Folder]) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    return shortened([printable(name) for name in names], NAMED)
+    return shortened([storable(name) for name in names], NAMED)
 
 
 def _question(tree: Folder, what: str, **layouts: str) -> DataError:
     answers = " or ".join(f"'{layout}' ({meaning})" for layout, meaning in layouts.items())
-    return DataError(f"data.folder {printable(str(tree.path))} {what}: set data.layout to {answers}.")
+    return DataError(f"data.folder {storable(str(tree.path))} {what}: set data.layout to {answers}.")
 
 
 def _shared_names(filled: dict[str, Folder]) -> list[str]:
@@ -133,7 +133,7 @@ def _places(tree: Folder, layout: str) -> Iterator[Place]:
         yield Place(SINGLE, None, tree)
     elif layout == "classes":
         for name, folder in tree.folders.items():
-            yield Place(printable(name), None, folder)
+            yield Place(storable(name), None, folder)
     elif layout == "subfolders":
         for folder in tree.filled.values():
             yield from _places(folder, "classes")
@@ -141,9 +141,9 @@ def _places(tree: Folder, layout: str) -> Iterator[Place]:
         for name, folder in tree.folders["cat"].folders.items() if "cat" in tree.folders else ():
             if name == "other" and "other" in tree.folders:
                 raise DataError(
-                    f"data.folder {printable(str(tree.path))} has a breed named 'other', which is the class of all else. Rename it."
+                    f"data.folder {storable(str(tree.path))} has a breed named 'other', which is the class of all else. Rename it."
                 )
-            yield Place(printable(name), None, folder)
+            yield Place(storable(name), None, folder)
         if "other" in tree.folders:
             yield Place("other", None, tree.folders["other"])
 
@@ -190,10 +190,10 @@ def _files(tree: Folder, places: list[Place]) -> list[ListedFile]:
 
 
 def _name(path: Path, tree: Folder) -> str:
-    return printable(path.relative_to(tree.path).as_posix())
+    return storable(path.relative_to(tree.path).as_posix())
 
 
-def printable(name: str) -> str:
+def storable(name: str) -> str:
     """Return a file name that can be printed and written as UTF-8 in one line; other characters and bytes as escapes."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from tinycats_core.config import SampleConfig
+from tinycats_core.config import ReleaseName, SampleConfig
 from tinycats_core.errors import RegistryError, printable
 from tinycats_core.files import read_json
 from tinycats_core.records import ClassRow, SweepRow, Term
@@ -28,7 +28,6 @@ def _file_name(name: str) -> str:
 
 Text = Annotated[str, Field(max_length=10_000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # no path: a folder of the registry is named so
 FileName = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_file_name)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -85,7 +84,7 @@ class Before(Content):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Label
+    version: ReleaseName
     sha256: Sha256 | None  # of its release.json
 
 
@@ -104,8 +103,8 @@ class Manifest(Content):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[FORMATS]  # pyright: ignore[reportInvalidTypeForm]
-    name: Label
-    version: Label
+    name: ReleaseName
+    version: ReleaseName
     created_at: Annotated[str, Field(max_length=64)]
     key: Annotated[str, Field(max_length=128)]
     parents: dict[Text, Made | None]
@@ -190,7 +189,7 @@ class Verdict(Content):
 
     promoted: bool
     terms: Annotated[list[Term], Field(max_length=1_000)]
-    baseline: Label | None
+    baseline: ReleaseName | None
     forced: Text | None = None
 
 

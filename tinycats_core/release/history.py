@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from tinycats_core.config import Part
-from tinycats_core.errors import RegistryError, TinycatsError
-from tinycats_core.files import read_json, write_text
+from tinycats_core.errors import RegistryError
+from tinycats_core.files import write_text
+from tinycats_core.release.contents import Verdict
+from tinycats_core.release.contents import read as read_content
 
 FILE = "history.jsonl"
 LONGEST_WHY = 500
@@ -49,22 +51,13 @@ def entry(version: str, how: How, why: str | None, before: str | None) -> Entry:
 
 def origin(folder: Path) -> tuple[How, str | None]:
     """Return how a release comes to be published, by its decision, and the reason that a person gave for it."""
-    why = decision(folder).get("forced")
-    return ("forced", str(why)) if why else ("release", None)
+    verdict = decision(folder)
+    return ("forced", verdict.forced) if verdict and verdict.forced else ("release", None)
 
 
-def decision(folder: Path) -> dict[str, Any]:
-    """Return the gate's decision on a release; empty if the release holds none. Raises RegistryError for anything unreadable."""
-    path = folder / "decision.json"
-    if not path.exists():
-        return {}
-    try:
-        found = read_json(path)
-    except TinycatsError as error:
-        raise RegistryError(str(error)) from None
-    if not isinstance(found, dict):
-        raise RegistryError(f"{path} holds no decision. Restore the release, or make it again.")
-    return found
+def decision(folder: Path) -> Verdict | None:
+    """Return the gate's decision on a release; None if the release holds none. Raises RegistryError for anything unreadable."""
+    return read_content(folder, "decision.json", Verdict) if (folder / "decision.json").exists() else None
 
 
 def read(folder: Path, published: str | None) -> list[Entry]:

@@ -43,15 +43,14 @@ def _candidate(path: Path, repo_id: str | None) -> tuple[Release, PublishConfig,
     """Return a release that may be published, where to, and the version that it was compared with."""
     release = read_release(path)
     decision = history.decision(release.folder)
-    if not decision.get("promoted") and not decision.get("forced"):
+    if decision is None or not (decision.promoted or decision.forced):
         raise ReleaseRejected(
             f"the gate refused {release.name} {release.version}: its decision.json says why. To publish it anyway, make it "
             "again with `tinycats promote --preset … --force --why …`: the finished stages come from the cache."
         )
-    baseline = decision.get("baseline")
     if repo_id is not None:
-        return release, PublishConfig(name=release.name, to="hub", repo_id=repo_id), baseline
+        return release, PublishConfig(name=release.name, to="hub", repo_id=repo_id), decision.baseline
     folder = release.folder.parent.parent
     if not registry.is_registry(folder) or release.folder.parent.name != release.name:
         raise RegistryError(f"{release.folder} lies in no registry. Give a release of one, or --hub owner/name.")
-    return release, PublishConfig(name=release.name, folder=folder), baseline
+    return release, PublishConfig(name=release.name, folder=folder), decision.baseline

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tinycats_core.config import PublishConfig
+from tinycats_core.config import NAME_PATTERN, PublishConfig
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import check_writable, make_folder, read_json, write_json
 from tinycats_core.records import Release
@@ -21,7 +21,6 @@ from tinycats_core.release.plan import Change, make_plan
 MARKER = "registry.json"
 FORMAT = "tinycats-registry/1"
 LATEST = "latest"
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of publish.name
 
 
 def open_registry(folder: Path) -> Path:
@@ -150,7 +149,7 @@ def require_unchanged(release: Release, published: str | None, instead_of: str |
 
 def _latest(folder: Path, name: str) -> Path:
     """Return the link of a name in a registry. Raises RegistryError if there is no such registry or name."""
-    place = folder / name if NAME_PATTERN.fullmatch(name) else None
+    place = folder / name if re.fullmatch(NAME_PATTERN, name) else None
     if not is_registry(folder) or place is None or not place.is_dir():
         raise RegistryError(f"{folder} holds no releases of {name!r}. Give the name of a release there, and --folder.")
     return place / LATEST

@@ -1,5 +1,4 @@
 import fcntl
-import io
 import os
 import resource
 import signal
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_photos import bytes_of, picture, save
 
 from tinycats_core.config import BREEDS, CLASSES, DataConfig
 from tinycats_core.data import preparation, splits, toy_drawing, validation
@@ -23,23 +23,6 @@ from tinycats_core.records import Dataset
 
 REAL_CATS = Path(__file__).parents[3] / "../shared/data/pets"
 SIZE = 16
-
-
-def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def save(path: Path, image: Image.Image, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-    return path
-
-
-def bytes_of(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def make_folder(root: Path, counts: dict[str, int]) -> Path:

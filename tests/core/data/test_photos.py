@@ -17,6 +17,7 @@ import pillow_heif
 import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
+from small_photos import bytes_of, picture, save
 
 from benchmarks.folders import account
 from tinycats_core.config import DataConfig
@@ -28,23 +29,6 @@ from tinycats_core.records import Dataset
 
 SIZE = 16
 COLOUR = (200, 60, 40)
-
-
-def picture(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((40, 32), Image.Resampling.BICUBIC)
-
-
-def save(path: Path, image: Image.Image, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-    return path
-
-
-def bytes_of(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def fill(root: Path, *places: str, count: int = 4) -> Path:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_promote_rollback_and_history_say_what_they_did(tmp_path: Path, capsys: 
     for version, before in (("111", None), ("222", "111")):
         place = registry.open_registry(tmp_path) / "cats" / version
         place.mkdir(parents=True)
-        (place / "decision.json").write_text(json.dumps({"promoted": True, "baseline": before}))
+        (place / "decision.json").write_text(json.dumps({"promoted": True, "terms": [], "baseline": before}))
         manifest.seal(place, "cats", version, "key", {})
         status, out, _ = run(capsys, "promote", place, "--dry-run")
         assert (status, out.splitlines()[-1].split(";")[0].split(", ")[2:]) == (0, ["delete 0", "keep 2"])
@@ -99,10 +100,11 @@ def test_promote_rollback_and_history_say_what_they_did(tmp_path: Path, capsys: 
 
 
 def test_a_forced_promotion_runs_the_release_flow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    asked: list[list[str]] = []
-    monkeypatch.setattr("flows.release_model.main", lambda given: asked.append(given) or 3)
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("flows.release_model.release_model", lambda *given, **options: asked.append((*given, options)))
     status, _, _ = run(capsys, "promote", "--preset", "smoke", "--force", "--why", "-- they wait", "--dry-run")
-    assert (status, asked) == (3, [["--preset", "smoke", "--overrides", "{}", "--force=-- they wait", "--dry-run"]])
+    options = {"keep_results": False, "force": "-- they wait", "dry_run": True}
+    assert (status, asked) == (0, [("smoke", {}, options)])
 
 
 @pytest.mark.parametrize(

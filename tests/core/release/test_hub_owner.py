@@ -130,7 +130,8 @@ def test_a_plan_says_what_would_change_and_changes_nothing(server: Hub, first: R
 
 
 def test_a_rollback_restores_every_byte_in_one_commit_and_is_recorded(server: Hub, first: Release, tmp_path: Path):
-    hub.publish_to_hub(make_release(tmp_path, "222", **{"decision.json": '{"forced": "they wait"}'}), CONFIG, "111")
+    forced = {"decision.json": '{"promoted": false, "terms": [], "baseline": "111", "forced": "they wait"}'}
+    hub.publish_to_hub(make_release(tmp_path, "222", **forced), CONFIG, "111")
     commits = len(server.commits[REPO])
     back = hub.rollback(REPO, CONFIG.name, "111", " the eyes\nare gone ", tmp_path / "back")
     assert (back.version, back.published, back.location.rsplit("/", 1)[1]) == ("111", True, server.commits[REPO][-1][0])
@@ -157,7 +158,7 @@ def test_the_commands_take_a_repository(
     server: Hub, first: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("TINYCATS_HOME", str(tmp_path / "home"))
-    second = make_release(tmp_path, "222", **{"decision.json": '{"promoted": true, "baseline": "111"}'})
+    second = make_release(tmp_path, "222", **{"decision.json": '{"promoted": true, "terms": [], "baseline": "111"}'})
     on_hub = ["--hub", REPO]
     assert cli.main(["promote", str(second.folder), *on_hub, "--dry-run"]) == 0
     assert "keep" in capsys.readouterr().out

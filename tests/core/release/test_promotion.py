@@ -16,7 +16,7 @@ def make_candidate(folder: Path, **decision: Any) -> Path:
     place = registry.open_registry(folder) / "cats" / "111"
     place.mkdir(parents=True)
     (place / "README.md").write_text("---\nlicense: mit\n---\n")
-    (place / "decision.json").write_text(json.dumps(decision))
+    (place / "decision.json").write_text(json.dumps({"promoted": False, "terms": [], "baseline": None} | decision))
     manifest.seal(place, "cats", "111", "key", {})
     return place
 
@@ -31,12 +31,18 @@ def test_a_built_release_is_published_later(tmp_path: Path, decision: dict[str, 
     assert (entry.version, entry.how, entry.why) == ("111", how, decision.get("forced"))
 
 
-@pytest.mark.parametrize("decision", [{"promoted": False}, {"promoted": False, "forced": None}, {}])
+@pytest.mark.parametrize("decision", [{"promoted": False}, {"promoted": False, "forced": None}])
 def test_what_the_gate_refused_is_not_published(tmp_path: Path, decision: dict[str, Any]):
     place = make_candidate(tmp_path, **decision)
     for use in (promotion.promote, promotion.plan_promotion):
         with pytest.raises(ReleaseRejected, match=r"the gate refused cats 111.*--force --why"):
             use(place)
+    assert not (tmp_path / "cats/latest").exists()
+
+
+def test_a_decision_that_cannot_be_read_publishes_nothing(tmp_path: Path):
+    with pytest.raises(RegistryError, match="decision.json is not as this project writes it: promoted"):
+        promotion.promote(make_candidate(tmp_path, promoted="perhaps"))
     assert not (tmp_path / "cats/latest").exists()
 
 
