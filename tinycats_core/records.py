@@ -1,5 +1,6 @@
 """The small frozen records that travel between tasks: a path, its sha256, facts. Never tensors, clients or tokens."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +21,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
+    @abstractmethod
     def files(self) -> "tuple[FileRecord, ...]":
         """The files that the record stands for."""
-        raise NotImplementedError
 
     def verify(self) -> Self:
         """Return the record if its files are there and unchanged. Raises TinycatsError."""

@@ -25,10 +25,13 @@ def release(
     Without options it makes the smoke release from drawn cats, in a few minutes on a laptop.
     """
     from tinycats_core.presets import resolve
+    from tinycats_core.release.history import check_why
 
     preset = preset or ("photos" if data else "smoke")
     given = chosen(overrides, sets, {"data": {"source": "folder", "folder": str(data)}} if data else None)
     resolve(preset, given)  # before a server is started for a typo
+    if force is not None:
+        check_why(force)
 
     from flows.release_model import release_model
     from flows.shell import run

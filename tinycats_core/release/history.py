@@ -38,9 +38,9 @@ def check_why(why: str) -> str:
     """
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in why).split())
     if not text:
-        raise RegistryError(f'--why is {why!r}. Say why in a few words, such as --why "the eyes are gone".')
+        raise RegistryError(f"the reason is {why!r}. Say why in a few words, such as 'the eyes are gone'.")
     if len(text) > LONGEST_WHY:
-        raise RegistryError(f"--why has {len(text)} characters; at most {LONGEST_WHY} are recorded. Say it in fewer.")
+        raise RegistryError(f"the reason has {len(text)} characters; at most {LONGEST_WHY} are recorded. Say it in fewer.")
     return text
 
 

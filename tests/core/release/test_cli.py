@@ -129,7 +129,7 @@ def test_arguments_that_do_not_go_together_exit_with_2(arguments: list[str], cap
     ("arguments", "message"),
     [
         (["history", "cats", "--folder", "/nowhere"], "/nowhere holds no releases of 'cats'"),
-        (["rollback", "cats", "--to", "1", "--why", " "], "--why is ' '. Say why in a few words"),
+        (["rollback", "cats", "--to", "1", "--why", " "], "the reason is ' '. Say why in a few words"),
         (["costs", "--preset", "tiny"], "preset is 'tiny'; allowed: smoke, "),
         (["costs", "--gpu", "abacus"], "compute.gpu is 'abacus'; allowed: T4, "),
         (["costs", "--overrides", "{"], "overrides is not JSON"),
