@@ -147,15 +147,8 @@ def answer(scratch: Path, seed: int, first: int) -> None:
             opened.append(os.fsdecode(arguments[0]))
 
     sys.addaudithook(note)
-    inside = (
-        str(place),
-        "/proc/",
-        "/sys/",
-        "/dev/null",
-        sys.prefix,
-        sys.base_prefix,
-        str(Path(__file__).parents[1] / "tinycats_core"),
-    )
+    folders = (place, sys.prefix, sys.base_prefix, Path(__file__).parents[1] / "tinycats_core")
+    inside = ("/proc/", "/sys/", "/dev/null", *map(os.path.realpath, folders))  # an environment may be a link
     case = first
     while True:
         rng = random.Random(f"{seed}-{case}")
