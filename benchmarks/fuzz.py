@@ -148,7 +148,7 @@ def answer(scratch: Path, seed: int, first: int) -> None:
 
     sys.addaudithook(note)
     folders = (place, sys.prefix, sys.base_prefix, Path(__file__).parents[1] / "tinycats_core")
-    inside = ("/proc/", "/sys/", "/dev/null", *map(os.path.realpath, folders))  # an environment may be a link
+    inside = ("/proc/", "/sys/", "/dev/null", *(str(Path(folder).resolve()) for folder in folders))  # an environment may be a link
     case = first
     while True:
         rng = random.Random(f"{seed}-{case}")
