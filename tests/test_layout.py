@@ -43,7 +43,7 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
 
 def test_every_room_is_looked_at():
     rooms = {path.name for path in CORE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert rooms == {"data", "generator", "training", "evaluation", "release", "compute"}
+    assert rooms == {"config", "data", "generator", "training", "evaluation", "release", "compute"}
     assert {name.split(".")[1] for name in MODULES if name.count(".") == 2} == rooms
     assert {home for homes in AT_HOME_IN.values() for home in homes} <= {name.partition(".")[2] for name in MODULES}
 
