@@ -21,6 +21,7 @@ TINY: dict[str, dict[str, Any]] = {  # overrides: the smoke preset in seconds, a
     "model": {"image_size": 16, "patch_size": 4, "width": 64, "depth": 2, "heads": 2},
     "train": {
         "steps": 400,
+        "snapshots": 2,
         "batch_size": 32,
         "warmup_steps": 10,
         "lr": 4e-3,

@@ -12,7 +12,7 @@ from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
-from tasks.preflight import check_force, check_judgeable, check_ready, configure
+from tasks.preflight import check_force, check_ready, configure, fit_to_data
 from tasks.publishing import (
     build_bundle,
     find_published,
@@ -24,8 +24,8 @@ from tasks.publishing import (
     wait_for_approval,
 )
 from tasks.sampling import compare_with_raw
-from tasks.sweep import choose_sampling
-from tasks.training import train_classifier, train_generator
+from tasks.sweep import choose_sampling, train_and_watch
+from tasks.training import train_classifier
 from tinycats_core.records import Release, ReleaseParts
 
 
@@ -51,16 +51,15 @@ def release_model(
 
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data)
-    config = config.for_classes(len(dataset.classes))
-    check_judgeable(dataset, config)
+    config = fit_to_data(config, dataset)
     published = find_published(config.publish)
     if is_release_of(published, config, dataset):
         return summarize(published, "already published")
 
     classifier = train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
     baseline = evaluate_published(published, dataset, config, classifier).report if published else None
-    trained = train_generator(dataset, config.model, config.train, config.compute)
-    choice = choose_sampling(trained, dataset, config.sample, config.evaluate, classifier, config.compute)
+    trained, course = train_and_watch(dataset, config, classifier)
+    choice = choose_sampling(trained, course, dataset, config.sample, config.evaluate, classifier, config.compute)
     compared = compare_with_raw(choice.weights, trained.raw, choice.sample, config.compute)
     samples, report = evaluate(choice.weights, choice.sample, dataset, config, classifier)
     decision = require_promoted(decide(report, baseline, published, config.evaluate, reason), config.publish.name)

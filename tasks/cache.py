@@ -113,8 +113,12 @@ class ByContent(CachePolicy):
         return result.is_intact() and all(path.is_file() for path in self._files(result))
 
     def _set_aside(self, result: Any) -> None:
-        """Rename what is left of a result, so that the stage does not take it for finished work."""
-        for path in self._files(result):
+        """Rename what is left of a result, so that the stage does not take it for finished work.
+
+        Of several files only the damaged ones: the others may belong to other results too, as the snapshots of a training do.
+        """
+        damaged = [file.path for file in result.files if not file.is_intact()] if len(result.files) > 1 else []
+        for path in damaged or self._files(result):
             if not isinstance(result, Release):  # a damaged release is set aside by `bundle.build`
                 with suppress(FileNotFoundError):  # gone, or set aside by another process
                     path.replace(path.with_name(f"{path.name}.damaged"))

@@ -100,8 +100,23 @@ def check_inputs(config: ReleaseConfig) -> None:
         extractors.load_inception()  # downloads and checks it now, before hours of training
 
 
+def fit_to_data(config: ReleaseConfig, dataset: Dataset) -> ReleaseConfig:
+    """Return the configuration with what the data decide: the number of classes, and the steps if they are given in passes.
+
+    Raises:
+        ConfigError: another number of classes was set.
+        EvaluationError: the data cannot be evaluated with: before hours of training, not after.
+    """
+    fitted = config.for_data(len(dataset.classes), dataset.train_count)
+    check_judgeable(dataset, fitted)
+    if fitted.train.steps < config.train.steps:
+        expected = costs.estimate(fitted.model, fitted.train, fitted.compute)
+        log().info("%g passes over %d photos: to train: %s", config.train.passes, dataset.train_count, expected)
+    return fitted
+
+
 def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:
-    """Raise EvaluationError if the data cannot be evaluated with: before hours of training, not after."""
+    """Raise EvaluationError if the data cannot be evaluated with."""
     if judge_needs_classifier(config):
         classifier.require_classes(dataset)
     fidelity.require_enough({"training": dataset.train_count, "test": dataset.test_count}, config.evaluate)

@@ -47,14 +47,14 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     code = stage_code("train_generator").core
     if train.resume_from is not None and keeps_results():
         code = run_folder.code_of_checkpoint(train.resume_from) or code
-    folder = home("training") / key_of(code, dataset, model, train)
-    log().info("training %d steps, %s, in %s", train.steps, compute.where, folder)
-    what, away = f"Training the generator for {train.steps} steps", compute.where == "modal"
+    folder = home("training") / key_of(code, dataset, model, train.until(train.steps))  # shared by the parts of a training
+    log().info("training to step %d of %d, %s, in %s", train.last_step, train.steps, compute.where, folder)
+    what, away = f"Training the generator to step {train.last_step}", compute.where == "modal"
     bar = show.progress("training-progress", what, on_terminal=away)  # the core shows its own if it trains here
 
     def on_log(row: dict) -> None:
         spent = f"  ${row['dollars']:.2f} so far" if "dollars" in row else ""
-        bar(row["step"] / train.steps, loop.status(row) + spent)
+        bar(row["step"] / train.last_step, loop.status(row) + spent)
 
     expected = costs.estimate(model, train, compute)
     if compute.where == "modal":

@@ -3,7 +3,7 @@
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +115,33 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
     axes.plot([row["step"] for row in log], [row["loss"] for row in log], linewidth=1.2)
     axes.set(xlabel="step", ylabel="flow-matching loss (velocity MSE)", yscale="log")
     axes.grid(alpha=0.3, which="both")
+    return _drawn(figure)
+
+
+def course(rows: Sequence[Mapping[str, Any]], kid: str, bar: float | None = None) -> Image.Image:
+    """Draw KID and copy rate over the steps of a training, from the first row of each step of its sweep.
+
+    Args:
+        kid: the name of the KID.
+        bar: the highest copy rate that could be chosen.
+    """
+    from matplotlib.figure import Figure
+
+    snapshots = sorted({row["step"]: row for row in reversed(rows)}.values(), key=lambda row: row["step"])
+    steps, chosen = [row["step"] for row in snapshots], [row["step"] for row in rows if row["chosen"]]
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(steps, [row[kid] for row in snapshots], marker="o", markersize=3.5)
+    above.set(ylabel=kid)
+    below.plot(steps, [row["copy_rate"] for row in snapshots], marker="o", markersize=3.5, color="tab:red")
+    if bar is not None:
+        below.axhline(bar, color="grey", linewidth=1, linestyle="--", label="the bar")
+        below.legend(loc="upper left", frameon=False)
+    below.set(xlabel="step", ylabel="copy_rate", ylim=(-0.02, None))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        for step in chosen:
+            axes.axvline(step, color="tab:green", linewidth=1)
     return _drawn(figure)
 
 

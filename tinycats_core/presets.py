@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"image_size": 32, "patch_size": 8, "width": 192, "depth": 4, "heads": 6},
         "train": {
             "steps": 4000,
+            "snapshots": 4,
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 50,
@@ -44,7 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"source": "folder", "folder": "photos", "image_size": 32},
         "model": {"image_size": 32, "patch_size": 4, "width": 192, "depth": 4, "heads": 6},
         "train": {
-            "steps": 28_000,
+            "steps": 28_000,  # an hour on two cores
+            "passes": 1_500,  # few photos are copied before that
+            "snapshots": 10,
             "batch_size": 16,
             "lr": 2e-3,
             "warmup_steps": 560,

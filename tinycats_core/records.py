@@ -111,12 +111,12 @@ class Weights(FileRecord):
 class Trained(Record):
     """What a training of the generator leaves behind."""
 
-    averages: tuple[Weights, ...]  # EMA weights, one for each of train.ema_decays, in that order
+    averages: tuple[Weights, ...]  # EMA weights for each of train.ema_decays, at the last snapshot, then at each earlier one
     raw: Weights  # the last weights, which are compared with and never shipped
 
     @property
     def ema(self) -> Weights:
-        """The EMA weights of the first decay."""
+        """The EMA weights of the first decay, at the end."""
         return self.averages[0]
 
     @property
@@ -133,6 +133,8 @@ class SweepRow(Part, extra="allow"):
     """One average with one guidance, measured on the validation images. The metrics are extra fields, by their names."""
 
     chosen: bool = False
+    step: int | None = None  # None in a release of before there were snapshots
+    copies: bool = False  # whether its copy rate is above the bar, so that it cannot be chosen
     ema_decay: float | int | str | None
     guidance: float
     guidance_interval: tuple[float, float]
@@ -143,17 +145,25 @@ class SweepRow(Part, extra="allow"):
         return self.model_extra or {}
 
 
+class Course(Part):
+    """The snapshots of a training that were measured on the way, and why it ended before its last step; None if it did not."""
+
+    rows: tuple[SweepRow, ...] = ()
+    ended: str | None = None
+
+
 class Choice(FileRecord):
     """The average that is shipped and the guidance that it is sampled with, as a JSON file at `path`.
 
-    `rows` has a row for each pair. It is empty if there was a single pair, or if the pairs could not be measured: `note`
-    says why.
+    `rows` has a row for each trial; it is empty if there was a single pair. `ended` says why the training ended early.
     """
 
     weights: Weights
     sample: SampleConfig
     rule: str
     rows: tuple[SweepRow, ...] = ()
+    bar: float | None = None  # the highest copy rate that could be chosen
+    ended: str | None = None
     note: str | None = None
 
     def verify(self) -> Self:

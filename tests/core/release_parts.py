@@ -45,6 +45,8 @@ def make_checkpoint(path: Path, seed: int = 0, **model: Any) -> Weights:
 
 def make_choice(path: Path, checkpoint: Weights, sample: SampleConfig) -> Choice:
     row = {
+        "step": 7,
+        "copies": False,
         "ema_decay": 0.9,
         "guidance": 1.5,
         "guidance_interval": [0.0, 1.0],
@@ -53,10 +55,12 @@ def make_choice(path: Path, checkpoint: Weights, sample: SampleConfig) -> Choice
         "copy_rate": 0.01,
     }
     other = row | {"guidance": 2.5, "kid_breed": 0.0555, "copy_rate": 0.02, "chosen": False}
-    facts = {"rule": "the lowest kid_breed", "rows": [other, row | {"chosen": True}], "note": None}
-    settings = {"ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
-    write_json(path, {**settings, **facts})
-    return Choice(path=path, sha256=sha256_of(path), weights=checkpoint, sample=sample, **facts)
+    later = row | {"step": 14, "kid_breed": 0.0333, "copy_rate": 0.5, "copies": True, "chosen": False}
+    ended = "at step 14 of 21: the images of step 14 are copies of training images"
+    facts = {"rule": "the lowest kid_breed", "rows": [later, other, row | {"chosen": True}], "ended": ended, "note": None}
+    settings = {"step": 7, "ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
+    write_json(path, {**settings, "split": "val", **facts})
+    return Choice(path=path, sha256=sha256_of(path), weights=checkpoint, sample=sample, bar=0.1, **facts)
 
 
 def make_inference(path: Path) -> InferenceReport:

@@ -11,6 +11,7 @@ def config(**changes: object) -> TrainConfig:
         "batch_size": 8,
         "lr": 2e-3,
         "warmup_steps": 2,
+        "snapshots": 1,
         "checkpoint_every": 4,
         "sample_every": 6,
         "log_every": 3,

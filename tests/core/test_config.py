@@ -74,7 +74,7 @@ def test_resolved_configuration_survives_json():
     ("preset", "overrides", "parts"),
     [
         ("best", {}, ["'best'", "smoke, photos, standard"]),
-        ("smoke", {"train": {"stpes": 3}}, ["train.stpes is not a setting", "steps, batch_size"]),
+        ("smoke", {"train": {"stpes": 3}}, ["train.stpes is not a setting", "steps, passes, batch_size"]),
         ("smoke", {"trian": {}}, ["trian is not a setting", "data, model, train"]),
         ("smoke", {"model": {"patch_size": 5}}, ["model.patch_size is 5", "32", "1, 2, 4, 8, 16"]),
         ("smoke", {"model": {"heads": 5}}, ["model.width is 192", "model.heads 5"]),

@@ -52,6 +52,7 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "classifier.json",
         "metrics.json",
         "sweep.json",
+        "samples/course.png",
         "samples/ema_and_raw.png",
         "README.md",
     } <= files.keys()
@@ -62,7 +63,11 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         == json.loads((release.folder / "sweep.json").read_text())["sample"]["guidance"]
     )
     sweep = json.loads((release.folder / "sweep.json").read_text())
-    assert [(row["ema_decay"], row["guidance"]) for row in sweep["rows"]] == [(0.98, 1), (0.98, 1.5), (0.9, 1), (0.9, 1.5)]
+    tried = [(row["step"], row["ema_decay"], row["guidance"]) for row in sweep["rows"]]
+    step = sweep["step"]
+    assert tried[:2] == [(200, 0.98, 1), (400, 0.98, 1)]  # the snapshots, then the other pairs of the chosen one
+    assert tried[2:] == [(step, 0.98, 1.5), (step, 0.9, 1), (step, 0.9, 1.5)]
+    assert read_header(release.folder / "model.safetensors", "generator")["step"] == step
     assert read_header(release.folder / "model.safetensors", "generator")["facts"]["ema_decay"] == sweep["ema_decay"]
     measured = json.loads((release.folder / "metrics.json").read_text())
     drawn = [measured["candidate"]["conditions"], measured["onnx"]["onnx-int8"]["conditions"]]
@@ -244,7 +249,7 @@ def test_a_stopped_command_leaves_a_checkpoint_and_its_exit_code(prefect_server:
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "TINYCATS_HOME": str(tmp_path / "home")}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        while "training 100000 steps" not in (line := process.stderr.readline()):
+        while "training to step 50000 of 100000" not in (line := process.stderr.readline()):
             assert line, "the command ended before it trained"
         while not list((tmp_path / "home" / "training").glob("*/log.jsonl")):
             time.sleep(0.1)

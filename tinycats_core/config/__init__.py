@@ -60,6 +60,11 @@ class ReleaseConfig(Part):
                 raise ValueError(f"{name} is {count}; it must be more than evaluate.neighbours, which is {least}")
         return self
 
+    def for_data(self, classes: int, photos: int) -> Self:
+        """Return this configuration for data of so many classes and training photos. Raises ConfigError as `for_classes` does."""
+        config = self.for_classes(classes)
+        return config.model_copy(update={"train": config.train.for_photos(photos)})
+
     def for_classes(self, count: int) -> Self:
         """Return this configuration with the number of classes that the data has. Raises ConfigError if another was set."""
         if "num_classes" in self.model.model_fields_set and self.model.num_classes != count:

@@ -1,5 +1,6 @@
 """The settings of the generator's training."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,6 +14,7 @@ class TrainConfig(Part):
     """The optimisation of the generator. `batch_size` is the whole batch, split into `accumulation` micro-batches."""
 
     steps: Positive = 200_000
+    passes: Annotated[float, Field(gt=0, le=1e6)] | None = None  # over the training photos: fewer steps for few of them
     batch_size: Positive = 256
     accumulation: Positive = 1
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
@@ -21,8 +23,11 @@ class TrainConfig(Part):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
-    # One of them is shipped, after the sweep.
+    # One of them is shipped, as it was at one of the snapshots: the sweep chooses.
     ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(numbers), Field(min_length=1)] = (0.9999, 0.999)
+    snapshots: Annotated[int, Field(ge=1, le=100)] = 5  # evenly spaced over the steps, the last one at the end
+    patience: Annotated[int, Field(ge=1, le=100)] = 2  # snapshots without a better one, after which a training that copies ends
+    stop_at: Positive | None = None  # the step to end at before `steps`, whose schedule stays: how a flow trains to a snapshot
     label_dropout: Fraction = 0.1
     flip: bool = True
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -49,3 +54,24 @@ class TrainConfig(Part):
         if len(set(self.ema_decays)) < len(self.ema_decays):
             raise ValueError(f"train.ema_decays is {list(self.ema_decays)}, which names one twice")
         return self
+
+    @property
+    def last_step(self) -> int:
+        """The step that the training ends at."""
+        return min(self.stop_at or self.steps, self.steps)
+
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Return the steps up to the last one at which the averages are kept."""
+        evenly = {self.steps * number // self.snapshots for number in range(1, self.snapshots + 1)} - {0}
+        return tuple(sorted({step for step in evenly if step < self.last_step} | {self.last_step}))
+
+    def until(self, step: int) -> Self:
+        """Return this training as far as a step. How patient the whole training is plays no part in it."""
+        return self.model_copy(update={"stop_at": step, "patience": type(self).model_fields["patience"].default})
+
+    def for_photos(self, count: int) -> Self:
+        """Return this training with as many steps as its passes over `count` photos take, at most `steps`."""
+        if self.passes is None:
+            return self
+        steps = min(self.steps, max(1, math.ceil(self.passes * count / self.batch_size)))
+        return self.model_copy(update={"steps": steps, "warmup_steps": min(self.warmup_steps, steps // 10)})

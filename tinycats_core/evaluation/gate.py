@@ -102,8 +102,13 @@ def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
 def _no_copies(report: FidelityReport) -> Term:
     """Require that images are copies of training images no more often than the test images are by chance."""
     counts, real = report.conditions, report.floor["copy_rate"] or 0
-    bar = real + CHANCE_ERRORS * _error_of_difference(real, counts["generated"], counts["reference"])
+    bar = copy_bar(real, counts["generated"], counts["reference"])
     return _at_most("no_copies", report, "copy_rate", bar, f"the test images' {real:.4g}, plus {CHANCE_ERRORS} standard errors")
+
+
+def copy_bar(real: float, generated: int, reference: int) -> float:
+    """Return the highest copy rate that passes, given that of real images and the numbers of generated and of real images."""
+    return real + CHANCE_ERRORS * _error_of_difference(real, generated, reference)
 
 
 def _obeys(report: FidelityReport) -> list[Term]:

@@ -30,6 +30,18 @@ def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
     return copies / len(images)
 
 
+def copy_rate_of_training(train: Tensor, batch_size: int = 2_048) -> float:
+    """Return the copy rate of the training images (M, 3, S, S) themselves, each held against the others; 0 for fewer than 3."""
+    if len(train) < 3:
+        return 0.0
+    copies = 0
+    for start, (squares, _) in zip(range(0, len(train), batch_size), _squares(train, train, batch_size), strict=True):
+        squares.diagonal(start).fill_(torch.inf)
+        nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
+        copies += int((nearest < COPY_RATIO * second).sum())
+    return copies / len(train)
+
+
 def nearest_images(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Tensor:
     """Return the nearest of the training images (M, 3, S, S) to each image (N, 3, S, S), mirrored if that is nearer."""
     batches = []

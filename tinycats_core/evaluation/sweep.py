@@ -1,4 +1,4 @@
-"""The sweep: choose the average to ship and the guidance to sample it with, on the validation images.
+"""The sweep: choose the step and the average to ship and the guidance to sample it with, on the validation images.
 
 The test images play no part in it: they are used once, for the figures of the chosen pair.
 """
@@ -7,17 +7,50 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
-from tinycats_core.device import fast_arithmetic
-from tinycats_core.evaluation import fidelity, metrics
-from tinycats_core.evaluation.reference import Judge
+from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import digest_of, sha256_of, write_json
-from tinycats_core.generator.sampling import labels_like, sample
-from tinycats_core.generator.weights import ema_decay, load_generator
-from tinycats_core.records import Choice, Dataset, SweepRow, Trained, Weights
+from tinycats_core.generator.weights import ema_decay
+from tinycats_core.records import Choice, Course, Dataset, SweepRow, Trained, Weights
 
-SEED_APART = 2**31  # between the noise of the sweep and that of the final figures: above every seed that can be given
 Pair = tuple[Weights, SampleConfig]
 OnRow = Callable[[int, int], None]
+
+
+def judge_snapshot(
+    average: Weights,
+    dataset: Dataset,
+    options: SampleOptions,
+    config: EvaluateConfig,
+    classifier: Weights | None,
+    folder: Path,
+    device: str = "auto",
+) -> SweepRow:
+    """Measure an average on the validation images with the first way of drawing, while the training goes on after it.
+
+    Args:
+        folder: of the evaluations, with the cache of the validation images' features.
+
+    Raises:
+        TinycatsError: the average is missing or has changed.
+        EvaluationError: the extractor is unavailable, or a metric is not finite.
+    """
+    return Trials.load(dataset, options, config, classifier, folder, device).measure(average, options.candidates()[0])
+
+
+def why_stop(rows: Sequence[SweepRow], kid: str, patience: int) -> str | None:
+    """Return why a training should end after its last snapshot, None if it should not.
+
+    It should if the snapshot's images are copies, and the last `patience` snapshots have brought none that is better than an
+    earlier one: of those that do not copy, none with a lower KID. Copying only grows from there on.
+    """
+    best = _best(rows, kid) if rows else 0
+    since = len(rows) - 1 - best if rows and not rows[best].copies else len(rows)
+    if not rows or not rows[-1].copies or since < patience:
+        return None
+    return (
+        f"the images of step {rows[-1].step} are copies of training images (copy_rate {rows[-1].metrics['copy_rate']:.3g}), and "
+        f"the last {since} snapshots brought no better one that does not copy"
+    )
 
 
 def choose(
@@ -29,73 +62,80 @@ def choose(
     folder: Path,
     device: str = "auto",
     on_row: OnRow | None = None,
+    course: Course = Course(),  # noqa: B008 - frozen
 ) -> Choice:
-    """Choose the pair of an average and a sampling option with the lowest KID, the first of equals.
+    """Choose the step, then the pair of an average of that step and a sampling option: each time by KID, the first of equals.
 
-    For each pair, `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
-    validation split, and measured against that split. The final figures use other noise, so that they are not those of a
-    lucky draw. A single pair is chosen without drawing, and the first pair if the validation images are too few.
+    The pair with the lowest KID is chosen among those whose copy rate is within the bar of `Trials`; if there is none, the pair
+    with the lowest copy rate. Each snapshot is tried once, with the first average and the first option, and then the other
+    pairs of the chosen snapshot. For each trial, `options.sweep_images` images are drawn from the same noise, with the classes
+    in the proportions of the validation split, and measured against that split. The final figures use other noise, so that they
+    are not those of a lucky draw. A single pair is chosen without drawing.
 
     Args:
         folder: of the evaluations, with the cache of the validation images' features. The choice is written there.
-        on_row: called after each pair with the number of measured pairs and of all pairs.
+        on_row: called after each trial with the number of finished trials and of all trials.
+        course: the snapshots that were measured during the training.
 
     Raises:
         TinycatsError: an average is missing or has changed.
         EvaluationError: the extractor is unavailable, or a metric is not finite.
     """
-    pairs = [(average, setting) for average in distinct(trained.averages) for setting in options.candidates()]
-    needed, kid = fidelity.images_needed(config), f"kid_{config.extractor}"
-    if len(pairs) == 1:
-        return _write(pairs[0], "there was one average and one setting, so nothing was drawn", dataset, folder)
-    if dataset.val_count < needed:
-        note = (
-            f"there are {dataset.val_count} validation images; at least {needed} are needed to choose between {len(pairs)} "
-            "pairs, so the first is taken. Add images, raise data.val_fraction, or give one guidance."
-        )
-        return _write(pairs[0], "the first average and the first setting", dataset, folder, note=note)
-    judge = Judge.load(dataset, config, classifier, folder, device)
-    rows = _measure(pairs, judge, options.sweep_images, on_row)
-    best = min(range(len(rows)), key=lambda number: rows[number].metrics[kid])
+    averages, settings = distinct(trained.averages), options.candidates()
+    if len(averages) == len(settings) == 1:
+        return _write((averages[0], settings[0]), "there was one average and one setting, so nothing was drawn", dataset, folder)
+    trials = Trials.load(dataset, options, config, classifier, folder, device)
+    known = {row.step: row for row in course.rows}
+    firsts = {average.step: average for average in reversed(averages)}  # the first one of each step, the steps falling
+    pairs: list[Pair] = [(firsts[step], settings[0]) for step in sorted(firsts)]
+    others = max(sum(average.step == step for average in averages) for step in firsts) * len(settings) - 1
+    total = sum(average.step not in known for average, _ in pairs) + others
+    rows: list[SweepRow] = []
+
+    def measure(pair: Pair) -> None:
+        rows.append(trials.measure(*pair))
+        if on_row:
+            on_row(sum(row not in course.rows for row in rows), total)
+
+    for pair in pairs:
+        if pair[0].step in known:
+            rows.append(known[pair[0].step])
+        else:
+            measure(pair)
+    step = pairs[_best(rows, trials.kid)][0].step
+    for pair in [(average, setting) for average in averages if average.step == step for setting in settings]:
+        if pair not in pairs:
+            measure(pair)
+            pairs.append(pair)
+    at_step = [number for number, (average, _) in enumerate(pairs) if average.step == step]
+    best = at_step[_best([rows[number] for number in at_step], trials.kid)]
     rows[best] = rows[best].model_copy(update={"chosen": True})
-    conditions = {
-        "extractor": config.extractor,
-        "classifier_sha256": judge.classifier_sha256,
-        "kid_subset_size": metrics.kid_subset(options.sweep_images, dataset.val_count),
-        "noise_seed": options.seed + SEED_APART,
-    }
-    rule = f"the lowest {kid} on the validation images, the first of equals"
-    return _write(pairs[best], rule, dataset, folder, rows, options.sweep_images, conditions)
+    return _write(pairs[best], _rule(rows[best], trials.kid, len(firsts)), dataset, folder, trials, rows, course.ended)
 
 
 def distinct(averages: Sequence[Weights]) -> list[Weights]:
-    """Return the averages without those that the warm-up of the decay has made equal to an earlier one."""
-    by_decay: dict[float | int | str | None, Weights] = {}
+    """Return the averages without those that the warm-up of the decay has made equal to an earlier one of the same step."""
+    found: dict[tuple[int, float | int | str | None], Weights] = {}
     for average in averages:
         decay = average.facts.get("ema_decay")
-        by_decay.setdefault(ema_decay(decay, average.step - 1) if isinstance(decay, float) else decay, average)
-    return list(by_decay.values())
+        effective = ema_decay(decay, average.step - 1) if isinstance(decay, float) else decay
+        found.setdefault((average.step, effective), average)
+    return list(found.values())
 
 
-def _measure(pairs: Sequence[Pair], judge: Judge, count: int, on_row: OnRow | None) -> list[SweepRow]:
-    dataset, real = judge.dataset, judge.reference("val")
-    classes, subset = len(dataset.classes), metrics.kid_subset(count, dataset.val_count)
-    labels = labels_like(judge.images("val")[1], count, classes)
-    rows = []
-    for average, setting in pairs:
-        network, _ = load_generator(average.verify().path, judge.device)
-        apart = setting.model_copy(update={"seed": setting.seed + SEED_APART})
-        with fast_arithmetic(judge.device):
-            images = sample(network, labels, dataset.image_size, classes, apart, judge.device)
-        drawn = metrics.Comparison(judge, real, images, labels, judge.extract_features(images), subset)
-        values, decay = metrics.measure(drawn, sweep=True), average.facts.get("ema_decay")
-        metrics.require_finite(values, f"EMA {decay} at guidance {setting.guidance}")
-        main = {name: value for name, value in values.items() if not name.endswith(metrics.DETAILS)}
-        interval = setting.guidance_interval
-        rows.append(SweepRow(chosen=False, ema_decay=decay, guidance=setting.guidance, guidance_interval=interval, **main))
-        if on_row:
-            on_row(len(rows), len(pairs))
-    return rows
+def _best(rows: Sequence[SweepRow], kid: str) -> int:
+    """Return the number of the row with the lowest KID of those that do not copy, else of the one that copies least."""
+    clean = [number for number, row in enumerate(rows) if not row.copies]
+    if clean:
+        return min(clean, key=lambda number: rows[number].metrics[kid])
+    return min(range(len(rows)), key=lambda number: (rows[number].metrics["copy_rate"], rows[number].metrics[kid]))
+
+
+def _rule(chosen: SweepRow, kid: str, snapshots: int) -> str:
+    if chosen.copies:
+        return "the lowest copy_rate: each one's images are copies of training images more often than the bar allows"
+    first = " of the snapshots first, then of the averages and settings at that step" if snapshots > 1 else ""
+    return f"the lowest {kid} on the validation images{first}, the first of equals; none whose copy_rate is above the bar"
 
 
 def _write(
@@ -103,23 +143,34 @@ def _write(
     rule: str,
     dataset: Dataset,
     folder: Path,
+    trials: Trials | None = None,
     rows: Sequence[SweepRow] = (),
-    images: int = 0,
-    conditions: dict[str, str | int | None] | None = None,
-    note: str | None = None,
+    ended: str | None = None,
 ) -> Choice:
     average, setting = pair
     content = {
-        "split": "val",
+        "split": trials.split if trials else "val",
         "validation_images": dataset.val_count,
-        "images": images,
-        "conditions": conditions or {},
+        "images": len(trials.labels) if trials else 0,
+        "conditions": trials.conditions() if trials else {},
+        "step": average.step,
         "ema_decay": average.facts.get("ema_decay"),
         "sample": setting.model_dump(mode="json"),
         "rule": rule,
         "rows": [row.model_dump(mode="json") for row in rows],
-        "note": note,
+        "ended": ended,
+        "note": trials.note if trials else None,
     }
     path = folder / f"sweep-{digest_of([average.content, content])[:12]}.json"
     write_json(path, content)
-    return Choice(path=path, sha256=sha256_of(path), weights=average, sample=setting, rule=rule, rows=tuple(rows), note=note)
+    return Choice(
+        path=path,
+        sha256=sha256_of(path),
+        weights=average,
+        sample=setting,
+        rule=rule,
+        rows=tuple(rows),
+        bar=trials.bar if trials else None,
+        ended=ended,
+        note=content["note"],
+    )

@@ -18,8 +18,9 @@ from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
 from tinycats_core.generator import samplers
 from tinycats_core.generator.sampling import load_samples
-from tinycats_core.pictures import contact_sheet, sheet_names
+from tinycats_core.pictures import contact_sheet, course, sheet_names
 from tinycats_core.records import (
+    Choice,
     Dataset,
     Decision,
     FidelityReport,
@@ -79,6 +80,7 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _copy_files(folder, parts)
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
+            _draw_course(folder / "samples" / "course.png", parts.choice, config.evaluate.extractor)
             write_text(folder / "README.md", card.model_card(folder, name, version, kept, _repo_id(config)))
             seal(folder, name, version, key, parents, parts.code, parts.parent)
     except OSError as error:
@@ -257,6 +259,12 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
         neighbour_sheet(images, labels, load_split(dataset, "train")[0], classes, scale).save(folder / "neighbours.png")
     facts = {"settings": samples.settings, "count": samples.count, "per_row": GRID_PER_CLASS, "sheets": sheets}
     write_json(folder / "metadata.json", portable(facts))
+
+
+def _draw_course(path: Path, choice: Choice, extractor: str) -> None:
+    """Draw KID and copy rate over the steps of the training, if there is more than one snapshot."""
+    if len({row.step for row in choice.rows}) > 1:
+        course([row.model_dump() for row in choice.rows], f"kid_{extractor}", choice.bar).save(path)
 
 
 def portable(value: Any) -> Any:

@@ -93,7 +93,7 @@ def _details(folder: Path, facts: Mapping[str, Any]) -> list[str]:
             *sections.neighbours(folder / "samples" / "neighbours.png"),
         ],
         "Choice of weights and guidance": [
-            *sections.choice(facts["sweep"]),
+            *sections.choice(facts["sweep"], folder / "samples" / "course.png"),
             *sections.raw(folder / "samples" / "ema_and_raw.png"),
         ],
         "ONNX files and speed": [*sections.onnx(benchmark), *sections.speed(benchmark["inference"])],

@@ -84,18 +84,31 @@ def neighbours(path: Path) -> list[str]:
     ]
 
 
-def choice(sweep: Mapping[str, Any]) -> list[str]:
-    """Return the section on which average and which guidance were chosen, and by what."""
+def choice(sweep: Mapping[str, Any], picture: Path) -> list[str]:
+    """Return the section on which step, average and guidance were chosen, and by what; with `picture` if it is in the release."""
     low, high = sweep["sample"]["guidance_interval"]
     chosen = (
-        f"## Choice\n\nThese are the EMA weights of decay {number(sweep['ema_decay'])}, drawn with guidance "
-        f"{number(sweep['sample']['guidance'])} for t from {number(low)} to {number(high)}. The rule: {sweep['rule']}."
+        f"## Choice\n\nThese are the EMA weights of decay {number(sweep['ema_decay'])} at step {number(sweep['step'])}, drawn with "
+        f"guidance {number(sweep['sample']['guidance'])} for t from {number(low)} to {number(high)}. The rule: {sweep['rule']}."
     )
+    notes = [f"The training ended {sweep['ended']}."] if sweep["ended"] else []
+    notes += [f"Note: {sweep['note']}"] if sweep["note"] else []
     if not sweep["rows"]:
-        return [chosen + (f" Note: {sweep['note']}" if sweep["note"] else "")]
+        return [" ".join([chosen, *notes])]
+    course = [
+        "KID and copy rate at each snapshot of the training; the green line is the step that was chosen.\n\n"
+        f"![KID and copy rate over the steps](samples/{picture.name})"
+    ]
+    against = f"{number(sweep['validation_images'])} validation images" if sweep["split"] == "val" else "the training images"
     return [
-        f"{chosen} Of each pair {number(sweep['images'])} images were drawn and held against {number(sweep['validation_images'])} "
-        "validation images. The test images had no say.",
+        " ".join(
+            [
+                f"{chosen} For each row {number(sweep['images'])} images were drawn and held against {against}.",
+                "The test images had no say.",
+                *notes,
+            ]
+        ),
+        *(course if picture.is_file() else []),
         table(
             sweep["rows"][0],
             [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],

@@ -42,6 +42,7 @@ FILES = {
     "training_diary.jsonl": "when the training started, went on and ended",
     "training_cost.json": "what the training took: hours, speed, attempts, dollars, and the estimate that was made before it",
     "samples/ema_and_raw.png": "images of the shipped average beside those of the raw weights, from the same noise",
+    "samples/course.png": "KID and copy rate on the validation images over the steps of the training",
     "samples/neighbours.png": "images beside the training images that lie nearest to them",
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",

@@ -138,6 +138,7 @@ class Sweep(Content):
     sample: SampleConfig
     rule: Text
     rows: Annotated[list[SweepRow], Field(max_length=10_000)] = []
+    ended: Text | None = None
     note: Text | None = None
 
 

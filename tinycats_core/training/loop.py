@@ -26,7 +26,7 @@ from tinycats_core.signals import Stop
 from tinycats_core.training import ranks
 from tinycats_core.training.recipe import learning_rate
 from tinycats_core.training.run_folder import RunFolder
-from tinycats_core.training.state import LogWindow, Run, record_of, resume, save_checkpoint, save_weights
+from tinycats_core.training.state import LogWindow, Run, record_of, resume, save_averages, save_checkpoint, save_raw
 from tinycats_core.training.step import fit_into_memory, step_within_memory
 
 logger = logging.getLogger("tinycats.training")
@@ -59,12 +59,13 @@ def train_here(
         _open_attempt(run, folder, source)
     first, since = run.step, time.perf_counter()
     try:
-        with tqdm(total=config.steps, initial=run.step, unit="step", disable=None if leads else True) as bar:
+        with tqdm(total=config.last_step, initial=run.step, unit="step", disable=None if leads else True) as bar:
             fit_into_memory(run, folder)
             _loop(run, folder, identity, stop, bar, on_log if leads else None)
         if leads:
             with _writing(run, folder):
-                save_weights(run, folder.path)
+                save_averages(run, folder.path)
+                save_raw(run, folder.path)
     except BaseException as error:
         if leads:
             cause = stop.reason if isinstance(error, Stopped) else str(error) or type(error).__name__
@@ -86,9 +87,10 @@ def _open_attempt(run: Run, folder: RunFolder, source: str | None) -> None:
 
 
 def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar: tqdm, on_log: OnLog | None) -> None:
-    """Step until `steps` are done; log, draw and write checkpoints on the way. Raises Stopped."""
+    """Step until the last one; log, draw, and write checkpoints and the averages of the snapshots on the way. Raises Stopped."""
     config, leads = run.config, ranks.rank() == 0
-    while run.step < config.steps:
+    *earlier, _ = config.snapshot_steps()
+    while run.step < config.last_step:
         try:
             if number := ranks.largest(stop.number):
                 stop.request(signal.Signals(number).name)  # it may have reached another rank
@@ -109,7 +111,10 @@ def _loop(run: Run, folder: RunFolder, identity: dict[str, Any], stop: Stop, bar
         if draw and leads:
             with _writing(run, folder):
                 draw_sheet(run, folder.path)
-        if save and leads:
+        if run.step in earlier and leads:
+            with _writing(run, folder):
+                save_averages(run, folder.path)
+        if (save or run.step == config.last_step) and leads:
             save_checkpoint(run, folder, identity)
 
 

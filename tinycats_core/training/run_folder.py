@@ -26,6 +26,7 @@ FREE = frozenset(
     {
         *("checkpoint_every", "sample_every", "log_every", "max_skipped_steps"),
         *("accumulation", "gradient_checkpointing", "compile"),
+        *("stop_at", "patience"),
     }
 )
 UNEXPLAINED = "no cause recorded: killed, or the machine went down"
@@ -82,13 +83,14 @@ class RunFolder:
         """Return the checkpoints, the newest first."""
         return sorted(self.checkpoints_folder.glob("step-*.safetensors"), reverse=True)
 
-    def newest(self, tell: bool = True) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    def newest(self, at_most: int, tell: bool = True) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
         """Return path, tensors and header of the newest undamaged checkpoint. Damaged ones are skipped with a warning.
 
         Args:
+            at_most: the last step of the training: a checkpoint of a later one belongs to a longer training.
             tell: record damaged ones in the diary.
         """
-        paths = self.checkpoints()
+        paths = [path for path in self.checkpoints() if _step_of(path) <= at_most]
         for path in paths:
             try:
                 return path, *read_safetensors(path, "training")
@@ -167,9 +169,12 @@ class RunFolder:
     def close(self, step: int, batch_size: int, steps: int, seconds: float, facts: Mapping[str, Any]) -> None:
         """Write the diary's last row: seconds, images and images/s over all attempts, and what was lost between them."""
         rows = self.diary()
-        stops = [row for row in rows if row["event"] == "stop"]
+        last = max((number for number, row in enumerate(rows) if row["event"] == "finish"), default=-1)
+        stops = [row for row in rows[last + 1 :] if row["event"] == "stop"]
         seconds += sum(row["seconds"] for row in stops)
         images = batch_size * (steps + sum(row["steps"] for row in stops))
+        if last >= 0:  # of a shorter training, which this one continued
+            seconds, images = seconds + rows[last]["seconds"], images + rows[last]["images"]
         self.note(
             "finish",
             step,

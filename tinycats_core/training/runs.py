@@ -34,7 +34,8 @@ def _look(run: RunFolder) -> RunState:
     changed = max(file.stat().st_mtime for file in files if file.is_file())
     when = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
     try:
-        steps = int(json.loads(files[0].read_text(encoding="utf-8"))["train"]["steps"])
+        train = json.loads(files[0].read_text(encoding="utf-8"))["train"]
+        steps = int(train.get("stop_at") or train["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return RunState(run.path, "unreadable", 0, 0, None, when)
     rows = run.diary()

@@ -52,10 +52,11 @@ def train(
 ) -> Trained:
     """Train a generator, or resume from the folder's last checkpoint, and return its weights.
 
-    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others), `raw.safetensors`
-    (the last weights, without averaging), `log.jsonl` (a line per log interval), `diary.jsonl` (each start, stop and
-    incident), `checkpoints/` (the last five) and `samples/` (a grid from the EMA weights every `sample_every` steps). A
-    finished folder is returned as it is; one of fewer steps is continued.
+    The folder gets `ema.safetensors` (of the first decay), `ema-<decay>.safetensors` (of the others), the same as they were
+    at each earlier snapshot (`step-<step>-ema.safetensors`), `raw.safetensors` (the last weights, without averaging),
+    `log.jsonl` (a line per log interval), `diary.jsonl` (each start, stop and incident), `checkpoints/` (the last five) and
+    `samples/` (a grid from the EMA weights every `sample_every` steps). With `stop_at`, the weights of its step stand for those
+    of the end. A finished folder is returned as it is; one of fewer steps is continued.
 
     Args:
         on_log: called with each row of the log: step, steps, loss, lr, images_per_s, grad_norm, skipped, device_memory_mb.
@@ -100,7 +101,7 @@ def _identity(dataset: Dataset, model: ModelConfig, config: TrainConfig, code: s
 def _is_finished(folder: Path, config: TrainConfig) -> bool:
     """Return whether all weights of a training are there. Raises CheckpointError for damaged ones: they are no result."""
     paths = weight_paths(folder, config)
-    if not all(path.is_file() and read_header(path, "generator")["step"] == config.steps for path in paths):
+    if not all(path.is_file() and read_header(path, "generator")["step"] == step for path, step in paths.items()):
         return False
     for path in paths:
         read_safetensors(path, "generator")

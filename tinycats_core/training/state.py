@@ -169,23 +169,48 @@ def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Pa
     return folder.keep(run.step, tensors, header)
 
 
-def average_paths(folder: Path, config: TrainConfig) -> dict[float, Path]:
-    """Return the path of the EMA weights of each decay in a training's folder."""
+def average_paths(folder: Path, config: TrainConfig, step: int) -> dict[float, Path]:
+    """Return the path of the EMA weights of each decay, as they are at a step, in a training's folder."""
     first, *others = config.ema_decays
-    return {first: folder / "ema.safetensors", **{decay: folder / f"ema-{decay}.safetensors" for decay in others}}
+    names = {first: "ema.safetensors", **{decay: f"ema-{decay}.safetensors" for decay in others}}
+    return {decay: folder / _at(step, config, name) for decay, name in names.items()}
 
 
-def weight_paths(folder: Path, config: TrainConfig) -> list[Path]:
-    """Return the paths of all weights of a finished training: the averages, then the raw ones."""
-    return [*average_paths(folder, config).values(), folder / RAW]
+def raw_path(folder: Path, config: TrainConfig) -> Path:
+    """Return the path of the last weights, without averaging."""
+    return folder / _at(config.last_step, config, RAW)
 
 
-def save_weights(run: Run, folder: Path) -> None:
-    """Write the EMA weights of each decay, and the raw ones."""
-    facts = {"images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
-    for decay, path in average_paths(folder, run.config).items():
-        save_generator(path, run.emas[decay], run.net.config, run.classes, run.step, {"ema_decay": decay, **facts})
-    save_generator(folder / RAW, run.weights, run.net.config, run.classes, run.step, {"ema_decay": None, **facts})
+def _at(step: int, config: TrainConfig, name: str) -> str:
+    """Return the name of weights as they are at a step: only those of the whole training have no step in it."""
+    return name if step == config.steps else f"step-{step:08d}-{name}"
+
+
+def weight_paths(folder: Path, config: TrainConfig) -> dict[Path, int]:
+    """Return the paths of all weights of a finished training, and the step of each.
+
+    The averages come first, those of the last step before those of earlier snapshots, then the raw weights. A snapshot of
+    before the step at which a run was lengthened, or resumed from another folder, is not there and is left out.
+    """
+    last, *earlier = reversed(config.snapshot_steps())
+    kept = {path: step for step in earlier for path in average_paths(folder, config, step).values() if path.is_file()}
+    return dict.fromkeys(average_paths(folder, config, last).values(), last) | kept | {raw_path(folder, config): last}
+
+
+def save_averages(run: Run, folder: Path) -> None:
+    """Write the EMA weights of each decay."""
+    for decay, path in average_paths(folder, run.config, run.step).items():
+        _save(run, path, run.emas[decay], decay)
+
+
+def save_raw(run: Run, folder: Path) -> None:
+    """Write the last weights, without averaging."""
+    _save(run, raw_path(folder, run.config), run.weights, None)
+
+
+def _save(run: Run, path: Path, weights: dict[str, Tensor], decay: float | None) -> None:
+    facts = {"ema_decay": decay, "images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
+    save_generator(path, weights, run.net.config, run.classes, run.step, facts)
 
 
 def record_of(folder: Path, config: TrainConfig) -> Trained:
@@ -202,7 +227,7 @@ def record_of(folder: Path, config: TrainConfig) -> Trained:
 def resume(run: Run, folder: RunFolder, identity: dict[str, Any]) -> str | None:
     """Put the newest readable checkpoint into the run, else the one of `resume_from`. Returns its name, None for a start."""
     leads = ranks.rank() == 0
-    if (found := folder.newest(tell=leads)) is not None:
+    if (found := folder.newest(run.config.last_step, tell=leads)) is not None:
         path, tensors, header = found
         require_same(
             header["identity"], identity, f"{path} belongs to another run", f"Use another folder, or delete {folder.path}."

@@ -1,5 +1,6 @@
 """The sweep picks what is measured to be best on the validation images, and looks at no other images to do so."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,15 @@ import pytest
 import torch
 from small_sets import draw_cats, make_dataset
 
-from tinycats_core.config import ClassifierConfig, EvaluateConfig, ModelConfig, SampleOptions, TrainConfig
+from tinycats_core.config import ClassifierConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
 from tinycats_core.data.splits import load_split
 from tinycats_core.errors import EvaluationError, TinycatsError
 from tinycats_core.evaluation import sweep
 from tinycats_core.evaluation.classifier import train_classifier
+from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import read_json
 from tinycats_core.generator.weights import load_generator, save_generator
-from tinycats_core.records import Choice, Dataset, Trained, Weights
+from tinycats_core.records import Choice, Course, Dataset, SweepRow, Trained, Weights
 from tinycats_core.training.start import train
 
 CLASSES = ("Bombay", "Persian", "other")
@@ -78,7 +80,8 @@ def choice(good: Weights, cats: Dataset, classifier: Weights, folder: Path) -> C
 def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> None:
     written = read_json(choice.verify().path)
     assert written["rows"] == [row.model_dump(mode="json") for row in choice.rows]
-    assert list(written["rows"][0])[:5] == ["chosen", "ema_decay", "guidance", "guidance_interval", "fd_breed"]
+    keys = ["chosen", "step", "copies", "ema_decay", "guidance", "guidance_interval", "fd_breed"]
+    assert list(written["rows"][0])[: len(keys)] == keys
     assert list(written["rows"][0])[-1] == "copy_rate"
     assert written["sample"] == choice.sample.model_dump(mode="json")
     assert (written["split"], written["images"], written["validation_images"], written["ema_decay"]) == ("val", 24, 24, 0.9)
@@ -89,6 +92,7 @@ def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> No
     assert [row for row in choice.rows if row.chosen] == [best]
     assert (choice.sample.guidance, choice.sample.guidance_interval) == (best.guidance, best.guidance_interval)
     assert choice.sample in THREE.candidates()  # with the seed of the final figures, not that of the sweep
+    assert [row.step for row in choice.rows] == [150] * 3
     assert len(list((folder / "cache").iterdir())) == 2  # of the validation images: no floor, no noise
 
 
@@ -102,22 +106,100 @@ def test_the_test_split_has_no_say(choice: Choice, good: Weights, cats: Dataset,
 def test_one_pair_is_taken_and_nothing_is_drawn(
     good: Weights, cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "sample", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(Trials, "load", lambda *_: pytest.fail("drawn"))
     choice = sweep.choose(trained(good), cats, ONE, CONFIG, None, tmp_path, "cpu")
     assert (choice.weights, choice.sample, choice.rows, choice.note) == (good, ONE.single(), (), None)
     assert "nothing was drawn" in choice.rule
 
 
-def test_too_few_validation_images_take_the_first_and_say_so(
+def test_too_few_validation_images_give_their_place_to_the_training_images_and_say_so(
     good: Weights, spoilt: Weights, cats: Dataset, classifier: Weights, tmp_path: Path
 ) -> None:
     images, labels = load_split(cats, "val")
     train, test = load_split(cats, "train"), load_split(cats, "test")
-    for count in (15, 0):
-        few = make_dataset(tmp_path / f"{count}", train, test, CLASSES, (images[:count], labels[:count]))
-        choice = sweep.choose(trained(spoilt, good), few, THREE, CONFIG, classifier, tmp_path, "cpu")
-        assert (choice.weights, choice.sample, choice.rows) == (spoilt, THREE.candidates()[0], ())
-        assert f"there are {count} validation images; at least 16 are needed to choose between 6 pairs" in str(choice.note)
+    few = make_dataset(tmp_path / "few", train, test, CLASSES, (images[:15], labels[:15]))
+    choice = sweep.choose(trained(spoilt, good), few, ONE, CONFIG, classifier, tmp_path, "cpu")
+    assert choice.weights == good
+    assert "there are 15 validation images; at least 16 are needed, so the training images took their place" in str(choice.note)
+    assert read_json(choice.path)["split"] == "train"
+
+
+def row(step: int, kid: float, copy_rate: float = 0.0, guidance: float = 1.0, decay: float = 0.9) -> SweepRow:
+    figures: dict[str, Any] = {"kid_breed": kid, "copy_rate": copy_rate}
+    copies = copy_rate > 0.2
+    return SweepRow(step=step, copies=copies, ema_decay=decay, guidance=guidance, guidance_interval=(0, 1), **figures)
+
+
+def at(good: Weights, step: int, decay: float = 0.9) -> Weights:
+    """The same weights, as if they were of another step."""
+    return good.model_copy(update={"step": step, "facts": {"ema_decay": decay}})
+
+
+def choose_of(
+    rows: list[SweepRow], good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Choice, list[tuple[int, float]]]:
+    """Choose where the trials measure `rows`. Returns the trials too."""
+    tried = []
+
+    def measure(self: Trials, average: Weights, setting: SampleConfig) -> SweepRow:
+        tried.append((average.step, setting.guidance))
+        return next(row for row in rows if row.step == average.step and row.guidance == setting.guidance)
+
+    monkeypatch.setattr(Trials, "measure", measure)
+    options = SampleOptions(steps=3, guidance=(1.0, 2.0), sweep_images=24)
+    averages = [at(good, step) for step in sorted({row.step for row in rows if row.step}, reverse=True)]
+    return sweep.choose(trained(*averages), cats, options, CONFIG, classifier, folder, "cpu"), tried
+
+
+def test_the_step_is_that_of_the_lowest_kid_that_is_no_copier(
+    good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(100, 0.4), row(200, 0.2), row(300, 0.1, 0.5), row(400, 0.05, 0.9), row(200, 0.15, guidance=2.0)]
+    choice, tried = choose_of(rows, good, cats, classifier, folder, monkeypatch)
+    assert tried == [(100, 1.0), (200, 1.0), (300, 1.0), (400, 1.0), (200, 2.0)]
+    assert (choice.weights.step, choice.sample.guidance) == (200, 2.0)
+    assert [row.step for row in choice.rows if row.copies] == [300, 400]
+    assert read_json(choice.path)["step"] == 200
+
+
+def test_if_all_are_copiers_the_least_of_them_is_taken_and_named_so(
+    good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(100, 0.4, 0.4), row(200, 0.2, 0.3), row(300, 0.1, 0.5), row(200, 0.1, 0.9, guidance=2.0)]
+    choice, _ = choose_of(rows, good, cats, classifier, folder, monkeypatch)
+    assert (choice.weights.step, choice.sample.guidance) == (200, 1.0)
+    assert choice.rule.startswith("the lowest copy_rate")
+
+
+def test_what_was_measured_during_the_training_is_not_measured_again(
+    good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = sweep.judge_snapshot(good, cats, THREE, CONFIG, classifier, folder, "cpu")
+    course = Course(rows=(seen,), ended="at step 150 of 300: it was enough")
+    choice = sweep.choose(trained(good), cats, THREE, CONFIG, classifier, folder, "cpu", course=course)
+    alone = sweep.choose(trained(good), cats, THREE, CONFIG, classifier, folder, "cpu")
+    assert (choice.rows, choice.weights, choice.sample) == (alone.rows, alone.weights, alone.sample)
+    assert read_json(choice.path)["ended"] == course.ended
+    monkeypatch.setattr(Trials, "measure", lambda *_: pytest.fail("measured again"))
+    both = Course(rows=(seen, row(75, 9.0)))
+    assert sweep.choose(trained(good, at(good, 75)), cats, ONE, CONFIG, classifier, folder, "cpu", course=both).weights == good
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([], None),
+        ([row(1, 0.4), row(2, 0.3), row(3, 0.2)], None),
+        ([row(1, 0.4), row(2, 0.2), row(3, 0.3), row(4, 0.3)], None),  # no better, but it does not copy
+        ([row(1, 0.4), row(2, 0.2), row(3, 0.1, 0.5)], None),  # patience
+        ([row(1, 0.4), row(2, 0.2), row(3, 0.1, 0.5), row(4, 0.05, 0.6)], "step 4 are copies .* last 2 snapshots"),
+        ([row(1, 0.4), row(2, 0.2), row(3, 0.3), row(4, 0.05, 0.6)], "step 4 are copies .* last 2 snapshots"),
+        ([row(1, 0.4, 0.5), row(2, 0.2, 0.6)], "copy_rate 0.6"),
+    ],
+)
+def test_a_training_ends_once_it_copies_and_becomes_no_better(rows: list[SweepRow], why: str | None) -> None:
+    reason = sweep.why_stop(rows, "kid_breed", patience=2)
+    assert reason is None if why is None else re.search(why, str(reason))
 
 
 def test_a_choice_stands_for_its_weights_too(good: Weights, cats: Dataset, tmp_path: Path) -> None:
@@ -162,3 +244,4 @@ def test_averages_that_the_training_was_too_short_for_are_tried_once(tmp_path: P
     assert kept(100) == [0.9999]
     assert kept(4_000) == [0.9999, 0.99]
     assert kept(200_000) == [0.9999, 0.999, 0.99]
+    assert [one.step for one in sweep.distinct([average(0.99, step) for step in (200, 100)])] == [200, 100]

@@ -46,6 +46,7 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
             "release.json",
         ),
         "sample.py",
+        "samples/course.png",
         "samples/ema_and_raw.png",
     }
     manifest = verify(built.folder)

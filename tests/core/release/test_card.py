@@ -75,13 +75,18 @@ def test_each_metric_stands_beside_the_floor_and_the_others(built: Release, part
 def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Path):
     text = (built.folder / "README.md").read_text()
     section = text.split("## Choice\n\n")[1].split("\n## ")[0]
-    assert "decay 0.9, drawn with guidance 1.5 for t from 0 to 1. The rule: the lowest kid_breed." in section
+    assert "decay 0.9 at step 7, drawn with guidance 1.5 for t from 0 to 1. The rule: the lowest kid_breed." in section
     assert "26 images were drawn and held against 13 validation images" in section
-    assert [(row[1], row[3], row[-1]) for row in tables(section)[1:]] == [("2.5", "0.0555", "no"), ("1.5", "0.0444", "yes")]
+    assert "The training ended at step 14 of 21: the images of step 14 are copies of training images." in section
+    assert "![KID and copy rate over the steps](samples/course.png)" in section
+    rows = [(row[0], row[3], row[5], row[-1]) for row in tables(section)[1:]]
+    assert rows == [("14", "1.5", "0.0333", "no"), ("7", "2.5", "0.0555", "no"), ("7", "1.5", "0.0444", "yes")]
     for file in ("data", "metrics", "benchmark", "decision"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     sweep = json.loads((built.folder / "sweep.json").read_text())
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep | {"rows": [], "rule": "the first", "note": "there are too few."}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps(sweep | {"rows": [], "rule": "the first", "ended": None, "note": "there are too few."})
+    )
     alone = card.model_card(tmp_path, "tinycats", "abc")
     assert "The rule: the first. Note: there are too few." in alone
 

@@ -346,6 +346,50 @@ def test_an_average_of_no_steps_is_the_last_weights(two_colours: Dataset):
     assert all(torch.equal(run.emas[0.0][name], weight) for name, weight in run.weights.items())
 
 
+def test_the_averages_are_kept_at_every_snapshot(two_colours: Dataset, tmp_path: Path):
+    made = train(two_colours, MODEL, config(snapshots=3, ema_decays=(0.9, 0.5)), tmp_path / "run")
+    kept = [(one.step, one.facts["ema_decay"], one.path.name) for one in made.averages]
+    assert kept == [
+        *((12, 0.9, "ema.safetensors"), (12, 0.5, "ema-0.5.safetensors")),
+        *((8, 0.9, "step-00000008-ema.safetensors"), (8, 0.5, "step-00000008-ema-0.5.safetensors")),
+        *((4, 0.9, "step-00000004-ema.safetensors"), (4, 0.5, "step-00000004-ema-0.5.safetensors")),
+    ]
+    assert (made.raw.step, made.raw.path.name) == (12, "raw.safetensors")
+    checkpoint, _ = read_safetensors(tmp_path / "run" / "checkpoints" / "step-00000008.safetensors", "training")
+    weights, _ = read_safetensors(made.averages[3].path, "generator")
+    assert all(torch.equal(weights[key], checkpoint[f"ema/0.5/{key}"]) for key in weights)
+
+
+def test_a_training_in_parts_is_the_whole_one(two_colours: Dataset, tmp_path: Path):
+    settings, folder = config(snapshots=3, ema_decays=(0.9,)), tmp_path / "parts"
+    whole = train(two_colours, MODEL, settings, tmp_path / "whole")
+    first = train(two_colours, MODEL, settings.until(4), folder)
+    assert [one.path.name for one in first.files] == ["step-00000004-ema.safetensors", "step-00000004-raw.safetensors"]
+    second = train(two_colours, MODEL, settings.until(8), folder)
+    assert [one.step for one in second.averages] == [8, 4]
+    assert train(two_colours, MODEL, settings.until(4), folder) == first.verify()  # which later parts leave alone
+    last = train(two_colours, MODEL, settings, folder)
+    assert [one.sha256 for one in last.files] == [one.sha256 for one in whole.files]
+    assert curve(folder) == curve(tmp_path / "whole")
+    *_, end = RunFolder(folder).diary()
+    assert (end["event"], end["step"], end["images"], end["attempts"]) == ("finish", 12, 12 * 8, 3)
+    second.ema.path.unlink()
+    assert train(two_colours, MODEL, settings.until(8), folder) == second.verify()  # not from a later checkpoint
+
+
+def test_snapshots_are_evenly_spaced_and_few_photos_get_few_steps():
+    assert config(steps=10, snapshots=4).snapshot_steps() == (2, 5, 7, 10)
+    assert config(steps=10, snapshots=4).until(5).snapshot_steps() == (2, 5)
+    assert config(steps=2, snapshots=4, warmup_steps=0).snapshot_steps() == (1, 2)
+    long = config(steps=1_000, passes=100, batch_size=8, warmup_steps=50)
+    assert [(of.steps, of.warmup_steps) for of in (long.for_photos(count) for count in (20, 80, 900))] == [
+        (250, 25),
+        (1_000, 50),
+        (1_000, 50),
+    ]
+    assert config().for_photos(5) == config()
+
+
 def test_a_lost_average_is_made_again_and_a_damaged_one_is_no_result(two_colours: Dataset, tmp_path: Path):
     settings = config(ema_decays=(0.9, 0.5))
     made = train(two_colours, MODEL, settings, tmp_path / "run")

@@ -1,0 +1,100 @@
+"""Trials on the validation images: an average of the weights with one way of drawing, measured like every other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
+from tinycats_core.data.splits import Split
+from tinycats_core.device import fast_arithmetic
+from tinycats_core.evaluation import metrics
+from tinycats_core.evaluation.fidelity import images_needed
+from tinycats_core.evaluation.gate import copy_bar
+from tinycats_core.evaluation.memorization import copy_rate_of_training
+from tinycats_core.evaluation.reference import Judge, Reference
+from tinycats_core.generator.sampling import labels_like, sample
+from tinycats_core.generator.weights import load_generator
+from tinycats_core.records import Dataset, SweepRow, Weights
+
+SEED_APART = 2**31  # between the noise of the trials and that of the final figures: above every seed that can be given
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What all trials share: the judge, the real images, the labels to draw, and the highest copy rate that passes.
+
+    The real images are the validation images. If they are too few to measure anything with, they are the training images:
+    nothing but the bar on the copy rate then speaks against a generator that repeats them, and `note` says so.
+    """
+
+    judge: Judge
+    split: Split
+    real: Reference
+    labels: Tensor
+    subset: int
+    real_copy_rate: float
+    bar: float
+    note: str | None
+
+    @classmethod
+    def load(
+        cls,
+        dataset: Dataset,
+        options: SampleOptions,
+        config: EvaluateConfig,
+        classifier: Weights | None,
+        folder: Path,
+        device: str = "auto",
+    ) -> "Trials":
+        """Load the judge. Raises EvaluationError if the extractor is unavailable."""
+        judge, needed = Judge.load(dataset, config, classifier, folder, device), images_needed(config)
+        split: Split = "val" if dataset.val_count >= needed else "train"
+        note = None
+        if split == "train":
+            note = (
+                f"there are {dataset.val_count} validation images; at least {needed} are needed, so the training images took "
+                "their place: the copy rate alone kept generators out that repeat them. Add images, or raise data.val_fraction."
+            )
+        count = options.sweep_images
+        labels = labels_like(judge.images(split)[1], count, len(dataset.classes))
+        real = copy_rate_of_training(judge.images("train")[0])
+        subset = metrics.kid_subset(count, len(judge.images(split)[1]))
+        return cls(judge, split, judge.reference(split), labels, subset, real, copy_bar(real, count, dataset.train_count), note)
+
+    @property
+    def kid(self) -> str:
+        """The name of the metric that trials are compared by."""
+        return f"kid_{self.judge.extractor.name}"
+
+    def measure(self, average: Weights, setting: SampleConfig) -> SweepRow:
+        """Draw from an average and measure the images. Raises EvaluationError for a metric that is not finite."""
+        judge, dataset = self.judge, self.judge.dataset
+        network, _ = load_generator(average.verify().path, judge.device)
+        apart = setting.model_copy(update={"seed": setting.seed + SEED_APART})
+        with fast_arithmetic(judge.device):
+            images = sample(network, self.labels, dataset.image_size, len(dataset.classes), apart, judge.device)
+        drawn = metrics.Comparison(judge, self.real, images, self.labels, judge.extract_features(images), self.subset)
+        values, decay = metrics.measure(drawn, sweep=True), average.facts.get("ema_decay")
+        metrics.require_finite(values, f"EMA {decay} of step {average.step} at guidance {setting.guidance}")
+        measured: dict[str, Any] = {name: value for name, value in values.items() if not name.endswith(metrics.DETAILS)}
+        return SweepRow(
+            step=average.step,
+            copies=(values["copy_rate"] or 0) > self.bar,
+            ema_decay=decay,
+            guidance=setting.guidance,
+            guidance_interval=setting.guidance_interval,
+            **measured,
+        )
+
+    def conditions(self) -> dict[str, str | int | float | None]:
+        """Return what the figures of the trials depend on."""
+        return {
+            "extractor": self.judge.extractor.name,
+            "classifier_sha256": self.judge.classifier_sha256,
+            "kid_subset_size": self.subset,
+            "noise_seed_apart": SEED_APART,
+            "real_copy_rate": self.real_copy_rate,
+            "copy_bar": self.bar,
+        }
