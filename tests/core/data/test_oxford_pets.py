@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tinycats_core.config import BREEDS, CLASSES, DataConfig
-from tinycats_core.data import oxford_pets, preparation, splits, validation
+from tinycats_core.data import download, oxford_archives, preparation, splits, validation
 from tinycats_core.errors import DataError, TinycatsError
 
 DOGS = ("beagle", "pug")
@@ -67,7 +67,9 @@ class Mirror:
 
     def trust(self, monkeypatch: pytest.MonkeyPatch) -> None:
         md5 = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
-        monkeypatch.setattr(oxford_pets, "ARCHIVES", md5)
+        monkeypatch.setattr(oxford_archives, "ARCHIVES", {name: md5[name] for name in oxford_archives.ARCHIVES})
+        counts = {"train": self.lists["trainval"].count("\n"), "test": self.lists["test"].count("\n")}
+        monkeypatch.setattr(oxford_archives, "PHOTOS", counts)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     thread.start()
     monkeypatch.setenv("TINYCATS_OXFORD_URL", f"http://127.0.0.1:{server.server_port}/pets/data/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(oxford_pets, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.001)
     mirror.trust(monkeypatch)
     yield mirror
     server.shutdown()
@@ -120,8 +122,8 @@ def test_the_official_archives_are_those_of_torchvision():
     from torchvision.datasets import OxfordIIITPet
 
     official = {url.rsplit("/", 1)[1]: md5 for url, md5 in OxfordIIITPet._RESOURCES}
-    assert official == oxford_pets.ARCHIVES
-    assert {url.rsplit("/", 1)[0] for url, _ in OxfordIIITPet._RESOURCES} == {oxford_pets.OFFICIAL_URL}
+    assert official == oxford_archives.ARCHIVES
+    assert {url.rsplit("/", 1)[0] for url, _ in OxfordIIITPet._RESOURCES} == {oxford_archives.ADDRESSES[0]}
 
 
 def test_the_set_is_downloaded_and_split_as_its_lists_say(mirror: Mirror, tmp_path: Path):
@@ -139,7 +141,7 @@ def test_the_set_is_downloaded_and_split_as_its_lists_say(mirror: Mirror, tmp_pa
     assert len(rows) == 42
     assert [fraction for fraction, _ in steps] == sorted(fraction for fraction, _ in steps)
     assert any(text.startswith("images.tar.gz: ") for _, text in steps)
-    assert mirror.requests == [("/pets/data/images.tar.gz", None), ("/pets/data/annotations.tar.gz", None)]
+    assert mirror.requests == [("/pets/data/annotations.tar.gz", None), ("/pets/data/images.tar.gz", None)]
 
 
 def test_archives_are_downloaded_once_for_all_sizes(mirror: Mirror, tmp_path: Path):
@@ -232,7 +234,7 @@ def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, mo
 def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path):
     size = len(mirror.files["images.tar.gz"])
     mirror.cut_at = [5000, 3000]
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     assert mirror.requests[:3] == [
         ("/pets/data/images.tar.gz", None),
         ("/pets/data/images.tar.gz", "bytes=5000-"),
@@ -243,15 +245,15 @@ def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Pa
 
 
 def test_a_download_that_makes_progress_is_never_given_up(mirror: Mirror, tmp_path: Path):
-    mirror.cut_at = [1000] * (oxford_pets.ATTEMPTS + 3)
-    oxford_pets.fetch(tmp_path)
-    assert len(mirror.requests) == oxford_pets.ATTEMPTS + 3 + 2
+    mirror.cut_at = [1000] * (download.ATTEMPTS + 3)
+    oxford_archives.fetch(tmp_path)
+    assert len(mirror.requests) == download.ATTEMPTS + 3 + 2
 
 
 def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(mirror: Mirror, tmp_path: Path):
     (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
     (tmp_path / "annotations.tar.gz.part").write_bytes(mirror.files["annotations.tar.gz"])  # whole: answered by 416
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     assert mirror.requests[0] == ("/pets/data/images.tar.gz", "bytes=7000-")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
 
@@ -259,7 +261,7 @@ def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(mirror: Mirror, tmp
 def test_a_server_without_ranges_sends_everything_again(mirror: Mirror, tmp_path: Path):
     mirror.ranges = False
     (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     assert len(mirror.requests) == 2
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
 
@@ -267,22 +269,22 @@ def test_a_server_without_ranges_sends_everything_again(mirror: Mirror, tmp_path
 @pytest.mark.parametrize("length", [700, 10**6])
 def test_a_part_of_another_file_is_thrown_away(mirror: Mirror, tmp_path: Path, length: int):
     (tmp_path / "images.tar.gz.part").write_bytes(b"x" * length)
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
 
 
 @pytest.mark.parametrize("code", [503, 500, 429, 408])
 def test_a_busy_server_is_asked_again(mirror: Mirror, tmp_path: Path, code: int):
     mirror.failures = [code, code]
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     assert [path for path, _ in mirror.requests] == ["/pets/data/images.tar.gz"] * 3 + ["/pets/data/annotations.tar.gz"]
 
 
 def test_a_server_that_stays_busy_is_given_up(mirror: Mirror, tmp_path: Path):
     mirror.failures = [503] * 99
     with pytest.raises(DataError, match="the server answers 503 Service Unavailable"):
-        oxford_pets.fetch(tmp_path)
-    assert len(mirror.requests) == oxford_pets.ATTEMPTS
+        oxford_archives.fetch(tmp_path)
+    assert len(mirror.requests) == download.ATTEMPTS
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,7 +292,7 @@ def test_a_server_that_stays_busy_is_given_up(mirror: Mirror, tmp_path: Path):
 def test_a_refusal_is_final(mirror: Mirror, tmp_path: Path, code: int):
     mirror.failures = [code]
     with pytest.raises(DataError, match=f"the server answers {code}"):
-        oxford_pets.fetch(tmp_path)
+        oxford_archives.fetch(tmp_path)
     assert len(mirror.requests) == 1
 
 
@@ -299,16 +301,16 @@ def test_a_wrong_checksum_is_an_error_and_leaves_nothing(mirror: Mirror, tmp_pat
     mirror.files["images.tar.gz"] += b"more"
     mirror.cut_at = cut_at
     with pytest.raises(DataError, match="it is not the official archive"):
-        oxford_pets.fetch(tmp_path)
+        oxford_archives.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(mirror.requests) < 30
 
 
 def test_an_archive_that_rotted_on_disk_is_named(mirror: Mirror, tmp_path: Path):
-    oxford_pets.fetch(tmp_path)
+    oxford_archives.fetch(tmp_path)
     (tmp_path / "images.tar.gz").write_bytes(b"rotten")
     with pytest.raises(DataError, match=r"images\.tar\.gz has md5 .*, expected .*\. Delete it and run again"):
-        oxford_pets.fetch(tmp_path)
+        oxford_archives.fetch(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid", "nonsense", "ftp-of-old://x"])
@@ -326,11 +328,11 @@ def test_a_full_disk_is_one_clear_error(mirror: Mirror, tmp_path: Path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(DataError, match=r"cannot write .*images\.tar\.gz\.part: File too large\. Free some space"):
-            oxford_pets.fetch(tmp_path)
+            oxford_archives.fetch(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(mirror.requests) == 1
-    oxford_pets.fetch(tmp_path)  # and with room, it goes on
+    oxford_archives.fetch(tmp_path)  # and with room, it goes on
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
 
 
@@ -339,13 +341,13 @@ def test_a_download_larger_than_the_disk_is_not_begun(mirror: Mirror, tmp_path: 
         free = 1_000_000
 
     mirror.files["images.tar.gz"] = bytes(2_000_000)
-    monkeypatch.setattr(oxford_pets.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(DataError, match="2 MB are needed and 1 MB are free"):
-        oxford_pets.fetch(tmp_path)
+        oxford_archives.fetch(tmp_path)
 
 
 def test_an_unwritable_folder_is_one_clear_error(mirror: Mirror, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TinycatsError, match="cannot write to"):
-        oxford_pets.fetch(tmp_path / "file" / "data")
+        oxford_archives.fetch(tmp_path / "file" / "data")
     assert mirror.requests == []
