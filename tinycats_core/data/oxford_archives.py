@@ -171,7 +171,8 @@ def _members(path: Path, wanted: Mapping[str, T]) -> Iterator[tuple[T, bytes]]:
                         raise tarfile.TarError(f"{member.name} has more than {MEMBER_BYTES >> 20} MB")
                     yield left.pop(member.name), file.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{path} is not a readable archive ({error}).{DELETE}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a readable archive ({reason}).{DELETE}") from None
 
 
 def read_boxes(path: Path, stems: Iterable[str]) -> tuple[dict[str, tuple[Box, ...]], list[Finding]]:

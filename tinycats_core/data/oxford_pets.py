@@ -14,6 +14,7 @@ from tinycats_core.config import CLASSES, DataConfig
 from tinycats_core.data.decode import Decoded, Photo, Progress, make_finding
 from tinycats_core.data.oxford_archives import ANNOTATIONS, ARCHIVES, fetch, photos, read_boxes, read_lists
 from tinycats_core.data.source import Collected, Source, Splits, collect_photos, hold_out, split_as_given
+from tinycats_core.data.splits import Split
 
 # The photos in the official archive that are a PNG or GIF named .jpg, or carry stray bytes (the list of
 # tensorflow_datasets). Pillow reads them; where a build of it does not, they are left out with a warning.

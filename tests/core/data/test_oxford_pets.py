@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import resource
 import tarfile
 import threading
@@ -56,6 +57,7 @@ class Mirror:
         self.failures: list[int] = []  # answer these codes first
         self.cut_at: list[int] = []  # then end the body after so many bytes
         self.ranges = True
+        self.refused = ""  # a part of paths that are not here
         self.pack()
 
     def pack(self, extra: dict[str, bytes] | None = None, links: dict[str, str] | None = None) -> None:
@@ -72,6 +74,10 @@ class Mirror:
         monkeypatch.setattr(oxford_archives, "PHOTOS", counts)
 
 
+def archives_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".origin"}
+
+
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     mirror = Mirror()
@@ -80,10 +86,11 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            wanted = self.headers.get("Range")
+            wanted, path = self.headers.get("Range"), self.path.partition("?")[0]
             mirror.requests.append((self.path, wanted))
-            content = mirror.files.get(self.path.rsplit("/", 1)[1])
-            code = mirror.failures.pop(0) if mirror.failures else 404 if content is None else 200
+            content = mirror.files.get(path.rsplit("/", 1)[1])
+            absent = content is None or (mirror.refused and mirror.refused in path)
+            code = mirror.failures.pop(0) if mirror.failures else 404 if absent else 200
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and mirror.ranges else 0
             if code == 200 and start:
                 code = 206 if start < len(content or b"") else 416
@@ -91,7 +98,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if mirror.cut_at and body:
+            if mirror.cut_at and body and self.path.endswith("images.tar.gz"):
                 body, self.close_connection = body[: mirror.cut_at.pop(0)], True
             self.wfile.write(body)
 
@@ -196,7 +203,8 @@ def test_members_that_point_elsewhere_touch_nothing(mirror: Mirror, tmp_path: Pa
     preparation.prepare(CONFIG, tmp_path / "a" / "data")
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {
-        "secret.jpg", ".lock", "images.tar.gz", "annotations.tar.gz", "images.safetensors", "manifest.json",
+        "secret.jpg", ".lock", "images.tar.gz", "images.tar.gz.origin", "annotations.tar.gz", "annotations.tar.gz.origin",
+        "images.safetensors", "manifest.json",
     }  # fmt: skip
     assert not Path("/tmp/tinycats-evil.jpg").exists()
 
@@ -235,13 +243,13 @@ def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Pa
     size = len(mirror.files["images.tar.gz"])
     mirror.cut_at = [5000, 3000]
     oxford_archives.fetch(tmp_path)
-    assert mirror.requests[:3] == [
+    assert mirror.requests[1:] == [
         ("/pets/data/images.tar.gz", None),
         ("/pets/data/images.tar.gz", "bytes=5000-"),
         ("/pets/data/images.tar.gz", "bytes=8000-"),
     ]
     assert size > 8000
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+    assert archives_in(tmp_path) == mirror.files
 
 
 def test_a_download_that_makes_progress_is_never_given_up(mirror: Mirror, tmp_path: Path):
@@ -254,8 +262,8 @@ def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(mirror: Mirror, tmp
     (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
     (tmp_path / "annotations.tar.gz.part").write_bytes(mirror.files["annotations.tar.gz"])  # whole: answered by 416
     oxford_archives.fetch(tmp_path)
-    assert mirror.requests[0] == ("/pets/data/images.tar.gz", "bytes=7000-")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+    assert mirror.requests[-1] == ("/pets/data/images.tar.gz", "bytes=7000-")
+    assert archives_in(tmp_path) == mirror.files
 
 
 def test_a_server_without_ranges_sends_everything_again(mirror: Mirror, tmp_path: Path):
@@ -263,21 +271,21 @@ def test_a_server_without_ranges_sends_everything_again(mirror: Mirror, tmp_path
     (tmp_path / "images.tar.gz.part").write_bytes(mirror.files["images.tar.gz"][:7000])
     oxford_archives.fetch(tmp_path)
     assert len(mirror.requests) == 2
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+    assert archives_in(tmp_path) == mirror.files
 
 
 @pytest.mark.parametrize("length", [700, 10**6])
 def test_a_part_of_another_file_is_thrown_away(mirror: Mirror, tmp_path: Path, length: int):
     (tmp_path / "images.tar.gz.part").write_bytes(b"x" * length)
     oxford_archives.fetch(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+    assert archives_in(tmp_path) == mirror.files
 
 
 @pytest.mark.parametrize("code", [503, 500, 429, 408])
 def test_a_busy_server_is_asked_again(mirror: Mirror, tmp_path: Path, code: int):
     mirror.failures = [code, code]
     oxford_archives.fetch(tmp_path)
-    assert [path for path, _ in mirror.requests] == ["/pets/data/images.tar.gz"] * 3 + ["/pets/data/annotations.tar.gz"]
+    assert [path for path, _ in mirror.requests] == ["/pets/data/annotations.tar.gz"] * 3 + ["/pets/data/images.tar.gz"]
 
 
 def test_a_server_that_stays_busy_is_given_up(mirror: Mirror, tmp_path: Path):
@@ -296,20 +304,87 @@ def test_a_refusal_is_final(mirror: Mirror, tmp_path: Path, code: int):
     assert len(mirror.requests) == 1
 
 
+def lose(mirror: Mirror, photo: str) -> None:
+    """Pack the archive of images without a photo; the lists and the checksums stay."""
+    annotations = mirror.files["annotations.tar.gz"]
+    mirror.photos.pop(photo)
+    mirror.pack()
+    mirror.files["annotations.tar.gz"] = annotations
+
+
 @pytest.mark.parametrize("cut_at", [[], [5000], [5000] * 50])
-def test_a_wrong_checksum_is_an_error_and_leaves_nothing(mirror: Mirror, tmp_path: Path, cut_at: list[int]):
-    mirror.files["images.tar.gz"] += b"more"
+def test_a_wrong_archive_is_an_error_and_leaves_nothing(mirror: Mirror, tmp_path: Path, cut_at: list[int]):
+    lose(mirror, "Bengal_1")
     mirror.cut_at = cut_at
-    with pytest.raises(DataError, match="it is not the official archive"):
+    said = r"its md5 is \w{32}, not \w{32}, and it is not that archive packed anew: it lacks 1 of the 42 listed photos\. Check"
+    with pytest.raises(DataError, match=said):
         oxford_archives.fetch(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert archives_in(tmp_path).keys() == {"annotations.tar.gz"}
     assert len(mirror.requests) < 30
 
 
 def test_an_archive_that_rotted_on_disk_is_named(mirror: Mirror, tmp_path: Path):
     oxford_archives.fetch(tmp_path)
     (tmp_path / "images.tar.gz").write_bytes(b"rotten")
-    with pytest.raises(DataError, match=r"images\.tar\.gz has md5 .*, expected .*\. Delete it and run again"):
+    with pytest.raises(
+        DataError, match=r"images\.tar\.gz: its md5 is .*, not .*: .* is not a readable archive .*\. Delete it and run again"
+    ):
+        oxford_archives.fetch(tmp_path)
+
+
+def test_archives_that_were_packed_anew_are_taken_for_their_content(mirror: Mirror, tmp_path: Path):
+    official = preparation.prepare(CONFIG, tmp_path / "a")
+    mirror.pack({"images/more.txt": b"of a mirror"})
+    dataset = preparation.prepare(CONFIG, tmp_path / "b")
+    (warning,) = validation.validate(dataset, CONFIG).warnings
+    found = hashlib.md5(mirror.files["images.tar.gz"]).hexdigest()
+    said = "1 archive is not the official one, but holds all photos of its lists, and was taken for it: images.tar.gz"
+    assert warning == f"{said} (md5 {found})."
+    assert dataset.sha256 == official.sha256
+    one, other = splits.read_manifest(official), splits.read_manifest(dataset)
+    assert one["photos_sha256"] == other["photos_sha256"]
+    address = os.environ["TINYCATS_OXFORD_URL"]
+    assert other["origin"]["images.tar.gz"] == {"md5": found, "from": f"{address}images.tar.gz"}
+
+
+def test_other_photos_have_another_digest(mirror: Mirror, tmp_path: Path):
+    official = preparation.prepare(CONFIG, tmp_path / "a")
+    mirror.photos["Bengal_1"] = photo(999)
+    mirror.pack()
+    dataset = preparation.prepare(CONFIG, tmp_path / "b")
+    assert splits.read_manifest(official)["photos_sha256"] != splits.read_manifest(dataset)["photos_sha256"]
+    assert dataset.sha256 != official.sha256
+
+
+def test_lists_of_other_photos_are_not_the_official_ones(mirror: Mirror, tmp_path: Path):
+    mirror.lists["test"] += "pug_117 2 2 2\n"
+    mirror.pack()
+    with pytest.raises(DataError, match="its lists have 28 of 28 train and 15 of 14 test photos"):
+        oxford_archives.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["down", "refuses", "another file"])
+def test_the_next_address_is_tried_and_named(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str):
+    address = os.environ["TINYCATS_OXFORD_URL"].rstrip("/")
+    mirror.files["page"] = b"<html>moved</html>"
+    bad = {"down": "http://127.0.0.1:1/pets", "refuses": f"{address}/gone/x", "another file": f"{address}/page?"}[first]
+    monkeypatch.delenv("TINYCATS_OXFORD_URL")
+    monkeypatch.setattr(oxford_archives, "ADDRESSES", (bad, address))
+    mirror.refused = "/gone/"
+    said: list[str] = []
+    archives = oxford_archives.fetch(tmp_path, lambda _, text: said.append(text))
+    assert [archive.url for archive in archives] == [f"{address}/{name}" for name in oxford_archives.ARCHIVES]
+    assert any(text.startswith(f"cannot download {bad}/") for text in said)
+    assert archives_in(tmp_path) == {name: mirror.files[name] for name in oxford_archives.ARCHIVES}
+    assert oxford_archives.fetch(tmp_path) == archives  # and later runs know it
+
+
+def test_no_address_gives_the_archives(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TINYCATS_OXFORD_URL")
+    monkeypatch.setattr(oxford_archives, "ADDRESSES", ("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"))
+    with pytest.raises(
+        DataError, match=r"cannot download http://127\.0\.0\.1:1/a/\S+: .*; http://127\.0\.0\.1:1/b/\S+: .*\. Check the network"
+    ):
         oxford_archives.fetch(tmp_path)
 
 
@@ -318,7 +393,7 @@ def test_no_network_is_one_clear_error(mirror: Mirror, tmp_path: Path, monkeypat
     monkeypatch.setenv("TINYCATS_OXFORD_URL", url)
     with pytest.raises(DataError) as error:
         preparation.prepare(CONFIG, tmp_path)
-    assert str(error.value).startswith(f"cannot download {url}/images.tar.gz: ")
+    assert str(error.value).startswith(f"cannot download {url}/annotations.tar.gz: ")
     assert "Check the network and run again" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -331,9 +406,9 @@ def test_a_full_disk_is_one_clear_error(mirror: Mirror, tmp_path: Path):
             oxford_archives.fetch(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(mirror.requests) == 1
+    assert len(mirror.requests) == 2
     oxford_archives.fetch(tmp_path)  # and with room, it goes on
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == mirror.files
+    assert archives_in(tmp_path) == mirror.files
 
 
 def test_a_download_larger_than_the_disk_is_not_begun(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
