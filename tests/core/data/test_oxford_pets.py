@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_photos import bytes_of
 
+from benchmarks import crops
 from tinycats_core.config import BREEDS, CLASSES, DataConfig
 from tinycats_core.data import download, oxford_archives, preparation, splits, validation
 from tinycats_core.errors import DataError, TinycatsError
+from tinycats_core.records import Dataset
 
 DOGS = ("beagle", "pug")
 CONFIG = DataConfig(source="oxford_pets", image_size=16)
@@ -53,6 +56,7 @@ class Mirror:
                     self.photos[f"{name}_{index}"] = photo(len(self.photos))
                     lists[split].append(f"{name}_{index} {number} {species} {number}")
         self.lists = {split: "\n".join(lines) + "\n" for split, lines in lists.items()}
+        self.annotations: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.failures: list[int] = []  # answer these codes first
         self.cut_at: list[int] = []  # then end the body after so many bytes
@@ -63,7 +67,7 @@ class Mirror:
     def pack(self, extra: dict[str, bytes] | None = None, links: dict[str, str] | None = None) -> None:
         images = {"images/Abyssinian_100.mat": b"stray"} | (extra or {})
         images |= {f"images/{name}.jpg": content for name, content in self.photos.items()}
-        annotations = {"annotations/trimaps/Bengal_1.png": b"x"}
+        annotations = {"annotations/trimaps/Bengal_1.png": b"x"} | self.annotations
         annotations |= {f"annotations/{split}.txt": text.encode() for split, text in self.lists.items()}
         self.files = {"images.tar.gz": tar(images, links), "annotations.tar.gz": tar(annotations)}
 
@@ -234,6 +238,62 @@ def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, mo
     mirror.trust(monkeypatch)
     with pytest.raises(DataError, match=r"annotations\.tar\.gz (is not a readable archive|has no annotations)"):
         preparation.prepare(CONFIG, tmp_path)
+
+
+def voc(*edges: int, size: tuple[int, int] = (40, 32)) -> bytes:
+    """Return an annotation as the official ones are."""
+    box = "".join(f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+    head = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+    return f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{head}</annotation>".encode()
+
+
+def trimap(left: int, right: int) -> bytes:
+    """Return a trimap whose animal lies between two columns, with a border of two pixels."""
+    values = np.full((32, 40), 2, np.uint8)
+    values[4:28, max(0, left - 2) : right + 2] = 3
+    values[6:26, left:right] = 1
+    return bytes_of(Image.fromarray(values), "PNG")
+
+
+def left_edge(dataset: Dataset, mirror: Mirror, name: str) -> int:
+    """Return the first column of the square that was cut out of a photo, which is 40 pixels wide and 32 high."""
+    rows = splits.read_manifest(dataset)["images"]
+    row = next(row for row in rows if row["name"] == f"{name}.jpg")
+    index = [other["name"] for other in rows if other["split"] == row["split"]].index(row["name"])
+    found = splits.load_split(dataset, row["split"])[0][index].permute(1, 2, 0).numpy()
+    photo = Image.open(io.BytesIO(mirror.photos[name]))
+    cut = [photo.crop((left, 0, left + 32, 32)).resize((16, 16), Image.Resampling.LANCZOS) for left in range(9)]
+    return int(np.argmin([np.abs(found.astype(int) - np.asarray(square)).sum() for square in cut]))
+
+
+def test_heads_and_animals_decide_the_square(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    subject = CONFIG.model_copy(update={"crop": "subject"})
+    stems = list(mirror.photos)
+    mirror.annotations = {f"annotations/trimaps/{stem}.png": trimap(10, 30) for stem in stems}
+    mirror.annotations |= {
+        "annotations/xmls/Bengal_1.xml": voc(38, 5, 40, 20),  # the head at the right,
+        "annotations/trimaps/Bengal_1.png": trimap(0, 40),  # the animal everywhere
+        "annotations/trimaps/Bengal_34.png": trimap(0, 9),  # a test photo, without its head
+        "annotations/xmls/pug_1.xml": voc(38, 5, 60, 20, size=(60, 32)),  # of another picture
+        "annotations/trimaps/pug_1.png": trimap(0, 9),
+        "annotations/xmls/pug_116.xml": b"<annotation>",
+        "annotations/trimaps/beagle_1.png": trimap(0, 0),
+    }
+    mirror.pack()
+    mirror.trust(monkeypatch)
+    dataset = preparation.prepare(subject, tmp_path)
+    left = {name: left_edge(dataset, mirror, name) for name in ("Bengal_1", "Bengal_34", "pug_1", "Birman_1", "beagle_1")}
+    assert left == {"Bengal_1": 8, "Bengal_34": 0, "pug_1": 0, "Birman_1": 4, "beagle_1": 4}
+    bad, none = validation.validate(dataset, subject).warnings
+    assert bad.startswith(
+        "3 boxes are unusable and left out: beagle_1.jpg (annotations/trimaps/beagle_1.png: it shows no animal), "
+    )
+    assert "pug_1.jpg (annotations/xmls/pug_1.xml: drawn on 60x32, the photo is 40x32), pug_116.jpg (annotations/xmls/" in bad
+    assert none == "1 photo is without a box and cut at the centre: beagle_1.jpg."
+    assert dataset.sha256 != preparation.prepare(CONFIG, tmp_path).sha256
+    figures = crops.measure(crops.read_oxford(tmp_path / "oxford-iiit-pet"))
+    assert (figures["photos"], figures["heads"], figures["animals"]) == (40, 1, 40)  # pug_1 has two sizes, beagle_1 nothing
+    assert (figures["head_kept_centre"], figures["head_kept_subject"], figures["head_kept_animal_alone"]) == (0, 1, 0)
 
 
 # --- the download -----------------------------------------------------------------------------------------------------
