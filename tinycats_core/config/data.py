@@ -25,6 +25,8 @@ class DataConfig(Part):
     image_size: ImageSize = 128
     crop: Literal["centre", "subject"] = "centre"  # which square of a photo is cut out; docs/photos.md
     boxes: FullPath | None = None  # for source=folder and crop=subject: a CSV file with a box around each subject
+    # For source=oxford_pets: a data set of parquet files on the Hub, instead of the official archives.
+    mirror: Annotated[str, Field(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
     corrupt_files: Literal["fail", "skip"] = "fail"

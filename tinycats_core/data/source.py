@@ -84,6 +84,10 @@ class Source(ABC):
             raise ConfigError(f"data.folder is given but data.source is {self.name!r}: set data.source to 'folder'")
         if config.crop != "centre" and "crop" not in self.settings:
             raise ConfigError(f"data.crop is {config.crop!r}; source={self.name} only has 'centre'")
+        if config.mirror is not None and "mirror" not in self.settings:
+            raise ConfigError(f"data.mirror is given but data.source is {self.name!r}: set data.source to 'oxford_pets'")
+        if config.mirror is not None and config.crop != "centre":
+            raise ConfigError(f"data.crop is {config.crop!r}, and data.mirror holds no boxes: set data.crop to 'centre'")
         if config.boxes is not None and "boxes" not in self.settings:
             raise ConfigError(f"data.boxes is given but data.source is {self.name!r}: set data.source to 'folder'")
         if config.boxes is not None and config.crop != "subject":

@@ -168,7 +168,7 @@ def _usable_but_odd(found: Mapping[str, list[Finding]], size: int) -> list[str]:
         "near_duplicate": ("held-out image", "nearly the same as a training image"),
         "small": ("image", f"smaller than data.image_size {size} and enlarged"),
         "outside": ("image", "outside the class folders and left out"),
-        "repacked": ("archive", "not the official one, but holds all photos of its lists, and was taken for it"),
+        "repacked": ("archive or mirror", "not the official one, but has as many photos, and was taken for it"),
         "no_box": ("photo", "without a box and cut at the centre"),
     }
     present = [([item for item in found[kind] if item["detail"] != NO_PHOTO], *words) for kind, words in kinds.items()]

@@ -251,6 +251,8 @@ def test_a_box_outside_of_its_photo_is_refused_with_row_value_and_remedy(cats: P
         ({"source": "folder", "folder": "x", "crop": "subject"}, "data.boxes is missing: data.crop 'subject' needs a CSV file"),
         ({"source": "folder", "folder": "x", "boxes": "b.csv"}, "data.boxes is given but data.crop is 'centre': set data.crop"),
         ({"source": "oxford_pets", "crop": "subject", "boxes": "b.csv"}, "data.boxes is given but data.source is 'oxford_pets'"),
+        ({"source": "oxford_pets", "crop": "subject", "mirror": "a/b"}, "data.crop is 'subject', and data.mirror holds no boxes"),
+        ({"source": "folder", "folder": "x", "mirror": "a/b"}, "data.mirror is given but data.source is 'folder'"),
         ({"source": "toycats", "crop": "subject"}, "data.crop is 'subject'; source=toycats only has 'centre'"),
     ],
 )

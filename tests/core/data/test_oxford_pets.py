@@ -1,7 +1,9 @@
 import hashlib
 import io
+import json
 import os
 import resource
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -9,13 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hub_server import Hub, loopback_hub
 from PIL import Image
 from small_photos import bytes_of
 
 from benchmarks import crops
 from tinycats_core.config import BREEDS, CLASSES, DataConfig
-from tinycats_core.data import download, oxford_archives, preparation, splits, validation
+from tinycats_core.data import download, oxford_archives, oxford_pets, parquet_mirror, preparation, splits, validation
 from tinycats_core.errors import DataError, TinycatsError
 from tinycats_core.records import Dataset
 
@@ -76,6 +81,8 @@ class Mirror:
         monkeypatch.setattr(oxford_archives, "ARCHIVES", {name: md5[name] for name in oxford_archives.ARCHIVES})
         counts = {"train": self.lists["trainval"].count("\n"), "test": self.lists["test"].count("\n")}
         monkeypatch.setattr(oxford_archives, "PHOTOS", counts)
+        monkeypatch.setattr(parquet_mirror, "PHOTOS", counts)
+        monkeypatch.setattr(oxford_pets, "PHOTOS", counts)
 
 
 def archives_in(folder: Path) -> dict[str, bytes]:
@@ -240,6 +247,68 @@ def test_archives_of_another_form_are_refused(mirror: Mirror, tmp_path: Path, mo
         preparation.prepare(CONFIG, tmp_path)
 
 
+def parquet(rows: list[tuple[str, int, bytes]], names: list[str]) -> bytes:
+    """Return a parquet file as the library `datasets` writes it."""
+    images = [{"bytes": content, "path": f"{stem}.jpg"} for stem, _, content in rows]
+    table = pyarrow.table({"image": images, "label": [label for _, label, _ in rows]})
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with the photos of the mirror as someone/pets."""
+    names = [name.lower().replace("_", " ") for name in (*DOGS, *BREEDS)]
+    files: dict[str, bytes] = {"README.md": b"pets"}
+    for split, text in mirror.lists.items():
+        stems = [line.split()[0] for line in text.splitlines()]
+        rows = [(stem, names.index(stem.rpartition("_")[0].lower().replace("_", " ")), mirror.photos[stem]) for stem in stems]
+        files[f"data/{'train' if split == 'trainval' else split}-00000-of-00001.parquet"] = parquet(rows, names)
+    with loopback_hub(monkeypatch, tmp_path / "hf") as hub:
+        hub.commit("datasets/someone/pets", files)
+        yield hub
+
+
+MIRRORED = CONFIG.model_copy(update={"mirror": "someone/pets"})
+
+
+def test_a_mirror_on_the_hub_has_the_same_images(hub: Hub, tmp_path: Path):
+    dataset = preparation.prepare(MIRRORED, tmp_path / "a")
+    assert dataset.sha256 == preparation.prepare(CONFIG, tmp_path / "b").sha256
+    manifest = splits.read_manifest(dataset)
+    commit = hub.commits["datasets/someone/pets"][-1][0]
+    assert manifest["origin"] == {"someone/pets": {"commit": commit, "from": "the Hub"}}
+    (warning,) = validation.validate(dataset, MIRRORED).warnings
+    assert warning.endswith(f"was taken for it: someone/pets (commit {commit[:12]}).")
+
+
+def test_what_is_no_mirror_is_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refusal(home: str = "a") -> str:
+        with pytest.raises(DataError) as error:
+            preparation.prepare(MIRRORED, tmp_path / home)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    files = hub.commits["datasets/someone/pets"][-1][1]
+    train, test = sorted(name for name in files if name.endswith(".parquet"))[::-1]
+    hub.commit("datasets/someone/pets", {train: files[train]})
+    assert "has 28 of 28 train and 0 of 14 test photos: it is no mirror" in refusal()
+    hub.commit("datasets/someone/pets", files | {test: b"PAR1 damaged"})
+    assert "is damaged" in refusal()
+    hub.commit("datasets/someone/pets", files | {train: parquet([("x", 0, photo(1))] * 28, ["cat"])})
+    assert "its labels have no names of the 12 breeds" in refusal()
+    middle = len(files[train]) // 3
+    hub.commit("datasets/someone/pets", files | {train: files[train][:middle] + bytes(2000) + files[train][middle + 2000 :]})
+    assert "is damaged" in refusal()
+    hub.commits.clear()
+    assert refusal("b").startswith("cannot download data.mirror someone/pets: ")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"data\.mirror needs pyarrow: pip install"):
+        parquet_mirror._open(tmp_path, "someone/pets")
+
+
 def voc(*edges: int, size: tuple[int, int] = (40, 32)) -> bytes:
     """Return an annotation as the official ones are."""
     box = "".join(f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
@@ -398,7 +467,7 @@ def test_archives_that_were_packed_anew_are_taken_for_their_content(mirror: Mirr
     dataset = preparation.prepare(CONFIG, tmp_path / "b")
     (warning,) = validation.validate(dataset, CONFIG).warnings
     found = hashlib.md5(mirror.files["images.tar.gz"]).hexdigest()
-    said = "1 archive is not the official one, but holds all photos of its lists, and was taken for it: images.tar.gz"
+    said = "1 archive or mirror is not the official one, but has as many photos, and was taken for it: images.tar.gz"
     assert warning == f"{said} (md5 {found})."
     assert dataset.sha256 == official.sha256
     one, other = splits.read_manifest(official), splits.read_manifest(dataset)
