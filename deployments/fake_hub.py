@@ -120,13 +120,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(body))
         if path.startswith("/api/models/"):
             return self.model_api(path.removeprefix("/api/models/").split("/"), body)
+        if path.startswith("/api/datasets/"):  # in `commits` the names of data sets begin with datasets/
+            owner, name, *rest = path.removeprefix("/api/datasets/").split("/")
+            return self.model_api([f"datasets/{owner}", name, *rest], body)
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
                 {**item, "actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}} for item in json.loads(body)["objects"]
             ]
             return self.answer(200, {"transfer": "basic", "objects": objects})
-        owner, name, _, revision, file = path.strip("/").split("/", 4)  # owner/name/resolve/<revision>/<file>
-        files = hub.files(f"{owner}/{name}", revision)
+        repo, _, rest = path.strip("/").partition("/resolve/")  # owner/name/resolve/<revision>/<file>
+        revision, file = rest.split("/", 1)
+        files = hub.files(repo, revision)
         if files is None or file not in files:
             return self.answer(404, X_Error_Code="EntryNotFound")
         return self.answer(200, files[file], ETag=f'"{_git_oid(files[file])}"', X_Repo_Commit=revision)

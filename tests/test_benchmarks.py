@@ -106,6 +106,7 @@ def test_a_publication_survives_faults_and_kills():
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
+        ("crops", ["--oxford", "/nowhere"], "/nowhere/annotations.tar.gz is not a readable archive"),
         ("judge", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
         ("judge", ["--photos", "/nowhere", "--size", "4"], "data.image_size is 4: "),
         ("recipe", ["--photos", "~nobody.here"], "data.folder is "),
@@ -137,6 +138,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
     [
         ("busy", "--rounds"),
         ("corruption", "--cases"),
+        ("crops", "--photos"),
         ("decode", "--photos"),
         ("folders", "--folders"),
         ("fuzz", "--mutations"),

@@ -19,12 +19,13 @@ AT_HOME_IN = {
     "onnx": {"generator.onnx_file", "release.export"},
     "google": {"generator.onnx_file"},  # protobuf, what onnx reads with
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
-    "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained"},
-    "httpx2": {"release.hub_access"},  # what huggingface_hub talks through
+    "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained", "data.parquet_mirror"},
+    "httpx2": {"release.hub_access", "data.parquet_mirror"},  # what huggingface_hub talks through
     "model_signing": {"release.signature"},
     "modal": {"compute.modal_client", "compute.modal_auth"},
     "grpclib": {"compute.modal_client"},  # what modal talks through
     "aiohttp": {"compute.modal_client"},
+    "pyarrow": {"data.parquet_mirror"},
     "pandas": {"release.bundle"},
     "matplotlib": {"pictures"},
     "text_unidecode": {"pictures"},

@@ -70,6 +70,26 @@ def test_a_folder_that_is_not_found_is_asked_for_by_the_name_of_the_setting(rele
     assert locate_data(release, config_of(release)).data.folder == tmp_path / "cats"
 
 
+def test_the_boxes_of_a_release_are_found_with_its_photos(cats: Path, tmp_path: Path) -> None:
+    boxes, folder = tmp_path / "notes" / "boxes.csv", tmp_path / "release"
+    boxes.parent.mkdir()
+    boxes.write_text("file,left,top,right,bottom\nluna/0.png,0,0,9,9\n")
+    data = {"crop": "subject", "image_size": 32}
+    dataset = preparation.prepare(
+        resolve("photos", {"data": {**data, "folder": str(cats), "boxes": str(boxes)}}).data, home("data")
+    )
+    config = resolve("photos", {"data": {**data, "folder": "cats", "boxes": "boxes.csv"}})
+    kept = config.model_dump(mode="json")
+    kept["data"] |= {"folder": "cats", "boxes": "boxes.csv"}
+    write_json(folder / "config.json", kept)
+    manifest.seal(folder, "cats", "1", "key", {"dataset": {"sha256": dataset.sha256, "content": dataset.content}})
+    found = locate_data(manifest.read_release(folder), config).data
+    assert (found.folder, found.boxes) == (cats, boxes)
+    boxes.unlink()
+    with pytest.raises(ConfigError, match=r"data\.(folder|boxes) is needed: the \w+ of cats 1 lay in a \w+ named"):
+        locate_data(manifest.read_release(folder), config)
+
+
 def test_changed_images_are_said_and_renamed_classes_are_told_as_that(
     release: Release, cats: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ BREEDS = (
     "Maine_Coon", "Persian", "Ragdoll", "Russian_Blue", "Siamese", "Sphynx",
 )  # fmt: skip
 CLASSES = (*BREEDS, "other")
+PLACES = {"folder": ("photos", "folder"), "boxes": ("boxes", "file")}  # settings of data that name places: what lies in them
 Backbone = Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
 
 
@@ -22,6 +23,10 @@ class DataConfig(Part):
     # What the folders in it are; auto: told from how they lie. docs/photos.md explains the others.
     layout: Literal["auto", "single", "classes", "breeds", "splits", "subfolders"] = "auto"
     image_size: ImageSize = 128
+    crop: Literal["centre", "subject"] = "centre"  # which square of a photo is cut out; docs/photos.md
+    boxes: FullPath | None = None  # for source=folder and crop=subject: a CSV file with a box around each subject
+    # For source=oxford_pets: a data set of parquet files on the Hub, instead of the official archives.
+    mirror: Annotated[str, Field(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")] | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of each class, where the source has no official split
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class's training images; a class of one keeps it
     corrupt_files: Literal["fail", "skip"] = "fail"

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from tinycats_core.data import formats, pixels
+from tinycats_core.data import crop, formats, pixels
 from tinycats_core.data.splits import Split
 from tinycats_core.errors import NAMED, DataError, shortened
 
@@ -39,6 +39,7 @@ class Photo(NamedTuple):
     label: str
     split: Split | None  # the source's own; None if it has none
     open: Callable[[], io.BufferedReader | io.BytesIO]
+    boxes: tuple[crop.Box, ...] | None = None  # of the subject, the most important first; None: the central square is wanted
 
 
 class Decoded(NamedTuple):
@@ -49,6 +50,16 @@ class Decoded(NamedTuple):
     width: int
     height: int
     pixels: np.ndarray  # uint8 (3, S, S)
+    faults: tuple[str, ...] = ()  # of boxes that do not fit the photo and were not used
+
+
+class Opened(NamedTuple):
+    """What was read of a photo's file."""
+
+    width: int
+    height: int
+    square: Image.Image
+    faults: tuple[str, ...]
 
 
 class LeftOut(Exception):
@@ -92,12 +103,20 @@ def decode_all(photos: Iterable[Photo], total: int, size: int, report: Progress)
                 findings.append(make_finding(kind, photo.name, f"{image.width}x{image.height}", photo.label))
             if shorter * 2 >= size:
                 images.append(image)
+                findings += _box_findings(photo, image)
     if failed:
         raise DataError(
             f"{len(failed)} of {total} files could not be read: {shortened(failed, NAMED)}. Check the disk or the network "
             "drive that holds data.folder, and run again: the files are read anew."
         )
     return images, findings
+
+
+def _box_findings(photo: Photo, image: Decoded) -> Iterator[Finding]:
+    if photo.boxes == ():
+        yield make_finding("no_box", photo.name, label=photo.label)
+    for fault in image.faults:
+        yield make_finding("bad_box", photo.name, fault, photo.label)
 
 
 def _in_order(pool: ThreadPoolExecutor, photos: Iterable[Photo], size: int) -> Iterator[tuple[Photo, Future[Decoded]]]:
@@ -160,7 +179,7 @@ def _decode(photo: Photo, size: int) -> Decoded:
         with photo.open() as file:
             head = file.read(formats.HEAD)
             file.seek(0)
-            width, height, square = _read_png(photo, file, size) if head.startswith(b"\x89PNG") else _read(photo, head, file, size)
+            opened = _read_png(photo, file, size) if head.startswith(b"\x89PNG") else _read(photo, head, file, size)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (LeftOut, MemoryError):
@@ -173,11 +192,11 @@ def _decode(photo: Photo, size: int) -> Decoded:
         kind = type(error).__name__
         reason = str(error) if isinstance(error, OSError) else f"{kind}: {error}"
         raise LeftOut("corrupt", " ".join(reason.split()) or kind) from None
-    array = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-    return Decoded(photo.name, photo.label, photo.split, sha256, width, height, array)
+    array = np.ascontiguousarray(np.asarray(opened.square).transpose(2, 0, 1))
+    return Decoded(photo.name, photo.label, photo.split, sha256, opened.width, opened.height, array, opened.faults)
 
 
-def _read_png(photo: Photo, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
+def _read_png(photo: Photo, file: BinaryIO, size: int) -> Opened:
     """Read a PNG, if need be without metadata that Pillow refuses: the photo is good without them."""
     try:
         return _read(photo, b"", file, size)
@@ -189,17 +208,19 @@ def _read_png(photo: Photo, file: BinaryIO, size: int) -> tuple[int, int, Image.
         raise
 
 
-def _read(photo: Photo, head: bytes, file: BinaryIO, size: int) -> tuple[int, int, Image.Image]:
-    """Return width and height of an image, and its central square."""
+def _read(photo: Photo, head: bytes, file: BinaryIO, size: int) -> Opened:
+    """Return width and height of an image as it is stored, and the square that is cut out of it."""
     with ExitStack() as held:
         with Image.open(file, formats=readable_formats()) as image:
             width, height = image.size
             if _pixels_to_hold(image, photo.name, head, size) > pixels.LARGE:
                 held.enter_context(_large)
             image.load()
-            square = pixels.to_square(image, size)
+            upright = pixels.upright_size(image, width, height)
+            usable, faults = crop.sort_out(photo.boxes or (), *upright)
+            square = pixels.to_square(image, size, crop.centering(usable, *upright))
         del image  # its pixels, before the next large image is decoded
-    return width, height, square
+    return Opened(width, height, square, faults)
 
 
 def _pixels_to_hold(image: Image.Image, name: str, head: bytes, size: int) -> int:

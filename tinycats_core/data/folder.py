@@ -2,12 +2,14 @@
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinycats_core.config import DataConfig
+from tinycats_core.data.boxes import read_boxes
+from tinycats_core.data.crop import Box
 from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, make_finding, readable_formats
 from tinycats_core.data.formats import NO_PHOTO
 from tinycats_core.data.layout import ListedFile, Listing, is_photo, list_folder
@@ -19,7 +21,7 @@ class Folder(Source):
     """The photos below data.folder; `layout` says which folders are classes."""
 
     name = "folder"
-    settings = ("folder", "layout", "test_fraction", "val_fraction")
+    settings = ("folder", "layout", "crop", "boxes", "test_fraction", "val_fraction")
     split_rule = "by sha256 within each class"
     private = True
     licence = "other"
@@ -35,7 +37,8 @@ class Folder(Source):
         listing = list_folder(config)
         files = {file.name: [file.label, file.split, *_state(file.path)] for file in listing.files}
         fractions = {"test_fraction": config.test_fraction, "val_fraction": config.val_fraction}
-        return {"formats": readable_formats(), "classes": listing.classes, "files": files, **fractions}
+        crop = {"crop": config.crop, "boxes": _boxes(config, listing)}
+        return {"formats": readable_formats(), "classes": listing.classes, "files": files, **fractions, **crop}
 
     def collect(self, config: DataConfig, folder: Path, report: Progress) -> Collected:
         listing = list_folder(config)
@@ -44,7 +47,7 @@ class Folder(Source):
         readable = [file for file in inside if file.name not in reasons]
         found = collect_photos(
             listing.classes,
-            _photos(readable),
+            _photos(readable, _boxes(config, listing)),
             len(readable),
             config.image_size,
             lambda images: split_by_folders(images, listing.splits, config),
@@ -71,10 +74,16 @@ def split_by_folders(images: Sequence[Decoded], given: set[Split], config: DataC
     return {"train": train, "val": val, "test": test}
 
 
-def _photos(files: Sequence[ListedFile]) -> Iterator[Photo]:
+def _boxes(config: DataConfig, listing: Listing) -> dict[str, Box] | None:
+    """Return the box of each photo that has one; None if the central squares are wanted. Raises DataError."""
+    return read_boxes(config.boxes, [file.name for file in listing.files]) if config.boxes else None
+
+
+def _photos(files: Sequence[ListedFile], boxes: Mapping[str, Box] | None) -> Iterator[Photo]:
     for file in files:
         assert file.label is not None
-        yield Photo(file.name, file.label, file.split, partial(open, file.path, "rb"))
+        subject = None if boxes is None else (boxes[file.name],) if file.name in boxes else ()
+        yield Photo(file.name, file.label, file.split, partial(open, file.path, "rb"), subject)
 
 
 def _outside(listing: Listing) -> list[Finding]:

@@ -16,22 +16,34 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 LARGE = 16_000_000  # pixels, above which an image is averaged down before anything else, and decoded alone
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space and the mode that it describes
 WHOLE_BITS = (8, 12, 16)  # of integers, before what their highest value needs
 FLOAT_TOPS = (1, 255, 65_535)  # of floating-point grey
 
 
-def to_square(image: Image.Image, size: int) -> Image.Image:
-    """Return a loaded image upright, over white where transparent, cut to the central square, in sRGB. Raises ValueError."""
+def to_square(image: Image.Image, size: int, centering: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Return a loaded image upright, over white where transparent, cut to a square, in sRGB.
+
+    `centering` says where the square lies in the upright image, from (0, 0), left and top, to (1, 1).
+
+    Raises:
+        ValueError: grey values are of no known range.
+    """
     orientation, profile = _orientation(image), _profile(image)
     if image.width * image.height > LARGE and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK", "F", "I"):
         image = image.reduce(max(1, min(image.size) // (4 * size)))
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     flat = image if image.mode == "CMYK" and profile and profile[0] == "CMYK" else _flattened(image)
-    square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS)
+    square = ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS, centering=centering)
     return _to_srgb(square, *profile) if profile else square
+
+
+def upright_size(image: Image.Image, width: int, height: int) -> tuple[int, int]:
+    """Return width and height of a loaded image once it is upright; as they are stored, they are `width` and `height`."""
+    return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:

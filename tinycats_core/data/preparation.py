@@ -43,7 +43,7 @@ def fingerprint(config: DataConfig) -> str:
 def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = None) -> Dataset:
     """Decode the source into <folder>/<fingerprint[:12]>/{images.safetensors, manifest.json}, or reuse what is there.
 
-    Images are turned upright (EXIF), laid over white where transparent, cut to the central square and resized with
+    Images are turned upright (EXIF), laid over white where transparent, cut to a square (data.crop says which) and resized with
     antialiasing, in sRGB. Unusable files are left out and recorded as findings, which `validate` judges, in the manifest and in
     findings.csv: every file is used, or has a finding, or is counted as hidden. The same input gives the same bytes. Downloads
     for oxford_pets lie in <folder>/oxford-iiit-pet.
@@ -109,6 +109,10 @@ def _manifest(found: Collected, source: Source, config: DataConfig, digest: str)
         "source": source.name,
         "folder": config.folder and str(config.folder),
         "image_size": config.image_size,
+        "crop": config.crop,
+        "boxes": config.boxes and str(config.boxes),
+        "origin": found.origin,
+        "photos_sha256": digest_of({image.name: image.sha256 for members in found.splits.values() for image in members}),
         "split": found.split_rule or source.split_rule,
         "classes": list(found.classes),
         **{f"{split}_count": len(members) for split, members in found.splits.items()},
@@ -154,14 +158,15 @@ def _reuse(target: Path, digest: str) -> Dataset | None:
     return dataset if dataset.is_intact() else None
 
 
-def find_folder(sha256: str, folder: Path) -> Path | None:
-    """Return the data.folder from which a data set below `folder` was prepared, by the data set's sha256; None: not known."""
+def find_places(sha256: str, folder: Path) -> dict[str, Path]:
+    """Return data.folder and data.boxes from which a data set below `folder` was prepared, as far as they are known and exist."""
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
         with suppress(TinycatsError, OSError, AttributeError):
             manifest = read_json(path)
-            if manifest.get("sha256") == sha256 and (found := manifest.get("folder")) and Path(found).is_dir():
-                return Path(found)
-    return None
+            places = {name: Path(manifest[name]) for name in ("folder", "boxes") if manifest.get(name)}
+            if manifest.get("sha256") == sha256 and places and all(place.exists() for place in places.values()):
+                return places
+    return {}
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Collected(NamedTuple):
     findings: list[Finding]
     hidden: int = 0  # files that are hidden, or that systems and programs leave beside images
     split_rule: str | None = None  # in words, if it is not the source's
+    origin: dict[str, dict[str, str | None]] | None = None  # of downloaded files: what they are, and where they are from
 
 
 class Source(ABC):
@@ -76,11 +77,23 @@ class Source(ABC):
         """Read and split the images. Downloads go below `folder`. Raises DataError."""
 
     def check(self, config: DataConfig) -> None:
-        """Raise ConfigError if data.folder is missing, or given to a source that reads none."""
+        """Raise ConfigError if data.folder or data.boxes is missing, or given to a source that reads none, or cannot crop."""
         if "folder" in self.settings and config.folder is None:
             raise ConfigError(f"data.folder is missing: source={self.name} needs the folder that holds the images")
         if "folder" not in self.settings and config.folder is not None:
             raise ConfigError(f"data.folder is given but data.source is {self.name!r}: set data.source to 'folder'")
+        if config.crop != "centre" and "crop" not in self.settings:
+            raise ConfigError(f"data.crop is {config.crop!r}; source={self.name} only has 'centre'")
+        if config.mirror is not None and "mirror" not in self.settings:
+            raise ConfigError(f"data.mirror is given but data.source is {self.name!r}: set data.source to 'oxford_pets'")
+        if config.mirror is not None and config.crop != "centre":
+            raise ConfigError(f"data.crop is {config.crop!r}, and data.mirror holds no boxes: set data.crop to 'centre'")
+        if config.boxes is not None and "boxes" not in self.settings:
+            raise ConfigError(f"data.boxes is given but data.source is {self.name!r}: set data.source to 'folder'")
+        if config.boxes is not None and config.crop != "subject":
+            raise ConfigError(f"data.boxes is given but data.crop is {config.crop!r}: set data.crop to 'subject'")
+        if config.boxes is None and config.crop == "subject" and "boxes" in self.settings:
+            raise ConfigError("data.boxes is missing: data.crop 'subject' needs a CSV file with a box for each photo")
 
 
 def collect_photos(

@@ -50,9 +50,9 @@ def validate(dataset: Dataset, data: DataConfig) -> ValidationReport:
     """Check whether a model should be trained on the data set.
 
     Fails on undecodable images and photos of formats that are not read, images that would be enlarged more than twice, which
-    teaches blur, the same picture in two classes, and a class with no image to train on or to test on. Warns of copies, held-out
-    images that are nearly copies of training images, enlarged images, imbalance, files that are no photos, and photos outside
-    the class folders.
+    teaches blur, the same picture in two classes, boxes outside of their photos, and a class with no image to train on or to
+    test on. Warns of copies, held-out images that are nearly copies of training images, enlarged images, imbalance, files that
+    are no photos, photos outside the class folders, photos without a box, and archives that were packed anew.
 
     With data.corrupt_files=skip, unusable files are only warned of; they are left out in any case. So are those of a source
     whose files are fixed.
@@ -115,6 +115,8 @@ def _unusable(found: Mapping[str, list[Finding]], dataset: Dataset, skip: bool) 
     tell(found["too_small"], "image", small, skip or source.fixed, remedy)
     remedy = "Keep each image in the class where it belongs."
     tell(found["conflict"], "file", "the same image as one of another class", source.fixed, remedy)
+    remedy = "Correct data.boxes, or set data.corrupt_files to 'skip', which cuts these photos at the centre."
+    tell(found["bad_box"], "box", "unusable", skip or source.fixed, remedy)
     _tell_unread(found["unread"], skip or source.fixed, problems, warnings)
     return problems, warnings
 
@@ -166,6 +168,8 @@ def _usable_but_odd(found: Mapping[str, list[Finding]], size: int) -> list[str]:
         "near_duplicate": ("held-out image", "nearly the same as a training image"),
         "small": ("image", f"smaller than data.image_size {size} and enlarged"),
         "outside": ("image", "outside the class folders and left out"),
+        "repacked": ("archive or mirror", "not the official one, but has as many photos, and was taken for it"),
+        "no_box": ("photo", "without a box and cut at the centre"),
     }
     present = [([item for item in found[kind] if item["detail"] != NO_PHOTO], *words) for kind, words in kinds.items()]
     return [f"{_how_many(findings, noun)} {what}: {_named(findings)}." for findings, noun, what in present if findings]
@@ -183,7 +187,8 @@ def _imbalance(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _how_many(findings: Sequence[Finding], noun: str) -> str:
-    return f"1 {noun} is" if len(findings) == 1 else f"{len(findings)} {noun}s are"
+    plural = "boxes" if noun == "box" else f"{noun}s"
+    return f"1 {noun} is" if len(findings) == 1 else f"{len(findings)} {plural} are"
 
 
 def _named(findings: Sequence[Finding]) -> str:

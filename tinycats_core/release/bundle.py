@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from tinycats_core.config import ReleaseConfig
+from tinycats_core.config import PLACES, ReleaseConfig
 from tinycats_core.data import sources
 from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
@@ -47,7 +47,7 @@ ROOTS = re.compile(r"(?<![\w:/.~-])~?(?:/[^\s/'\",;:|]+)+/(?=[^\s/])")  # the fo
 
 def release_key(config: ReleaseConfig, dataset: Dataset) -> str:
     """Return a digest of the configuration and the data. Where a release is made, published or has its data is left out."""
-    parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {"folder"}})
+    parts = config.model_dump(mode="json", exclude={"compute": True, "publish": True, "data": {*PLACES}})
     return digest_of({"config": parts, "name": config.publish.name, "dataset": dataset.content})
 
 
@@ -189,7 +189,7 @@ def _shape(parts: ReleaseParts) -> dict[str, Any]:
 def _settings(config: ReleaseConfig) -> dict[str, Any]:
     """Return the settings of every stage, without where it was made and published and where its data lie."""
     settings = config.model_dump(mode="json", exclude={"compute", "publish"})
-    settings["data"]["folder"] = settings["data"]["folder"] and Path(settings["data"]["folder"]).name
+    settings["data"] |= {name: Path(settings["data"][name]).name for name in PLACES if settings["data"][name]}
     if settings["train"]["resume_from"]:
         settings["train"]["resume_from"] = Path(settings["train"]["resume_from"]).name
     return settings

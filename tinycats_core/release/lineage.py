@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from tinycats_core.config import PLACES
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import digest_of, read_json
 from tinycats_core.records import Dataset, Decision, FidelityReport, FileRecord, OnnxModel, Release, SampleSet, Weights
@@ -129,7 +130,7 @@ def _configuration(shipped: Shipped) -> Pairs:
     if not shipped.later or dataset is None or settings.get("train", {}).get("resume_from"):
         return  # older keys are made in other ways, and that of a longer training holds a path that does not ship
     parts = {name: part for name, part in settings.items() if name not in ("compute", "publish")}
-    parts["data"] = {name: value for name, value in parts.get("data", {}).items() if name != "folder"}
+    parts["data"] = {name: value for name, value in parts.get("data", {}).items() if name not in PLACES}
     key = digest_of({"config": parts, "name": shipped.manifest.name, "dataset": dataset.content})
     yield "key, of the settings and the data", shipped.manifest.key, key
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinycats_core import presets
-from tinycats_core.config import GUIDANCE_SETTINGS, ReleaseConfig, SampleConfig, SampleOptions
+from tinycats_core.config import GUIDANCE_SETTINGS, PLACES, ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import NAMED, ConfigError, EvaluationError, RegistryError, printable, shortened
 from tinycats_core.files import expanded, home, read_json
 from tinycats_core.generator.onnx_file import require_self_contained
@@ -53,7 +53,7 @@ def config(release: Release, overrides: Mapping[str, Any] | None = None) -> Rele
         for part, names in MACHINE.items():
             kept = () if names is None else [name for name in settings.get(part, {}) if name not in names]
             settings[part] = {name: settings[part][name] for name in kept}
-    _require_bare_folder(settings.get("data", {}).get("folder"))
+    _require_bare_names(settings.get("data", {}))
     return presets.load({"publish": {"name": release.name}}, settings, {"sample": _guidance(release)}, overrides or {})
 
 
@@ -143,28 +143,31 @@ def other_images(release: Release, dataset: Dataset) -> str | None:
 
 
 def locate_data(release: Release, config: ReleaseConfig) -> ReleaseConfig:
-    """Return a release's configuration with the folder of its photos, of which a release holds no more than the name.
+    """Return a release's configuration with the folder of its photos and the file of their boxes: a release holds the names.
 
-    It is the folder from which this machine has prepared these very images; for a release that does not come from the Hub,
-    otherwise one of that name below the present folder.
+    They are those from which this machine has prepared these very images; for a release that does not come from the Hub,
+    otherwise those of the same names below the present folder.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder or the file is not found.
     """
-    name = contents.read_settings(release.folder).get("data", {}).get("folder")
-    if name is None or config.data.folder != expanded(name):
-        return config  # no folder, or one that was given
+    settings = contents.read_settings(release.folder).get("data", {})
+    wanted = [name for name in PLACES if settings.get(name) and getattr(config.data, name) == expanded(settings[name])]
+    if not wanted:
+        return config  # none, or others that were given
     from tinycats_core.data import preparation  # here, for it needs PyTorch
 
-    folder = preparation.find_folder(_dataset_sha256(release), home("data"))
-    if folder is None and not _from_the_hub(release):
-        folder = config.data.folder
-    if folder is None or not folder.is_dir():
-        raise ConfigError(
-            f"data.folder is needed: the photos of {release.name} {release.version} lay in a folder named {name!r}, "
-            'which is not found on this machine. Give it as overrides: {"data": {"folder": "..."}}'
-        )
-    return config.model_copy(update={"data": config.data.model_copy(update={"folder": folder})})
+    found = preparation.find_places(_dataset_sha256(release), home("data"))
+    if not _from_the_hub(release):
+        found = {name: getattr(config.data, name) for name in wanted} | found
+    for name in wanted:
+        if name not in found or not found[name].exists():
+            things, kind = PLACES[name]
+            raise ConfigError(
+                f"data.{name} is needed: the {things} of {release.name} {release.version} lay in a {kind} named "
+                f'{settings[name]!r}, which is not found on this machine. Give it as overrides: {{"data": {{"{name}": "..."}}}}'
+            )
+    return config.model_copy(update={"data": config.data.model_copy(update={name: found[name] for name in wanted})})
 
 
 def _from_the_hub(release: Release) -> bool:
@@ -179,13 +182,15 @@ def _dataset_sha256(release: Release) -> str:
     return recorded.sha256
 
 
-def _require_bare_folder(folder: Any) -> None:
-    """Refuse a data folder that a release could not have: it keeps the last part of the name, never the place."""
-    if folder is not None and (not isinstance(folder, str) or Path(folder).name != folder):
-        raise ConfigError(
-            f"data.folder is {printable(repr(folder))} in config.json; a release names no place outside of itself. "
-            'Give yours with --overrides \'{"data": {"folder": "photos"}}\''
-        )
+def _require_bare_names(data: Mapping[str, Any]) -> None:
+    """Refuse places of data that a release could not have: it keeps the last part of their names, never where they are."""
+    for name in PLACES:
+        place = data.get(name)
+        if place is not None and (not isinstance(place, str) or Path(place).name != place):
+            raise ConfigError(
+                f"data.{name} is {printable(repr(place))} in config.json; a release names no place outside of itself. "
+                f'Give yours with --overrides \'{{"data": {{"{name}": "photos"}}}}\''
+            )
 
 
 def _guidance(release: Release) -> dict[str, Any]:

@@ -168,7 +168,8 @@ def test_nothing_in_a_release_says_where_it_was_made(built: Release, parts: dict
 
 def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp_path: Path):
     size = {"image_size": 16}
-    config = load({"data": {"source": "folder", "folder": "/somewhere/private/pets"} | size, "model": size | {"patch_size": 4}})
+    data = {"source": "folder", "folder": "/somewhere/private/pets", "crop": "subject", "boxes": "/somewhere/private/boxes.csv"}
+    config = load({"data": data | size, "model": size | {"patch_size": 4}})
     assert bundle.portable({"a": [f"see {config.data.folder}, and https://example.org/a/b", 3]}) == {
         "a": ["see pets, and https://example.org/a/b", 3]
     }
@@ -178,7 +179,7 @@ def test_a_folder_of_photos_is_kept_by_its_name_alone(parts: dict[str, Any], tmp
     )
     release = bundle.build(tmp_path, ReleaseParts(**{**parts, "config": settings, "dataset": photos}))
     kept = json.loads((release.folder / "release_config.json").read_text())
-    assert kept["data"]["folder"] == "pets"
+    assert (kept["data"]["folder"], kept["data"]["boxes"]) == ("pets", "boxes.csv")
     assert not {"publish", "compute"} & kept.keys()
     ReleaseConfig.model_validate(kept)
     assert "/private" not in "".join(path.read_text() for path in release.folder.glob("*.json"))
