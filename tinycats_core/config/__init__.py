@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from tinycats_core.config.base import MOST_CLASSES, Part
-from tinycats_core.config.data import BREEDS, CLASSES, ClassifierConfig, ClassifierShape, DataConfig, ModelConfig
+from tinycats_core.config.data import BREEDS, CLASSES, OTHER, ClassifierConfig, ClassifierShape, DataConfig, ModelConfig
 from tinycats_core.config.sampling import GUIDANCE_SETTINGS, SampleConfig, SampleOptions, SamplerPart
 from tinycats_core.config.shipping import (
     NAME_PATTERN,
@@ -20,9 +20,9 @@ from tinycats_core.config.training import TrainConfig
 from tinycats_core.errors import ConfigError
 
 __all__ = [
-    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MOST_CLASSES", "NAME_PATTERN", "SIGSTORE", "ClassifierConfig", "ClassifierShape",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part", "PublishConfig", "ReleaseConfig",
-    "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
+    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MOST_CLASSES", "NAME_PATTERN", "OTHER", "SIGSTORE", "ClassifierConfig",
+    "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part", "PublishConfig",
+    "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
 ]  # fmt: skip
 
 

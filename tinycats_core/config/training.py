@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, numbers
+from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, Share, numbers
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
 
@@ -25,6 +25,7 @@ class TrainConfig(Part):
     ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(numbers), Field(min_length=1)] = (0.9999, 0.999)
     label_dropout: Fraction = 0.1
     flip: bool = True
+    other_share: Share | None = None  # of the class `other` among the images of the steps; None: as among the training images
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
     timestep_mean: float = -0.8  # of the logit of t; below 0 means nearer to noise
     timestep_std: Annotated[float, Field(gt=0)] = 0.8

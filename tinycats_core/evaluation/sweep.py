@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
+from tinycats_core.data import groups
+from tinycats_core.data.splits import load_labels
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.evaluation import fidelity, metrics
 from tinycats_core.evaluation.reference import Judge
@@ -33,8 +35,8 @@ def choose(
     """Choose the pair of an average and a sampling option with the lowest KID, the first of equals.
 
     For each pair, `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
-    validation split, and measured against that split. The final figures use other noise, so that they are not those of a
-    lucky draw. A single pair is chosen without drawing, and the first pair if the validation images are too few.
+    validation split, and measured against that split; of cats alone if the gate judges these. The final figures use other
+    noise, so that they are not those of a lucky draw. A single pair is chosen without drawing, and the first pair if the validation images are too few.
 
     Args:
         folder: of the evaluations, with the cache of the validation images' features. The choice is written there.
@@ -55,16 +57,18 @@ def choose(
         )
         return _write(pairs[0], "the first average and the first setting", dataset, folder, note=note)
     judge = Judge.load(dataset, config, classifier, folder, device)
-    rows = _measure(pairs, judge, options.sweep_images, on_row)
+    group, by = _chosen_by(dataset, config)
+    rows = _measure(pairs, judge, group, options.sweep_images, on_row)
     best = min(range(len(rows)), key=lambda number: rows[number].metrics[kid])
     rows[best] = rows[best].model_copy(update={"chosen": True})
     conditions = {
         "extractor": config.extractor,
         "classifier_sha256": judge.classifier_sha256,
-        "kid_subset_size": metrics.kid_subset(options.sweep_images, dataset.val_count),
+        "kid_subset_size": metrics.kid_subset(options.sweep_images, by),
         "noise_seed": options.seed + SEED_APART,
+        **({"group": group, "group_images": by} if group != groups.ALL else {}),
     }
-    rule = f"the lowest {kid} on the validation images, the first of equals"
+    rule = f"the lowest {kid} on the validation images{' of cats' if group != groups.ALL else ''}, the first of equals"
     return _write(pairs[best], rule, dataset, folder, rows, options.sweep_images, conditions)
 
 
@@ -77,10 +81,20 @@ def distinct(averages: Sequence[Weights]) -> list[Weights]:
     return list(by_decay.values())
 
 
-def _measure(pairs: Sequence[Pair], judge: Judge, count: int, on_row: OnRow | None) -> list[SweepRow]:
-    dataset, real = judge.dataset, judge.reference("val")
-    classes, subset = len(dataset.classes), metrics.kid_subset(count, dataset.val_count)
-    labels = labels_like(judge.images("val")[1], count, classes)
+def _chosen_by(dataset: Dataset, config: EvaluateConfig) -> tuple[str, int]:
+    """Return the group that the choice is made by, and its validation images.
+
+    It is the cats if they are judged apart and there are enough to choose by.
+    """
+    cats = groups.sizes(load_labels(dataset, "val"), dataset.classes)[groups.CATS]
+    enough = fidelity.is_divided(dataset, config) and cats >= fidelity.images_needed(config)
+    return (groups.CATS, cats) if enough else (groups.ALL, dataset.val_count)
+
+
+def _measure(pairs: Sequence[Pair], judge: Judge, group: str, count: int, on_row: OnRow | None) -> list[SweepRow]:
+    dataset, real, real_labels = judge.dataset, judge.reference("val", group), judge.group("val", group)[1]
+    classes, subset = len(dataset.classes), metrics.kid_subset(count, len(real_labels))
+    labels = labels_like(real_labels, count, classes)
     rows = []
     for average, setting in pairs:
         network, _ = load_generator(average.verify().path, judge.device)
