@@ -33,7 +33,8 @@ def decide(
 
     Where the cats are a group, all of these hold for the cats. Writes `folder/decision.json`. All terms must pass. KID may
     exceed the published one by `config.tolerance` standard errors of the difference: those over other generated images, since
-    both models are compared with the same real images. Figures measured under other conditions are not compared: that is a failed term.
+    both models are compared with the same real images. Figures measured under other conditions are not compared: that is a
+    failed term.
 
     Args:
         published: the published model, measured on the same images with the same extractor; None for a first release.
@@ -92,11 +93,10 @@ def _built_in(report: FidelityReport) -> list[Term]:
 
 def _other(report: FidelityReport) -> list[Term]:
     """Require of the images of `other`, whose quality is not judged, what holds for any image: neither noise nor a copy."""
-    other = report.of_group(OTHER)
-    terms = [_learnt(other), _no_copies(other)] if other else []
-    return [
-        term.model_copy(update={"name": f"{OTHER}_{term.name}", "why": f"of the images of {OTHER}, {term.why}"}) for term in terms
-    ]
+    if (other := report.of_group(OTHER)) is None:
+        return []
+    terms = {"other_learnt": _learnt(other), "other_no_copies": _no_copies(other)}
+    return [term.model_copy(update={"name": name, "why": f"of the images of {OTHER}, {term.why}"}) for name, term in terms.items()]
 
 
 def _learnt(report: FidelityReport) -> Term:

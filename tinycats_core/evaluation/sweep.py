@@ -36,7 +36,8 @@ def choose(
 
     For each pair, `options.sweep_images` images are drawn from the same noise, with the classes in the proportions of the
     validation split, and measured against that split; of cats alone if the gate judges these. The final figures use other
-    noise, so that they are not those of a lucky draw. A single pair is chosen without drawing, and the first pair if the validation images are too few.
+    noise, so that they are not those of a lucky draw. A single pair is chosen without drawing, and the first pair if the
+    validation images are too few.
 
     Args:
         folder: of the evaluations, with the cache of the validation images' features. The choice is written there.
