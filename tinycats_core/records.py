@@ -211,7 +211,7 @@ class FidelityReport(FileRecord):
     conditions: dict[str, Any]
     notes: tuple[str, ...] = ()
     classes: tuple[ClassRow, ...] = ()
-    groups: tuple[GroupFigures, ...] = Field((), exclude_if=lambda groups: not groups)  # as in reports from before there were any
+    groups: tuple[GroupFigures, ...] = Field(default=(), exclude_if=lambda groups: not groups)  # as in earlier reports
 
     def of_group(self, name: str) -> Self | None:
         """Return the report of another group, with the figures and conditions of that group; None if it was not measured."""

@@ -110,6 +110,7 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"publish": {"repo_id": "cats"}}, ["publish.repo_id is 'cats'", "owner/name"]),
         ("smoke", {"publish": {"name": "../up"}}, ["publish.name is '../up'"]),
         ("smoke", {"compute": {"timeout_hours": 30}}, ["compute.timeout_hours is 30", "24"]),
+        ("smoke", {"train": {"other_share": 0}}, ["train.other_share is 0 but evaluate.other_share is None", "set both to 0"]),
         ("smoke", {"train": {"other_share": 1}}, ["train.other_share is 1", "less than 1"]),
         ("smoke", {"evaluate": {"other_share": -0.1}}, ["evaluate.other_share is -0.1", "greater than or equal to 0"]),
         ("smoke", {"train": 3}, ["train is 3"]),

@@ -54,6 +54,11 @@ class ReleaseConfig(Part):
             raise ValueError(
                 "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
             )
+        if self.train.other_share == 0 and self.evaluate.other_share != 0:
+            raise ValueError(
+                f"train.other_share is 0 but evaluate.other_share is {self.evaluate.other_share}: a class that was never seen "
+                "would be drawn; set both to 0"
+            )
         least = self.evaluate.neighbours
         for name, count in (("sample.sweep_images", self.sample.sweep_images), ("evaluate.samples", self.evaluate.samples)):
             if count <= least:

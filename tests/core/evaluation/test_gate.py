@@ -164,7 +164,7 @@ def test_changed_report_is_not_judged(tmp_path: Path, decide: Callable[..., Deci
 
 def test_other_must_be_neither_noise_nor_copies_and_need_not_be_good(tmp_path: Path, decide: Callable[..., Decision]) -> None:
     def report(**metrics: float) -> FidelityReport:
-        measured = {"kid_breed": 0.5, "copy_rate": 0.0, "coverage": 0.0, "spread": 0.0, **metrics}
+        measured: dict[str, float | None] = {"kid_breed": 0.5, "copy_rate": 0.0, "coverage": 0.0, "spread": 0.0, **metrics}
         own = {"generated": 1_000, "reference": 1_000, "trivial_kid": {"noise": 1.0}}
         other = GroupFigures(name="other", metrics=measured, floor=FLOOR, conditions=own)
         return make_report(tmp_path / "a.json", {"group": "cats"}).model_copy(update={"groups": (other,)})

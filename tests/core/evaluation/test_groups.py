@@ -1,5 +1,6 @@
 """Cats are judged as cats: the figures of each group, the share of `other`, and the choice by cats alone."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,16 @@ def test_figures_of_a_group_are_those_of_data_that_hold_nothing_else(
     assert (alone.groups, alone.conditions.get("group")) == ((), None)
     of_group = report if name == "cats" else report.of_group(name)
     assert of_group is not None
-    near = {"rel": 1e-3, "abs": 0.02}  # features differ in their last bits with the batch, so that a neighbour may be another one
-    assert without(of_group.metrics) == pytest.approx(without(alone.metrics), **near)
-    assert without(of_group.floor) == pytest.approx(without(alone.floor), **near)
-    assert of_group.conditions["trivial_kid"] == pytest.approx(alone.conditions["trivial_kid"], **near)
+    # Features differ in their last bits with the batch, so that a neighbour may be another one.
+    near = partial(pytest.approx, rel=1e-3, abs=0.02)
+    assert without(of_group.metrics) == near(without(alone.metrics))
+    assert without(of_group.floor) == near(without(alone.floor))
+    assert of_group.conditions["trivial_kid"] == near(alone.conditions["trivial_kid"])
     for key in ("generated", "reference", "floor", "kid_subset_size"):
         assert of_group.conditions[key] == alone.conditions[key], key
     everything = report.of_group("all")
     assert everything is not None
-    assert without(of_group.metrics) != pytest.approx(without(everything.metrics), **near)
+    assert without(of_group.metrics) != near(without(everything.metrics))
 
 
 def test_figures_of_all_are_those_of_one_group(

@@ -54,8 +54,8 @@ def test_the_card_names_the_group_and_shows_all_beside_it(grouped: Release, buil
     assert "| metric | cats | floor of cats | all | floor of all |" in text
     assert "48 of cats, 52 of all were measured" in text
     assert "Of its cats a share of 0.0022" in text
-    results: Any = ModelCard(text).data.eval_results
-    assert {str(result.dataset_args) for result in results} == {"{'group': 'cats'}"}
+    data: Any = ModelCard(text).data
+    assert {str(result.dataset_args) for result in data.eval_results} == {"{'group': 'cats'}"}
     before = (built.folder / "README.md").read_text()
     assert "cats)" not in before
     assert "floor of" not in before
