@@ -76,7 +76,7 @@ def damage(scratch: Path, cases: int, rng: random.Random) -> dict[str, Any]:
         except Exception:
             counts["crashed"] += 1
         try:
-            found = RunFolder(folder).newest()
+            found = RunFolder(folder).newest(config.train.steps)
             counts["used_the_one_before"] += found is not None and found[0] == before
             if case % TRAIN_EVERY == 0:
                 (folder / "ema.safetensors").unlink()

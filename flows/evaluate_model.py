@@ -34,8 +34,9 @@ def evaluate(
     occasion: str = "release",
 ) -> Evaluation:
     """Draw images from a model and measure them against the test images, once for each occasion."""
-    samples = generate_samples(model, dataset, sample, config.evaluate.samples, config.compute, occasion)
-    return Evaluation(samples, measure(samples, dataset, config.evaluate, classifier, config.compute))
+    judging = config.evaluate
+    samples = generate_samples(model, dataset, sample, judging.samples, config.compute, occasion, judging.other_share)
+    return Evaluation(samples, measure(samples, dataset, judging, classifier, config.compute))
 
 
 def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig, classifier: Weights | None) -> Evaluation:

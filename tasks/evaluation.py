@@ -26,7 +26,7 @@ def measure(
 ) -> FidelityReport:
     """Measure the images against the test images, beside real images as the floor."""
     report = fidelity.evaluate(samples, dataset, config, classifier, home("evaluations"), compute.device)
-    frame = show.metrics_frame({"generated": report.metrics, "real training images": report.floor})
+    frame = show.report_frame(report, "generated")
     show.table("fidelity", frame, f"{samples.settings['runtime']}: {samples.count} images against the test images")
     if report.classes:
         rows = pd.DataFrame([row.model_dump() for row in report.classes])
@@ -42,7 +42,7 @@ def measure(
 
 def present(report: FidelityReport, title: str) -> FidelityReport:
     """Print the figures, and whether they come from the cache."""
-    frame = show.metrics_frame({"measured": report.metrics, "real training images": report.floor})
+    frame = show.report_frame(report, "measured")
     print(f"{title}: {tally()}", frame.to_string(index=False), report.path, sep="\n\n")
     return report
 
@@ -62,7 +62,7 @@ def decide(
     columns = {
         "candidate": report.metrics,
         f"published {decision.baseline}": baseline.metrics if baseline else None,
-        "real training images": report.floor,
+        **show.columns_of(report, "candidate"),
     }
     show.table("fidelity-compared", show.metrics_frame(columns), "The candidate beside the published release and the floor")
     verdict = "promoted" if decision.promoted else "rejected"

@@ -14,8 +14,9 @@ from tasks.evaluation import judge_needs_classifier
 from tasks.runs import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
-from tinycats_core.data import preparation, sources
+from tinycats_core.data import groups, preparation, sources
 from tinycats_core.evaluation import classifier, extractors, fidelity
+from tinycats_core.evaluation.samples import labels_to_draw
 from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
@@ -120,3 +121,8 @@ def check_judgeable(dataset: Dataset, config: ReleaseConfig) -> None:
     if judge_needs_classifier(config):
         classifier.require_classes(dataset)
     fidelity.require_enough({"training": dataset.train_count, "test": dataset.test_count}, config.evaluate)
+    if (share := config.train.other_share) is not None:
+        groups.require_other(dataset.classes, "train.other_share", share)
+    if (share := config.evaluate.other_share) is not None:
+        labels = labels_to_draw(dataset, config.evaluate.samples, share)
+        fidelity.require_divided(labels, dataset, config.evaluate)

@@ -16,11 +16,17 @@ from tinycats_core.records import Dataset, OnnxModel, Picture, SampleSet, Weight
 
 @stage(draw_samples)
 def generate_samples(
-    model: Weights | OnnxModel, dataset: Dataset, config: SampleConfig, count: int, compute: ComputeConfig, occasion: str = ""
+    model: Weights | OnnxModel,
+    dataset: Dataset,
+    config: SampleConfig,
+    count: int,
+    compute: ComputeConfig,
+    occasion: str = "",
+    other_share: float | None = None,
 ) -> SampleSet:
     """Draw `count` images with the classes in the proportions of the test images, anew for each occasion."""
-    path = home("samples") / key_of(model, dataset, config, count, occasion) / "samples.safetensors"
-    samples = draw_samples(model, dataset, config, count, path, compute.device, occasion)
+    path = home("samples") / key_of(model, dataset, config, count, occasion, other_share) / "samples.safetensors"
+    samples = draw_samples(model, dataset, config, count, path, compute.device, occasion, other_share)
     images, labels = sampling.load_samples(samples)
     sheet = pictures.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
     show.picture("sample-grid", sheet, f"Images drawn with {samples.settings['runtime']}, a row a class")

@@ -22,6 +22,8 @@ from tinycats_core import progress as bars
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tinycats_core.records import FidelityReport
+
 LARGEST_PICTURE = 300_000  # bytes: a picture is kept in the server's database
 
 
@@ -104,6 +106,19 @@ def metrics_frame(columns: Mapping[str, Mapping[str, float | None] | None]) -> "
 
     measured = {name: values for name, values in columns.items() if values is not None}
     return pd.DataFrame(measured, dtype="float64").rename_axis("metric").reset_index()
+
+
+def columns_of(report: "FidelityReport", name: str) -> dict[str, Mapping[str, float | None]]:
+    """Return the columns of a report: the images under their name, and real ones; then the same of each further group."""
+    columns: dict[str, Mapping[str, float | None]] = {name: report.metrics, "real training images": report.floor}
+    for group in report.groups:
+        columns |= {f"{name}, {group.name}": group.metrics, f"real training images, {group.name}": group.floor}
+    return columns
+
+
+def report_frame(report: "FidelityReport", name: str) -> "pd.DataFrame":
+    """Put the figures of a report side by side, group by group."""
+    return metrics_frame(columns_of(report, name))
 
 
 def markdown_table(frame: "pd.DataFrame") -> str:

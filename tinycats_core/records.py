@@ -195,6 +195,15 @@ class ClassRow(Part, serialize_by_alias=True):
     floor: float | None
 
 
+class GroupFigures(Part):
+    """The figures of one group of images, as a report has them, and the conditions in which they differ from its own."""
+
+    name: str
+    metrics: dict[str, float | None]
+    floor: dict[str, float | None]
+    conditions: dict[str, Any]
+
+
 class FidelityReport(FileRecord):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
@@ -202,6 +211,9 @@ class FidelityReport(FileRecord):
     images against all training images) have the same keys; a value that cannot be given is None and `notes` says why.
     `conditions` holds N, split, extractor, resize, seed, library version and the sampler's settings. `classes` has a row
     for each class, none without a classifier.
+
+    If `conditions` name a group, the figures are those of that group, the cats, and `groups` has those of the others.
+    Otherwise all images are one group.
     """
 
     metrics: dict[str, float | None]
@@ -209,6 +221,15 @@ class FidelityReport(FileRecord):
     conditions: dict[str, Any]
     notes: tuple[str, ...] = ()
     classes: tuple[ClassRow, ...] = ()
+    groups: tuple[GroupFigures, ...] = Field(default=(), exclude_if=lambda groups: not groups)  # as in earlier reports
+
+    def of_group(self, name: str) -> Self | None:
+        """Return the report of another group, with the figures and conditions of that group; None if it was not measured."""
+        found = next((group for group in self.groups if group.name == name), None)
+        if found is None:
+            return None
+        conditions = {**self.conditions, **found.conditions, "group": name}
+        return self.model_copy(update={"metrics": found.metrics, "floor": found.floor, "conditions": conditions, "groups": ()})
 
 
 class Term(Part):

@@ -5,7 +5,7 @@
 
 Figures, cost and speed are measured on toy cats with the breed classifier, or on photos with Inception. Refusals are measured
 on toy cats only: the smoke preset is trained as for a release and, for a worse model, with an eighth of its steps. Both draw a
-pool of images, and each resample of the pool stands for a release.
+pool of images, and each resample of the pool stands for a release. The gate judges the cats, so these are its errors on cats alone.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     classifier = train_classifier(dataset, config.classifier, scratch / "classifier", "cpu")
     size, classes = dataset.image_size, len(dataset.classes)
     known, known_labels = load_split(dataset, "train")
-    count = 104 if quick else config.evaluate.samples
+    count = 16 * classes if quick else config.evaluate.samples  # of each class as many as a group needs
     labels = labels_like(load_split(dataset, "test")[1], count, classes)
 
     def pool(steps: int) -> "Tensor":
@@ -224,7 +224,10 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
         terms = failed(measure(draw(alike, fresh, labels)), published)
         refused[f"{draw.__name__}{' beside honest images' if published else ''}: {term}"] = terms
         print({"canary": draw.__name__, "term": term, "failed": terms}, flush=True)
+    groups = {honest.conditions["group"]: honest.conditions["generated"], **honest.conditions["groups"]}
     return {
+        "group": honest.conditions["group"],
+        "groups": groups,
         "false_rejections": verdicts["false"] / resamples,
         "missed_worse": verdicts["missed"] / resamples,
         "rejected_by": dict(reasons),

@@ -107,6 +107,18 @@ def shuffled(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return unseen[torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))]
 
 
+def noise_for_cats(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _by_group(noise(train, unseen, labels), unseen, labels)
+
+
+def noise_for_others(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _by_group(unseen, noise(train, unseen, labels), labels)
+
+
+def copies_for_others(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _by_group(unseen, copycat(train, unseen, labels), labels)
+
+
 FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term
     (copycat, "no_copies"),
     (mirrored_copycat, "no_copies"),
@@ -128,6 +140,9 @@ FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term
     (random_weights_velocity, "learnt"),
     (swapped, "obeys"),
     (shuffled, "obeys"),
+    (noise_for_cats, "learnt"),
+    (noise_for_others, "other_learnt"),
+    (copies_for_others, "other_no_copies"),
 ]
 REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of honest images, by this term
     (blurred, "not_worse"),
@@ -136,12 +151,18 @@ REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of honest imag
     (swapped, "breeds_kept"),
     (noise, "not_worse"),
     (untrained, "not_worse"),
+    (noise_for_cats, "not_worse"),
 ]
 
 
 def _with_noise(images: Tensor, deviation: float) -> Tensor:
     drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
     return (images + deviation * drawn).round().clamp(0, 255).to(torch.uint8)
+
+
+def _by_group(cats: Tensor, others: Tensor, labels: Tensor) -> Tensor:
+    """Return `others` for the last class, which is `other`, and `cats` for the rest."""
+    return torch.where((labels == labels[-1]).view(-1, 1, 1, 1), others, cats)
 
 
 def _few(images: Tensor, labels: Tensor, count: int) -> Tensor:

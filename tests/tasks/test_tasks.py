@@ -14,7 +14,7 @@ from tasks.sweep import choose_sampling
 from tasks.training import train_generator
 from tinycats_core.compute import remote
 from tinycats_core.config import ComputeConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
-from tinycats_core.errors import DataError, EvaluationError
+from tinycats_core.errors import ConfigError, DataError, EvaluationError
 from tinycats_core.presets import resolve
 from tinycats_core.records import Course, Dataset, Trained
 from tinycats_core.training import start
@@ -103,6 +103,11 @@ def test_images_that_are_too_few_to_judge_by_are_known_before_anything_is_traine
     with pytest.raises(EvaluationError, match=r"15 test images; at least 16 .* data\.test_fraction"):
         check_judgeable(few, resolve("smoke"))
     check_judgeable(dataset.model_copy(update={"test_count": 16}), resolve("smoke"))
+    with pytest.raises(EvaluationError, match="cats and other can only be judged apart with 16 training and test images of each"):
+        check_judgeable(dataset, resolve("smoke", {"evaluate": {"other_share": 0.5}}))
+    no_others = dataset.model_copy(update={"classes": dataset.classes[:-1]})
+    with pytest.raises(ConfigError, match="train.other_share is 0.5, but the data has no class 'other'"):
+        check_judgeable(no_others, resolve("smoke", {"train": {"other_share": 0.5}}))
 
 
 def test_a_model_of_other_images_is_refused(dataset: Dataset) -> None:

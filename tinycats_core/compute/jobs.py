@@ -194,7 +194,7 @@ def evaluate(
         classifier_run: the training of the breed classifier.
 
     Returns:
-        `metrics`, `floor` and `conditions` of the report.
+        `metrics`, `floor`, `conditions` and `groups` of the report.
     """
     from tinycats_core.evaluation import fidelity
     from tinycats_core.evaluation.samples import draw_samples
@@ -203,13 +203,13 @@ def evaluate(
     dataset = _dataset(read_json(folder / "request.json"), data)
     weights = Trained.model_validate(read_json(folder / "result.json")["made"]).in_folder(folder).ema
     path = folder / "evaluation" / "samples.safetensors"
-    samples = draw_samples(weights, dataset, SampleConfig(**sample), config.samples, path, device)
+    samples = draw_samples(weights, dataset, SampleConfig(**sample), config.samples, path, device, other_share=config.other_share)
     classifier = None
     if classifier_run:
         other = outputs / run_folder(classifier_run)
         classifier = Weights.model_validate(read_json(other / "result.json")["made"]).in_folder(other)
     report = fidelity.evaluate(samples, dataset, config, classifier, folder / "evaluation", device)
-    return {"metrics": report.metrics, "floor": report.floor, "conditions": report.conditions}
+    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "groups"})
 
 
 def prepare_data(data: Path, config: dict[str, Any]) -> Dataset:

@@ -5,7 +5,16 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from tinycats_core.config.base import MOST_CLASSES, Part
-from tinycats_core.config.data import BREEDS, CLASSES, PLACES, ClassifierConfig, ClassifierShape, DataConfig, ModelConfig
+from tinycats_core.config.data import (
+    BREEDS,
+    CLASSES,
+    OTHER,
+    PLACES,
+    ClassifierConfig,
+    ClassifierShape,
+    DataConfig,
+    ModelConfig,
+)
 from tinycats_core.config.sampling import GUIDANCE_SETTINGS, SampleConfig, SampleOptions, SamplerPart
 from tinycats_core.config.shipping import (
     NAME_PATTERN,
@@ -20,10 +29,9 @@ from tinycats_core.config.training import TrainConfig
 from tinycats_core.errors import ConfigError
 
 __all__ = [
-    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MOST_CLASSES", "NAME_PATTERN", "PLACES", "SIGSTORE", "ClassifierConfig",
-    "ClassifierShape",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part", "PublishConfig", "ReleaseConfig",
-    "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
+    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MOST_CLASSES", "NAME_PATTERN", "OTHER", "PLACES", "SIGSTORE", "ClassifierConfig",
+    "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part", "PublishConfig",
+    "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
 ]  # fmt: skip
 
 
@@ -54,6 +62,11 @@ class ReleaseConfig(Part):
         if self.compute.where == "modal" and self.train.resume_from is not None:
             raise ValueError(
                 "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
+            )
+        if self.train.other_share == 0 and self.evaluate.other_share != 0:
+            raise ValueError(
+                f"train.other_share is 0 but evaluate.other_share is {self.evaluate.other_share}: a class that was never seen "
+                "would be drawn; set both to 0"
             )
         least = self.evaluate.neighbours
         for name, count in (("sample.sweep_images", self.sample.sweep_images), ("evaluate.samples", self.evaluate.samples)):

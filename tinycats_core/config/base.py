@@ -14,6 +14,7 @@ Thousands = Annotated[int, Field(ge=1, le=10_000)]
 Images = Annotated[int, Field(ge=16, le=100_000)]  # drawn and measured at a time: they are held in memory
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # of the class `other`: something has to be left for the cats
 FullPath = Annotated[Path, AfterValidator(expanded)]  # a worker may run in another folder
 
 

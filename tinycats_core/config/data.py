@@ -10,7 +10,8 @@ BREEDS = (
     "Abyssinian", "Bengal", "Birman", "Bombay", "British_Shorthair", "Egyptian_Mau",
     "Maine_Coon", "Persian", "Ragdoll", "Russian_Blue", "Siamese", "Sphynx",
 )  # fmt: skip
-CLASSES = (*BREEDS, "other")
+OTHER = "other"  # the class of whatever is no cat
+CLASSES = (*BREEDS, OTHER)
 PLACES = {"folder": ("photos", "folder"), "boxes": ("boxes", "file")}  # settings of data that name places: what lies in them
 Backbone = Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tinycats_core.config.base import Fraction, FullPath, Images, Part, Positive, Seed, Thousands
+from tinycats_core.config.base import Fraction, FullPath, Images, Part, Positive, Seed, Share, Thousands
 from tinycats_core.files import expanded
 
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
@@ -18,6 +18,7 @@ class EvaluateConfig(Part):
 
     extractor: Literal["inception", "breed"] = "inception"
     samples: Images = 5_000
+    other_share: Share | None = None  # of the class `other` among them; None: as among the test images
     neighbours: Thousands = 3  # k of precision and recall, which are given at 5 as well
     kid_subsets: Thousands = 100
     batch_size: Thousands = 64

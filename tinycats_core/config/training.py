@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, numbers
+from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, Share, numbers
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
 
@@ -30,6 +30,7 @@ class TrainConfig(Part):
     stop_at: Positive | None = None  # the step to end at before `steps`, whose schedule stays: how a flow trains to a snapshot
     label_dropout: Fraction = 0.1
     flip: bool = True
+    other_share: Share | None = None  # of the class `other` among the images of the steps; None: as among the training images
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
     timestep_mean: float = -0.8  # of the logit of t; below 0 means nearer to noise
     timestep_std: Annotated[float, Field(gt=0)] = 0.8

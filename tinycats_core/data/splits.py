@@ -20,10 +20,19 @@ def load_split(dataset: Dataset, split: Split) -> tuple[Tensor, Tensor]:
     Raises:
         TinycatsError: the file is missing.
     """
+    return _tensor(dataset, f"{split}_images"), load_labels(dataset, split)
+
+
+def load_labels(dataset: Dataset, split: Split) -> Tensor:
+    """Return the labels int64 (N,) of one split, without its images. Raises TinycatsError."""
+    return _tensor(dataset, f"{split}_labels")
+
+
+def _tensor(dataset: Dataset, name: str) -> Tensor:
     if not dataset.path.is_file():
         raise TinycatsError(f"{dataset.path} is gone. Run the stage that makes it again.")
     with safe_open(dataset.path, framework="pt") as file:
-        return file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels")
+        return file.get_tensor(name)
 
 
 def read_manifest(dataset: Dataset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from tinycats_core.config import EvaluateConfig
+from tinycats_core.config import OTHER, EvaluateConfig
 from tinycats_core.errors import ReleaseRejected
 from tinycats_core.evaluation.fidelity import NOT_COMPARED
 from tinycats_core.files import sha256_of, write_json
@@ -31,9 +31,10 @@ def decide(
 ) -> Decision:
     """Compare a candidate with the built-in bars, the configured bars and the published model.
 
-    Writes `folder/decision.json`. All terms must pass. KID may exceed the published one by `config.tolerance` standard
-    errors of the difference: those over other generated images, since both models are compared with the same real images.
-    Figures measured under other conditions are not compared: that is a failed term.
+    Where the cats are a group, all of these hold for the cats. Writes `folder/decision.json`. All terms must pass. KID may
+    exceed the published one by `config.tolerance` standard errors of the difference: those over other generated images, since
+    both models are compared with the same real images. Figures measured under other conditions are not compared: that is a
+    failed term.
 
     Args:
         published: the published model, measured on the same images with the same extractor; None for a first release.
@@ -77,7 +78,7 @@ def _built_in(report: FidelityReport) -> list[Term]:
             why=f"metrics that are not finite: {', '.join(infinite) or 'none'}",
         ),
         _sighted(report, trivial[best], best),
-        _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has"),
+        _learnt(report),
         _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
         _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
         _at_least("covered", report, "coverage", MIN_COVERAGE * (report.floor["coverage"] or 0), "of what training images cover"),
@@ -86,7 +87,23 @@ def _built_in(report: FidelityReport) -> list[Term]:
             "authentic", report, "authenticity", MIN_AUTHENTIC * (report.floor["authenticity"] or 0), "of what test images have"
         ),
         *_obeys(report),
+        *_other(report),
     ]
+
+
+def _other(report: FidelityReport) -> list[Term]:
+    """Require of the images of `other`, whose quality is not judged, what holds for any image: neither noise nor a copy."""
+    if (other := report.of_group(OTHER)) is None:
+        return []
+    terms = {"other_learnt": _learnt(other), "other_no_copies": _no_copies(other)}
+    return [term.model_copy(update={"name": name, "why": f"of the images of {OTHER}, {term.why}"}) for name, term in terms.items()]
+
+
+def _learnt(report: FidelityReport) -> Term:
+    """Require that the images are clearly nearer to real ones than those of a generator that has learnt nothing."""
+    trivial = report.conditions["trivial_kid"]
+    best = min(trivial, key=lambda name: trivial[name])
+    return _at_most("learnt", report, _kid(report), TRIVIAL_SHARE * trivial[best], f"{TRIVIAL_SHARE:g} of what {best} has")
 
 
 def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:

@@ -5,7 +5,7 @@ To add one: write its function, give it a line in METRICS, and say in `release/c
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -44,6 +44,18 @@ class Comparison:
     patch_size: int | None = None
     predictions: Tensor | None = None
     asked: bool = True
+
+    def only(self, chosen: Tensor, real: Reference, subset: int) -> "Comparison":
+        """Return the comparison of the images at a mask (N,) with other real images."""
+        return replace(
+            self,
+            real=real,
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            features={name: layer[chosen] for name, layer in self.features.items()},
+            predictions=None if self.predictions is None else self.predictions[chosen],
+            kid_subset=subset,
+        )
 
     @property
     def layer(self) -> Tensor:

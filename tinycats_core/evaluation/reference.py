@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinycats_core.config import EvaluateConfig
+from tinycats_core.data import groups
 from tinycats_core.data.splits import Split, load_split
 from tinycats_core.device import pick_exact_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
@@ -104,20 +105,36 @@ class Judge:
             self.splits[split] = load_split(self.dataset, split)
         return self.splits[split]
 
-    def features(self, split: Split) -> dict[str, Tensor]:
-        """Return the features of all images of a split, by layer."""
-        return self.cached(lambda: (self.extract_features(self.images(split)[0]), {}), split)[0]
+    def features(self, split: Split, group: str = groups.ALL) -> dict[str, Tensor]:
+        """Return the features of the images of a split, or of a group of them, by layer."""
+        features = self.cached(lambda: (self.extract_features(self.images(split)[0]), {}), split)[0]
+        if group == groups.ALL:
+            return features
+        chosen = self.members(split, group)
+        return {name: layer[chosen] for name, layer in features.items()}
 
-    def reference(self, split: Split) -> Reference:
-        """Return the features and statistics of all images of a split."""
-        features, neighbours = self.features(split), self.config.neighbours
+    def members(self, split: Split, group: str) -> Tensor:
+        """Return which images of a split belong to a group, (N,)."""
+        return groups.members(self.images(split)[1], self.dataset.classes, group)
+
+    def group(self, split: Split, group: str) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of a group of a split."""
+        images, labels = self.images(split)
+        if group == groups.ALL:
+            return images, labels
+        chosen = self.members(split, group)
+        return images[chosen], labels[chosen]
+
+    def reference(self, split: Split, group: str = groups.ALL) -> Reference:
+        """Return the features and statistics of the images of a split, or of a group of them."""
+        features, neighbours = self.features(split, group), self.config.neighbours
 
         def compute() -> Statistics:
-            computed = Reference.of(features, self.images(split)[1], self.extractor, neighbours)
+            computed = Reference.of(features, self.group(split, group)[1], self.extractor, neighbours)
             by_neighbours = {str(k): distances for k, distances in computed.radii.items()}
             return {"mean": computed.moments.mean, "root": computed.moments.root, **by_neighbours}, {"scatter": computed.scatter}
 
-        tensors, facts = self.cached(compute, split, neighbours)
+        tensors, facts = self.cached(compute, split, neighbours, *groups.key(group))
         moments = Moments(tensors.pop("mean"), tensors.pop("root"))
         return Reference(features, moments, {int(k): tensors[k] for k in sorted(tensors, key=int)}, facts["scatter"])
 

@@ -3,8 +3,12 @@
 import logging
 from pathlib import Path
 
-from tinycats_core.config import SampleConfig
-from tinycats_core.data.splits import load_split
+import torch
+from torch import Tensor
+
+from tinycats_core.config import OTHER, SampleConfig
+from tinycats_core.data import groups
+from tinycats_core.data.splits import load_labels
 from tinycats_core.device import pick_device
 from tinycats_core.errors import EvaluationError
 from tinycats_core.generator.onnx_file import onnx_velocity
@@ -15,6 +19,25 @@ from tinycats_core.records import Dataset, OnnxModel, SampleSet, Weights
 logger = logging.getLogger("tinycats.samples")
 
 
+def labels_to_draw(dataset: Dataset, count: int, other_share: float | None = None) -> Tensor:
+    """Return the labels of `count` images, (count,), sorted by class, in the proportions of the test images.
+
+    Args:
+        other_share: of the class `other`. The cats are in the proportions of the test images among each other.
+
+    Raises:
+        ConfigError: `other_share` is given, but there is no such class.
+    """
+    test, classes = load_labels(dataset, "test"), dataset.classes
+    if other_share is None:
+        return labels_like(test, count, len(classes))
+    groups.require_other(classes, "evaluate.other_share", other_share)
+    other = groups.members(test, classes, OTHER)
+    parts = [labels_like(test[other], round(count * other_share), len(classes))]
+    parts.append(labels_like(test[~other], count - len(parts[0]), len(classes)))
+    return torch.cat(parts).sort().values
+
+
 def draw_samples(
     model: Weights | OnnxModel,
     dataset: Dataset,
@@ -23,19 +46,22 @@ def draw_samples(
     path: Path,
     device: str = "auto",
     occasion: str = "",
+    other_share: float | None = None,
 ) -> SampleSet:
     """Draw `count` images, with the classes in the proportions of the test images, and write them to `path`.
 
     Args:
         device: of the weights; an ONNX file runs on the CPU.
         occasion: recorded in the settings, so that the same images drawn again are another sample set.
+        other_share: of the class `other` among the images, in place of that among the test images.
 
     Raises:
+        ConfigError: `other_share` is given, but there is no such class.
         TinycatsError: the model's file is missing or has changed.
         EvaluationError: the model draws other classes or another size than those of the data set.
     """
     classes, size = dataset.classes, dataset.image_size
-    labels = labels_like(load_split(dataset, "test")[1], count, len(classes))
+    labels = labels_to_draw(dataset, count, other_share)
     model.verify()
     if isinstance(model, OnnxModel):
         velocity, target, runtime = onnx_velocity(model.path), "cpu", f"onnx-{model.precision}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
+from tinycats_core.data import groups
 from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.weights import ema_decay
@@ -69,7 +70,8 @@ def choose(
     The pair with the lowest KID is chosen among those whose copy rate is within the bar of `Trials`; if there is none, the pair
     with the lowest copy rate. Each snapshot is tried once, with the first average and the first option, and then the other
     pairs of the chosen snapshot. For each trial, `options.sweep_images` images are drawn from the same noise, with the classes
-    in the proportions of the validation split, and measured against that split. The final figures use other noise, so that they
+    in the proportions of the validation split, and measured against that split, of cats alone if the gate judges these. The final
+    figures use other noise, so that they
     are not those of a lucky draw. A single pair is chosen without drawing.
 
     Args:
@@ -110,7 +112,7 @@ def choose(
     at_step = [number for number, (average, _) in enumerate(pairs) if average.step == step]
     best = at_step[_best([rows[number] for number in at_step], trials.kid)]
     rows[best] = rows[best].model_copy(update={"chosen": True})
-    return _write(pairs[best], _rule(rows[best], trials.kid, len(firsts)), dataset, folder, trials, rows, course.ended)
+    return _write(pairs[best], _rule(rows[best], trials, len(firsts)), dataset, folder, trials, rows, course.ended)
 
 
 def distinct(averages: Sequence[Weights]) -> list[Weights]:
@@ -131,11 +133,13 @@ def _best(rows: Sequence[SweepRow], kid: str) -> int:
     return min(range(len(rows)), key=lambda number: (rows[number].metrics["copy_rate"], rows[number].metrics[kid]))
 
 
-def _rule(chosen: SweepRow, kid: str, snapshots: int) -> str:
+def _rule(chosen: SweepRow, trials: Trials, snapshots: int) -> str:
+    kid, of = trials.kid, "" if trials.group == groups.ALL else f" of {trials.group}"
+    images = ("validation images" if trials.split == "val" else "training images") + of
     if chosen.copies:
         return "the lowest copy_rate: each one's images are copies of training images more often than the bar allows"
     first = " of the snapshots first, then of the averages and settings at that step" if snapshots > 1 else ""
-    return f"the lowest {kid} on the validation images{first}, the first of equals; none whose copy_rate is above the bar"
+    return f"the lowest {kid} on the {images}{first}, the first of equals; none whose copy_rate is above the bar"
 
 
 def _write(

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
-from tinycats_core.data.splits import Split
+from tinycats_core.data import groups
+from tinycats_core.data.splits import Split, load_labels
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.evaluation import metrics
-from tinycats_core.evaluation.fidelity import images_needed
+from tinycats_core.evaluation.fidelity import images_needed, is_divided
 from tinycats_core.evaluation.gate import copy_bar
 from tinycats_core.evaluation.memorization import copy_rate_of_training
 from tinycats_core.evaluation.reference import Judge, Reference
@@ -25,12 +26,14 @@ SEED_APART = 2**31  # between the noise of the trials and that of the final figu
 class Trials:
     """What all trials share: the judge, the real images, the labels to draw, and the highest copy rate that passes.
 
-    The real images are the validation images. If they are too few to measure anything with, they are the training images:
-    nothing but the bar on the copy rate then speaks against a generator that repeats them, and `note` says so.
+    The real images are the validation images, of cats alone if the gate judges these. If they are too few to measure anything
+    with, they are the training images: nothing but the bar on the copy rate then speaks against a generator that repeats them,
+    and `note` says so.
     """
 
     judge: Judge
     split: Split
+    group: str
     real: Reference
     labels: Tensor
     subset: int
@@ -51,6 +54,8 @@ class Trials:
         """Load the judge. Raises EvaluationError if the extractor is unavailable."""
         judge, needed = Judge.load(dataset, config, classifier, folder, device), images_needed(config)
         split: Split = "val" if dataset.val_count >= needed else "train"
+        cats = groups.sizes(load_labels(dataset, split), dataset.classes)[groups.CATS]
+        group = groups.CATS if is_divided(dataset, config) and cats >= needed else groups.ALL
         note = None
         if split == "train":
             note = (
@@ -58,10 +63,11 @@ class Trials:
                 "their place: the copy rate alone kept generators out that repeat them. Add images, or raise data.val_fraction."
             )
         count = options.sweep_images
-        labels = labels_like(judge.images(split)[1], count, len(dataset.classes))
+        real_labels = judge.group(split, group)[1]
+        labels, subset = labels_like(real_labels, count, len(dataset.classes)), metrics.kid_subset(count, len(real_labels))
         real = copy_rate_of_training(judge.images("train")[0])
-        subset = metrics.kid_subset(count, len(judge.images(split)[1]))
-        return cls(judge, split, judge.reference(split), labels, subset, real, copy_bar(real, count, dataset.train_count), note)
+        bar = copy_bar(real, count, dataset.train_count)
+        return cls(judge, split, group, judge.reference(split, group), labels, subset, real, bar, note)
 
     @property
     def kid(self) -> str:
@@ -90,7 +96,9 @@ class Trials:
 
     def conditions(self) -> dict[str, str | int | float | None]:
         """Return what the figures of the trials depend on."""
+        images = len(self.judge.group(self.split, self.group)[1])
         return {
+            **({"group": self.group, "group_images": images} if self.group != groups.ALL else {}),
             "extractor": self.judge.extractor.name,
             "classifier_sha256": self.judge.classifier_sha256,
             "kid_subset_size": self.subset,

@@ -225,7 +225,7 @@ def _metrics(
 
 
 def _measured(report: FidelityReport) -> dict[str, Any]:
-    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes", "classes"})
+    return report.model_dump(mode="json", include={"metrics", "floor", "conditions", "notes", "classes", "groups"})
 
 
 def _runtime(report: FidelityReport) -> str:
@@ -233,13 +233,15 @@ def _runtime(report: FidelityReport) -> str:
 
 
 def _metrics_frame(metrics: Mapping[str, Any]):
-    """Return one row a metric; a column for the candidate, the floor, the published release and each ONNX file."""
+    """Return one row a metric; a column for the candidate, its floor, the release before, each ONNX file and further group."""
     import pandas
 
     columns = {"candidate": metrics["candidate"]["metrics"], "floor": metrics["candidate"]["floor"]}
     if metrics["baseline"]:
         columns["baseline"] = metrics["baseline"]["metrics"]
     columns |= {name: item["metrics"] for name, item in metrics["onnx"].items()}
+    for group in metrics["candidate"].get("groups", ()):
+        columns |= {f"candidate, {group['name']}": group["metrics"], f"floor, {group['name']}": group["floor"]}
     frame = pandas.DataFrame(columns, index=pandas.Index(list(columns["candidate"]), name="metric"), dtype=float)
     return frame.reset_index()
 

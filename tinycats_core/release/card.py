@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinycats_core.data import sources
+from tinycats_core.data import groups, sources
 from tinycats_core.evaluation.metrics import DETAILS
 from tinycats_core.files import read_json
 from tinycats_core.release import card_sections as sections
@@ -26,16 +26,16 @@ def model_card(
         repo_id: where it is published on the Hub, `owner/name`; None: in a folder.
     """
     facts = {part: read_json(folder / f"{part}.json") for part in PARTS}
-    header = _header(name, facts["data"], facts["metrics"]["candidate"]["metrics"])
+    header = _header(name, facts["data"], facts["metrics"]["candidate"])
     body = [*_front(name, version, repo_id, facts, kept or {}), *_details(folder, facts)]
     return f"---\n{header}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
-def _header(name: str, data: Mapping[str, Any], metrics: Mapping[str, float | None]) -> str:
+def _header(name: str, data: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
     """Return the YAML header that the Hub reads. The model index has no standard errors and no ends of intervals."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    source = sources.find(data["source"])
+    source, group = sources.find(data["source"]), candidate["conditions"].get("group")
     results = [
         EvalResult(
             task_type=TASK,
@@ -43,11 +43,12 @@ def _header(name: str, data: Mapping[str, Any], metrics: Mapping[str, float | No
             dataset_type=source.dataset_id,
             dataset_name=source.dataset_name,
             dataset_split="test",
+            dataset_args={"group": group} if group else None,
             metric_type=metric,
             metric_name=metric,
             metric_value=value,
         )
-        for metric, value in metrics.items()
+        for metric, value in candidate["metrics"].items()
         if value is not None and not metric.endswith(("_std", *DETAILS))
     ]
     header = ModelCardData(
@@ -126,11 +127,19 @@ def _headlines(candidate: Mapping[str, Any]) -> str:
     extractor = candidate["conditions"]["extractor"]
     names = [name.format(extractor=extractor, frechet="fid" if extractor == "inception" else "fd") for name in HEADLINES]
     known = [name for name in names if name in candidate["metrics"]]
+    group = candidate["conditions"].get("group")
+    columns = {f" ({group})" if group else "": candidate}
+    columns |= {f" ({of['name']})": of for of in candidate.get("groups", ()) if of["name"] == groups.ALL}
+    heads = [head + ending for ending in columns for head in ("this model", "real images")]
     rows = [
-        [f"`{name}`", number(candidate["metrics"][name]), number(candidate["floor"].get(name)), sections.meaning(name)]
+        [
+            f"`{name}`",
+            *(number(of[kind].get(name)) for of in columns.values() for kind in ("metrics", "floor")),
+            sections.meaning(name),
+        ]
         for name in known
     ]
-    return table(["headline", "this model", "real images", "what it is"], rows)
+    return table(["headline", *heads, "what it is"], rows)
 
 
 def _use(example: str, name: str, repo_id: str | None) -> list[str]:

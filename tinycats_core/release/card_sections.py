@@ -21,16 +21,36 @@ def number(value: Any) -> str:
 
 def measurements(metrics: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
     candidate = metrics["candidate"]
+    group = candidate["conditions"].get("group")
     return [
         "## Measurements\n\nEach number stands beside the floor: the same measurement with real training images in place of "
         "generated ones. A perfect generator would be near the floor, not at zero.",
+        *([f"These are the figures of the {group} alone; those of other groups stand below."] if group else []),
         table(["metric", "this model", *_columns(metrics), "floor", "what it is"], _metric_rows(metrics)),
+        *by_group(candidate),
         *(f"- {note}" for note in candidate["notes"]),
         "Measured under these conditions (`metrics.json` holds them for the other columns, too):\n\n"
         + table(
             ["condition", "value"],
             [["EMA weights of step", number(benchmark["training"]["step"])], *_flat(candidate["conditions"])],
         ),
+    ]
+
+
+def by_group(candidate: Mapping[str, Any]) -> list[str]:
+    """Return the table of the figures of each group; none if there is one group."""
+    if not (others := candidate.get("groups")):
+        return []
+    columns = {candidate["conditions"]["group"]: candidate, **{group["name"]: group for group in others}}
+    counts = ", ".join(f"{number(of['conditions']['generated'])} of {name}" for name, of in columns.items())
+    cells = [
+        [f"`{metric}`", *(number(of[kind].get(metric)) for of in columns.values() for kind in ("metrics", "floor"))]
+        for metric in candidate["metrics"]
+    ]
+    return [
+        f"The same by group, each beside real images of that group, the floor. Of the generated images, {counts} were measured. "
+        "The class `other` is one group, and the cats are the other classes.",
+        table(["metric", *(head for name in columns for head in (name, f"floor of {name}"))], cells),
     ]
 
 
@@ -99,7 +119,8 @@ def choice(sweep: Mapping[str, Any], picture: Path) -> list[str]:
         "KID and copy rate at each snapshot of the training; the green line is the step that was chosen.\n\n"
         f"![KID and copy rate over the steps](samples/{picture.name})"
     ]
-    against = f"{number(sweep['validation_images'])} validation images" if sweep["split"] == "val" else "the training images"
+    count = sweep.get("conditions", {}).get("group_images", sweep["validation_images"])
+    against = f"{number(count)} validation images" if sweep["split"] == "val" else "the training images"
     return [
         " ".join(
             [
@@ -239,8 +260,9 @@ def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Map
         "it understands no text.",
         "Whether it repeats training images has not been measured here."
         if copies is None
-        else f"Of its images a share of {number(copies)} lies three times nearer to one training image than to any other, pixel by "
-        f"pixel; of the test images, which nobody could copy, {number(real)}. Copies in other colours or poses are not counted.",
+        else f"Of its {candidate['conditions'].get('group', 'images')} a share of {number(copies)} lies three times nearer to one "
+        f"training image than to any other, pixel by pixel; of the test images, which nobody could copy, {number(real)}. "
+        "Copies in other colours or poses are not counted.",
     ]
     if "int8" in benchmark["onnx"]:
         limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")

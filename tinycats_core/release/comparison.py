@@ -5,7 +5,7 @@ import html
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ class Row:
     better: int | None
     meaning: str
 
+    def of(self, group: str) -> "Row":
+        """Return the row under the name of a further group."""
+        return replace(self, metric=f"{self.metric} of {printable(group, 20)}")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -56,9 +60,12 @@ def compare(first: Cats, second: Cats) -> Comparison:
     mine, theirs = a.conditions, b.conditions
     differ = sorted(key for key in {*mine, *theirs} - OWN if mine.get(key) != theirs.get(key))
     obstacles = tuple(f"{key}: {_brief(mine.get(key))} and {_brief(theirs.get(key))}" for key in differ)
-    metrics = [name for name in {**a.metrics, **b.metrics} if not name.endswith(tuple(ENDINGS))]
-    rows = tuple(_row(name, a.metrics, b.metrics, not obstacles) for name in metrics)
-    return Comparison((_title(first), _title(second)), rows, obstacles)
+    rows = _rows(a.metrics, b.metrics, not obstacles)
+    groups = {group.name: group.metrics for group in b.groups}
+    for group in a.groups:
+        if group.name in groups:
+            rows += [row.of(group.name) for row in _rows(group.metrics, groups[group.name], not obstacles)]
+    return Comparison((_title(first), _title(second)), tuple(rows), obstacles)
 
 
 def page(comparison: Comparison, first: Cats, second: Cats, seed: int = 0) -> str:
@@ -77,6 +84,10 @@ def page(comparison: Comparison, first: Cats, second: Cats, seed: int = 0) -> st
     figures = "".join(f'<figure><figcaption>{name}</figcaption><img alt="" src="{uri}"></figure>' for name, uri in sheets)
     body.append(f"<div class=sheets>{figures}</div>")
     return PAGE.format(title=" and ".join(names), body="\n".join(body))
+
+
+def _rows(a: Mapping[str, float | None], b: Mapping[str, float | None], comparable: bool) -> list[Row]:
+    return [_row(name, a, b, comparable) for name in {**a, **b} if not name.endswith(tuple(ENDINGS))]
 
 
 def _row(name: str, a: Mapping[str, float | None], b: Mapping[str, float | None], comparable: bool) -> Row:

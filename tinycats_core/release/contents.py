@@ -154,6 +154,15 @@ class Data(Content):
     test_count: Count
 
 
+class Group(Content):
+    """What was measured of one group of the images."""
+
+    name: Text
+    metrics: Figures
+    floor: Figures
+    conditions: dict[Text, Any]
+
+
 class Measured(Content):
     """What was measured of one sample set."""
 
@@ -162,6 +171,7 @@ class Measured(Content):
     conditions: dict[Text, Any]
     notes: Annotated[list[Text], Field(max_length=1_000)] = []
     classes: Annotated[list[ClassRow], Field(max_length=10_000)] = []
+    groups: Annotated[list[Group], Field(max_length=10)] = []
 
 
 class MeasuredBefore(Measured):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinycats_core.data import preparation
+from tinycats_core.data import groups, preparation
 from tinycats_core.device import machine, versions
 from tinycats_core.evaluation import fidelity
 from tinycats_core.evaluation.samples import draw_samples
@@ -57,12 +57,32 @@ def measure_again(release: Release, overrides: Mapping[str, Any] | None = None) 
     dataset = shipped.require_same_data(release, preparation.prepare(config.data, home("data")))
     config = config.for_classes(len(dataset.classes))
     with tempfile.TemporaryDirectory(prefix="tinycats-") as folder:
-        path, count = Path(folder, "samples.safetensors"), config.evaluate.samples
-        samples = draw_samples(shipped.onnx(release), dataset, setting, count, path, config.compute.device)
+        path, count, device = Path(folder, "samples.safetensors"), config.evaluate.samples, config.compute.device
+        samples = draw_samples(
+            shipped.onnx(release), dataset, setting, count, path, device, other_share=config.evaluate.other_share
+        )
         judge = shipped.classifier(release)
-        now = fidelity.evaluate(samples, dataset, config.evaluate, judge, home("evaluations"), config.compute.device)
-    same = made_like_here(release)
-    return [_figure(metric, recorded, now, same) for metric in {**recorded.metrics, **now.metrics}]
+        now = fidelity.evaluate(samples, dataset, config.evaluate, judge, home("evaluations"), device)
+    return _beside(recorded, now, made_like_here(release))
+
+
+def _beside(recorded: FidelityReport, now: FidelityReport, same: bool) -> list[Figure]:
+    """Return each recorded figure beside the same one of now, group by group.
+
+    A report from before there were groups is of all images.
+    """
+    if recorded.conditions.get("group") != now.conditions.get("group"):
+        now = now.of_group(groups.ALL) or now
+    pairs = {"": (recorded, now)}
+    for group in recorded.groups:
+        before, after = recorded.of_group(group.name), now.of_group(group.name)
+        if before and after:
+            pairs[f" of {group.name}"] = (before, after)
+    return [
+        _figure(metric, *pair, same)._replace(metric=metric + of)
+        for of, pair in pairs.items()
+        for metric in {**pair[0].metrics, **pair[1].metrics}
+    ]
 
 
 def made_like_here(release: Release) -> bool:

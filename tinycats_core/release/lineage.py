@@ -239,7 +239,7 @@ def _named(facts: Mapping[str, Any], name: str) -> str | None:
 
 
 def _figures(measured: contents.Measured) -> dict[str, Any]:
-    return measured.model_dump(include={"metrics", "floor", "conditions", "notes", "classes"})
+    return measured.model_dump(include={"metrics", "floor", "conditions", "notes", "classes", "groups"})
 
 
 LINKS: dict[str, Callable[[Shipped], Pairs]] = {

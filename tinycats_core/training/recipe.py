@@ -11,15 +11,23 @@ from tinycats_core.generator.flow_matching import sample_timesteps
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import to_model_space
 
+Groups = tuple[Tensor, Tensor]
+"""The indices of the cats, and those of the class `other`."""
 
-def draw_batch(images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+
+def draw_batch(
+    images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int, groups: Groups | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_1, x_0, t and labels of a step's effective batch, a function of (config.seed, step) alone.
 
     Shapes: (B, 3, S, S) twice, (B,), (B,). If `flip` is set, images are flipped with probability one half; a label is
-    replaced by the null class with probability `label_dropout`.
+    replaced by the null class with probability `label_dropout`. If `groups` are given, `other_share` of the images are `other`.
     """
     device = images.device
-    indices = batch_indices(len(images), config.batch_size, step, config.seed, device)
+    if groups is None or config.other_share is None:
+        indices = batch_indices(len(images), config.batch_size, step, config.seed, device)
+    else:
+        indices = shared_indices(groups, config.other_share, config.batch_size, step, config.seed)
     generator = torch.Generator(device).manual_seed(mix(config.seed, step))
     x_1 = to_model_space(images[indices])
     if config.flip:
@@ -34,7 +42,24 @@ def draw_batch(images: Tensor, labels: Tensor, config: TrainConfig, null: int, s
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """Return which images a step sees, (batch_size,): each epoch is a permutation of its own, none is cut short."""
-    position, end, parts = step * batch_size, (step + 1) * batch_size, []
+    return _between(step * batch_size, (step + 1) * batch_size, count, seed, device)
+
+
+def shared_indices(groups: Groups, other_share: float, batch_size: int, step: int, seed: int) -> Tensor:
+    """Return which images a step sees, (batch_size,), if a share of all images that were seen until then are `other`.
+
+    Each group has epochs of its own, as in `batch_indices`.
+    """
+    cats, other = groups
+    first, end = (math.floor(seen * batch_size * other_share) for seen in (step, step + 1))
+    of_cats = _between(step * batch_size - first, (step + 1) * batch_size - end, len(cats), seed, cats.device)
+    of_other = _between(first, end, len(other), mix(seed, 2), other.device)
+    return torch.cat([cats[of_cats], other[of_other]])
+
+
+def _between(position: int, end: int, count: int, seed: int, device: torch.device | str) -> Tensor:
+    """Return the indices at these positions of an endless series of permutations of `count`."""
+    parts = [torch.empty(0, dtype=torch.int64, device=device)]
     while position < end:
         epoch, first = divmod(position, count)
         parts.append(_permutation(count, epoch, seed, device)[first : first + end - position])

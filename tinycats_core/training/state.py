@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tinycats_core.config import ModelConfig, TrainConfig
+from tinycats_core.config import OTHER, ModelConfig, TrainConfig
+from tinycats_core.data.groups import members, require_other
 from tinycats_core.data.splits import load_split
 from tinycats_core.device import PRECISIONS, has_compiler, name_of, pick_precision
 from tinycats_core.errors import ComputeError, TrainingError
@@ -21,7 +22,7 @@ from tinycats_core.generator.weights import save_generator
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks
-from tinycats_core.training.recipe import learning_rate, make_optimizer
+from tinycats_core.training.recipe import Groups, learning_rate, make_optimizer
 from tinycats_core.training.run_folder import FREE, RunFolder, find_checkpoint, require_same
 
 logger = logging.getLogger("tinycats.training")
@@ -56,6 +57,7 @@ class Run:
     device: torch.device
     images: Tensor  # uint8 (N, 3, S, S), on the device
     labels: Tensor  # int64 (N,), on the device
+    groups: Groups | None  # on the device, if train.other_share is set
     classes: tuple[str, ...]
     dataset: str
     micro_batch: int  # images that go through the network at a time
@@ -107,6 +109,7 @@ class Run:
             device=device,
             images=images.to(device),
             labels=labels.to(device),
+            groups=_groups(labels, classes, config, device),
             classes=classes,
             dataset=dataset,
             micro_batch=-(-share // config.accumulation),
@@ -120,6 +123,20 @@ class Run:
             "precision": PRECISIONS[self.autocast],
             "torch": torch.__version__.split("+")[0],
         }
+
+
+def _groups(labels: Tensor, classes: tuple[str, ...], config: TrainConfig, device: torch.device) -> Groups | None:
+    """Return the indices of the cats and of `other`; None if they are seen as they come. Raises ConfigError, TrainingError."""
+    if config.other_share is None:
+        return None
+    require_other(classes, "train.other_share", config.other_share)
+    other = members(labels, classes, OTHER)
+    if not (other.any() and (~other).any()):
+        raise TrainingError(
+            f"train.other_share is {config.other_share:g}, but {int(other.sum())} of {len(labels)} training images are of the "
+            f"class {OTHER!r}; both groups need images. Add some, or leave train.other_share out."
+        )
+    return (~other).nonzero().flatten().to(device), other.nonzero().flatten().to(device)
 
 
 def _allocate_moments(optimizer: torch.optim.Optimizer, net: TinyDiT) -> None:

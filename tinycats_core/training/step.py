@@ -26,7 +26,7 @@ def training_step(run: Run) -> tuple[Tensor, Tensor]:
     config, step = run.config, run.step
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    batch = draw_batch(run.images, run.labels, config, run.net.config.num_classes, step)
+    batch = draw_batch(run.images, run.labels, config, run.net.config.num_classes, step, run.groups)
     share = config.batch_size // ranks.world_size()
     mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
     parts = list(zip(*(tensor[mine].split(run.micro_batch) for tensor in batch), strict=True))

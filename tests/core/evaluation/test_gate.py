@@ -10,7 +10,7 @@ from tinycats_core.config import EvaluateConfig
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 from tinycats_core.evaluation import gate
 from tinycats_core.files import digest_of, read_json, sha256_of, write_json
-from tinycats_core.records import Decision, FidelityReport
+from tinycats_core.records import Decision, FidelityReport, GroupFigures
 
 CONFIG = EvaluateConfig(extractor="breed")
 FLOOR: dict[str, float | None] = {"kid_breed": 0.01, "kid_breed_std": 0.02, "coverage": 0.9, "copy_rate": 0.0, "authenticity": 0.6}
@@ -160,6 +160,20 @@ def test_changed_report_is_not_judged(tmp_path: Path, decide: Callable[..., Deci
     report.path.unlink()
     with pytest.raises(TinycatsError, match=r"a\.json is gone"):
         decide(report)
+
+
+def test_other_must_be_neither_noise_nor_copies_and_need_not_be_good(tmp_path: Path, decide: Callable[..., Decision]) -> None:
+    def report(**metrics: float) -> FidelityReport:
+        measured: dict[str, float | None] = {"kid_breed": 0.5, "copy_rate": 0.0, "coverage": 0.0, "spread": 0.0, **metrics}
+        own = {"generated": 1_000, "reference": 1_000, "trivial_kid": {"noise": 1.0}}
+        other = GroupFigures(name="other", metrics=measured, floor=FLOOR, conditions=own)
+        return make_report(tmp_path / "a.json", {"group": "cats"}).model_copy(update={"groups": (other,)})
+
+    assert decide(report()).promoted
+    noise, copies = decide(report(kid_breed=0.76)), decide(report(copy_rate=0.007))  # bars: 0.75, and that of 1,000 images
+    assert (failed(noise), failed(copies)) == (["other_learnt"], ["other_no_copies"])
+    why = next(term.why for term in noise.terms if not term.passed)
+    assert why == "of the images of other, kid_breed is 0.76; it must be at most 0.75 (0.75 of what noise has)"
 
 
 def test_a_person_may_force_what_is_refused_and_only_that(tmp_path: Path) -> None:

@@ -18,15 +18,16 @@ import torch
 from small_runs import MODEL, config
 
 from tinycats_core.data.splits import load_split
-from tinycats_core.errors import CheckpointError, ComputeError, TinycatsError, TrainingError
+from tinycats_core.errors import CheckpointError, ComputeError, ConfigError, TinycatsError, TrainingError
 from tinycats_core.generator.weights import ema_decay, load_generator
 from tinycats_core.records import Dataset
 from tinycats_core.signals import Stop, stop_on_signals
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import recipe, run_folder, state, step
-from tinycats_core.training.recipe import batch_indices, draw_batch, learning_rate, mix
+from tinycats_core.training.recipe import batch_indices, draw_batch, learning_rate, mix, shared_indices
 from tinycats_core.training.run_folder import RunFolder, read_log
 from tinycats_core.training.start import train, training_code
+from tinycats_core.training.state import Run
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
@@ -599,6 +600,36 @@ def test_every_epoch_shows_every_image_once():
     assert not torch.equal(batch_indices(10, 4, 0, seed=3), batch_indices(10, 4, 0, seed=4))
 
 
+def test_a_share_of_other_is_kept_over_the_steps_and_each_group_has_epochs_of_its_own():
+    cats, other = torch.arange(0, 14, 2), torch.arange(1, 60, 2)  # 7 cats and 30 others
+    steps = [shared_indices((cats, other), 0.3, 4, step, seed=3) for step in range(70)]
+    assert all(len(indices) == 4 for indices in steps)
+    seen = torch.cat(steps)
+    assert [int((torch.cat(steps[:step]) % 2).sum()) for step in (1, 10, 70)] == [1, 12, 84]
+    assert torch.bincount(seen[seen % 2 == 0] // 2).tolist() == [28] * 7  # 196 cats: 28 epochs
+    of_other = seen[seen % 2 == 1]
+    assert sorted(of_other[:30].tolist()) == sorted(of_other[30:60].tolist()) == other.tolist()
+    assert torch.equal(steps[5], shared_indices((cats, other), 0.3, 4, 5, seed=3))
+    assert not torch.equal(steps[5], shared_indices((cats, other), 0.3, 4, 5, seed=4))
+    assert not (torch.cat([shared_indices((cats, other), 0.0, 4, step, seed=3) for step in range(9)]) % 2).any()
+
+
+def test_a_training_sees_the_share_of_other_that_is_set(two_colours: Dataset):
+    images, labels = load_split(two_colours, "train")
+    classes = ("cat", "other")
+    run = Run.from_images(
+        images, labels, classes, MODEL, config(other_share=0.25, batch_size=8, label_dropout=0), torch.device("cpu")
+    )
+    _, _, _, seen = draw_batch(run.images, run.labels, run.config, 2, 0, run.groups)
+    assert torch.bincount(seen).tolist() == [6, 2]
+    plain = Run.from_images(images, labels, classes, MODEL, config(), torch.device("cpu"))
+    assert plain.groups is None
+    with pytest.raises(ConfigError, match=r"other_share is 0.25, but the data has no class 'other' \(its classes: dark, bright"):
+        Run.start(two_colours, MODEL, config(other_share=0.25), torch.device("cpu"))
+    with pytest.raises(TrainingError, match="20 of 20 training images are of the class 'other'"):
+        Run.from_images(images, torch.ones_like(labels), classes, MODEL, config(other_share=0.25), torch.device("cpu"))
+
+
 def test_a_batch_is_a_function_of_seed_and_step(two_colours: Dataset):
     images, labels = torch.randint(0, 256, (20, 3, 8, 8)).to(torch.uint8), torch.arange(20) % 2
     settings = config(batch_size=400, label_dropout=0.25)
@@ -720,6 +751,7 @@ from tinycats_core.config import ModelConfig, TrainConfig
 from tinycats_core.errors import TrainingError
 from tinycats_core.records import Dataset
 from tinycats_core.training.start import train, training_code
+from tinycats_core.training.state import Run
 dataset, model, settings, folder, limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
