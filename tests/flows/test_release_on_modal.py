@@ -74,7 +74,7 @@ def test_a_whole_release_trains_there_and_says_what_it_cost(
     assert latest(on_modal).resolve() == release.folder
     # The weights are those of the training here, bit for bit: whatever is made of them comes from the cache.
     ran = {record.getMessage().split(":")[0] for record in caplog.records if record.msg == "%s: done in %.1f s"}
-    assert ran == {"train_classifier", "train_generator", "build_bundle"}
+    assert ran == {"train_classifier", "train_generator", "choose_sampling", "build_bundle"}  # it was watched here, not there
     assert (len(fake.calls("train_classifier")), len(fake.calls("train_generator")), len(fake.calls())) == (1, 1, 2)
     cost = read_json(release.folder / "training_cost.json")
     assert (cost["gpu"], cost["price"]["usd_per_hour"], cost["estimate"]["steps"]) == ("T4", 0.5904, 400)

@@ -28,7 +28,9 @@ from tinycats_core.training.run_folder import RunFolder, read_log
 from tinycats_core.training.start import train
 
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-TRAIN = TrainConfig(steps=4, batch_size=4, warmup_steps=1, checkpoint_every=1, sample_every=4, log_every=1, ema_decays=(0.9, 0.5))
+TRAIN = TrainConfig(
+    steps=4, batch_size=4, warmup_steps=1, snapshots=1, checkpoint_every=1, sample_every=4, log_every=1, ema_decays=(0.9, 0.5)
+)
 
 
 class Volumes:

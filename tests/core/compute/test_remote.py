@@ -29,7 +29,9 @@ from tinycats_core.training.start import train, training_code
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ModelConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=1, checkpoint_every=2, sample_every=6, log_every=1, ema_decays=(0.9, 0.5))
+TRAIN = TrainConfig(
+    steps=6, batch_size=4, warmup_steps=1, snapshots=1, checkpoint_every=2, sample_every=6, log_every=1, ema_decays=(0.9, 0.5)
+)
 LONG = TRAIN.model_copy(update={"steps": 1_000_000, "checkpoint_every": 50, "sample_every": 1_000_000})
 COMPUTE = ComputeConfig(where="modal", device="cpu", gpu="T4", poll_seconds=0.1, patience_minutes=0)
 RUN = Path("outputs") / "runs"
