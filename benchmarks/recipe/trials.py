@@ -25,6 +25,7 @@ from tinycats_core.generator import sampling
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.records import Dataset, Weights
+from tinycats_core.training.augmentation import without_label_layer
 from tinycats_core.training.state import Run
 from tinycats_core.training.step import training_step
 
@@ -167,7 +168,9 @@ def draw_row(row: Row, run: Run, labels: Tensor) -> Tensor:
     """Draw an image for each label with the weights of a row."""
     config = run.net.config
     network = TinyDiT(config)
-    averages = {"raw": run.weights, "ema": next(iter(run.emas.values()))} | {str(decay): ema for decay, ema in run.emas.items()}
+    averages = {"raw": without_label_layer(run.weights), "ema": next(iter(run.emas.values()))} | {
+        str(decay): ema for decay, ema in run.emas.items()
+    }
     network.load_state_dict(averages[row.weights])
     with fast_arithmetic(CPU):
         settings = SampleConfig.model_validate(BASE["sample"] | row.sample)

@@ -97,13 +97,13 @@ def test_a_setting_that_is_none_is_one_line(
 
 def test_a_value_is_typed_by_the_setting(asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]):
     texts = ["publish.name=2026", "data.folder=2026", "publish.repo_id=null", "sample.guidance=[1, 2]", "data.folder=C:\\cats"]
-    found = parse_settings([*texts, "compute.device=cpu", 'publish.folder="a b"', "train.flip=false"])
+    found = parse_settings([*texts, "compute.device=cpu", 'publish.folder="a b"', "train.augmentation=none"])
     assert found == {
         "publish": {"name": "2026", "repo_id": None, "folder": "a b"},
         "data": {"folder": "C:\\cats"},
         "sample": {"guidance": [1, 2]},
         "compute": {"device": "cpu"},
-        "train": {"flip": False},
+        "train": {"augmentation": "none"},
     }
     status, _, err = run(capsys, "release", "--set", "train.steps=many")
     assert (status, len(err.splitlines()), asked) == (1, 1, [])

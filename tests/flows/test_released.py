@@ -77,6 +77,15 @@ def test_a_release_from_before_there_was_a_choice_has_its_guidance_in_its_config
     assert shipped.sample(manifest.read_release(latest), options) == options.at(1.75, (0.2, 1))
 
 
+@pytest.mark.parametrize(("flip", "augmentation"), [(True, "basic"), (False, "none")])
+def test_a_release_from_before_augmentation_was_a_setting_has_its_flips(latest: Path, flip: bool, augmentation: str) -> None:
+    settings = read_json(latest / "release_config.json")
+    del settings["train"]["augmentation"]
+    settings["train"]["flip"] = flip
+    resealed(latest, "release_config.json", settings)
+    assert shipped.config(manifest.read_release(latest)).train.augmentation == augmentation
+
+
 def test_several_guidances_for_a_finished_release_are_refused_before_any_stage(
     latest: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, Share, numbers
 
+Augmentation = Literal["none", "basic", "medium", "full"]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
 
 
@@ -29,7 +30,7 @@ class TrainConfig(Part):
     patience: Annotated[int, Field(ge=1, le=100)] = 2  # snapshots without a better one, after which a training that copies ends
     stop_at: Positive | None = None  # the step to end at before `steps`, whose schedule stays: how a flow trains to a snapshot
     label_dropout: Fraction = 0.1
-    flip: bool = True
+    augmentation: Augmentation = "basic"  # basic: flips; medium: and zooms and shifts; full: docs/training.md
     other_share: Share | None = None  # of the class `other` among the images of the steps; None: as among the training images
     timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
     timestep_mean: float = -0.8  # of the logit of t; below 0 means nearer to noise

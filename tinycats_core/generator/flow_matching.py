@@ -34,21 +34,22 @@ def sample_timesteps(
 
 
 def flow_matching_loss(
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    velocity: Callable[..., Tensor],
     x_1: Tensor,
     x_0: Tensor,
     t: Tensor,
     labels: Tensor,
     prediction: Literal["x", "v"],
+    *told: Tensor,
 ) -> Tensor:
-    """Return the mean squared error of the velocity, a scalar.
+    """Return the mean squared error of the velocity, a scalar. Whatever else is `told` reaches `velocity` as it is.
 
     With `prediction: x` the target divides by the same clamped 1 − t as the prediction does, so that the optimum is the
     clean image at every t, also beyond the clamp.
     """
     x_t = interpolate(x_1, x_0, t)
     target = x_1 - x_0 if prediction == "v" else velocity_from_data(x_1, x_t, t)
-    return (velocity(x_t, t, labels).float() - target).square().mean()
+    return (velocity(x_t, t, labels, *told).float() - target).square().mean()
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from tinycats_core.config import ModelConfig
 from tinycats_core.generator.flow_matching import velocity_from_data
 
+LABEL_LAYER = "label_layer"  # of augmentation: only the training has it
+
 
 class TinyDiT(nn.Module):
     """Predict the velocity of a noisy image, given the time and the class.
@@ -21,7 +23,7 @@ class TinyDiT(nn.Module):
     works where a patch holds more numbers than the network is wide; with `prediction: v` it draws the velocity itself.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, augmentation_labels: int = 0):
         super().__init__()
         self.config = config
         width = config.width
@@ -34,17 +36,24 @@ class TinyDiT(nn.Module):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_linear = nn.Linear(width, config.patch_size**2 * 3)
         self._initialise()
+        if augmentation_labels:  # after the other weights, whose random numbers stay the same
+            self.label_layer = nn.Linear(augmentation_labels, width, bias=False)
+            nn.init.zeros_(self.label_layer.weight)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, augmentation: Tensor | None = None) -> Tensor:
         """Return the velocity.
 
         Args:
             x: noisy images in model space, (B, 3, S, S).
             t: times in [0, 1], (B,).
             labels: class indices, (B,); `num_classes` is the null class.
+            augmentation: what was done to the images, (B, augmentation_labels); None and zeros mean nothing.
         """
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2) + self.positions  # (B, N, width)
-        condition = F.silu(self.time_embed(time_features(t)) + self.class_embed(labels))  # (B, width)
+        condition = self.time_embed(time_features(t)) + self.class_embed(labels)  # (B, width)
+        if augmentation is not None:
+            condition = condition + self.label_layer(augmentation)
+        condition = F.silu(condition)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, condition, use_reentrant=False)

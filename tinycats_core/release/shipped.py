@@ -53,6 +53,7 @@ def config(release: Release, overrides: Mapping[str, Any] | None = None) -> Rele
         for part, names in MACHINE.items():
             kept = () if names is None else [name for name in settings.get(part, {}) if name not in names]
             settings[part] = {name: settings[part][name] for name in kept}
+    _rename(settings.get("train", {}))
     _require_bare_names(settings.get("data", {}))
     return presets.load({"publish": {"name": release.name}}, settings, {"sample": _guidance(release)}, overrides or {})
 
@@ -191,6 +192,12 @@ def _require_bare_names(data: Mapping[str, Any]) -> None:
                 f"data.{name} is {printable(repr(place))} in config.json; a release names no place outside of itself. "
                 f'Give yours with --overrides \'{{"data": {{"{name}": "photos"}}}}\''
             )
+
+
+def _rename(train: dict[str, Any]) -> None:
+    """Give a setting of an earlier version its present name: flips were a setting of their own."""
+    if isinstance(train.get("flip"), bool):
+        train["augmentation"] = "basic" if train.pop("flip") else "none"
 
 
 def _guidance(release: Release) -> dict[str, Any]:

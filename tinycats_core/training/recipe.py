@@ -10,6 +10,7 @@ from tinycats_core.config import TrainConfig
 from tinycats_core.generator.flow_matching import sample_timesteps
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import to_model_space
+from tinycats_core.training.augmentation import augment
 
 Groups = tuple[Tensor, Tensor]
 """The indices of the cats, and those of the class `other`."""
@@ -17,10 +18,10 @@ Groups = tuple[Tensor, Tensor]
 
 def draw_batch(
     images: Tensor, labels: Tensor, config: TrainConfig, null: int, step: int, groups: Groups | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return x_1, x_0, t and labels of a step's effective batch, a function of (config.seed, step) alone.
 
-    Shapes: (B, 3, S, S) twice, (B,), (B,). If `flip` is set, images are flipped with probability one half; a label is
+    Shapes: (B, 3, S, S) twice, (B,), (B,). If augmentation is told to the network, its labels come last (`augment`). A label is
     replaced by the null class with probability `label_dropout`. If `groups` are given, `other_share` of the images are `other`.
     """
     device = images.device
@@ -29,15 +30,12 @@ def draw_batch(
     else:
         indices = shared_indices(groups, config.other_share, config.batch_size, step, config.seed)
     generator = torch.Generator(device).manual_seed(mix(config.seed, step))
-    x_1 = to_model_space(images[indices])
-    if config.flip:
-        flipped = torch.rand(len(x_1), generator=generator, device=device) < 0.5
-        x_1 = torch.where(flipped.view(-1, 1, 1, 1), x_1.flip(-1), x_1)
+    x_1, told = augment(to_model_space(images[indices]), config.augmentation, generator)
     dropped = torch.rand(len(x_1), generator=generator, device=device) < config.label_dropout
     kept = labels[indices].masked_fill(dropped, null)
     t = sample_timesteps(len(x_1), config.timesteps, config.timestep_mean, config.timestep_std, generator)
     x_0 = torch.randn(x_1.shape, generator=generator, device=device)
-    return x_1, x_0, t, kept
+    return (x_1, x_0, t, kept, told) if told.shape[1] else (x_1, x_0, t, kept)
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int, device: torch.device | str = "cpu") -> Tensor:

@@ -22,6 +22,7 @@ from tinycats_core.generator.weights import save_generator
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks
+from tinycats_core.training.augmentation import LABELS, without_label_layer
 from tinycats_core.training.recipe import Groups, learning_rate, make_optimizer
 from tinycats_core.training.run_folder import FREE, RunFolder, find_checkpoint, require_same
 
@@ -88,7 +89,7 @@ class Run:
         """Return a run at step 0 over images uint8 (N, 3, S, S) and labels int64 (N,)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            net = TinyDiT(model)
+            net = TinyDiT(model, LABELS[config.augmentation])
         net = net.to(device).train()
         net.gradient_checkpointing = config.gradient_checkpointing
         autocast = pick_precision(config.precision, device)
@@ -102,7 +103,10 @@ class Run:
             net=net,
             step_net=torch.compile(step_net, mode=mode) if (mode := compile_mode(config, device)) else step_net,
             weights=weights,
-            emas={decay: {name: tensor.clone() for name, tensor in weights.items()} for decay in config.ema_decays},
+            emas={
+                decay: {name: tensor.clone() for name, tensor in without_label_layer(weights).items()}
+                for decay in config.ema_decays
+            },
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
             autocast=autocast,
@@ -222,7 +226,7 @@ def save_averages(run: Run, folder: Path) -> None:
 
 def save_raw(run: Run, folder: Path) -> None:
     """Write the last weights, without averaging."""
-    _save(run, raw_path(folder, run.config), run.weights, None)
+    _save(run, raw_path(folder, run.config), without_label_layer(run.weights), None)
 
 
 def _save(run: Run, path: Path, weights: dict[str, Tensor], decay: float | None) -> None:

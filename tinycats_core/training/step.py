@@ -31,11 +31,11 @@ def training_step(run: Run) -> tuple[Tensor, Tensor]:
     mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
     parts = list(zip(*(tensor[mine].split(run.micro_batch) for tensor in batch), strict=True))
     total = torch.zeros((), device=run.device)
-    for number, (x_1, x_0, t, labels) in enumerate(parts):
+    for number, (x_1, x_0, t, labels, *told) in enumerate(parts):
         last = number == len(parts) - 1
         with nullcontext() if last or ranks.world_size() == 1 else run.step_net.no_sync():  # pyright: ignore
             with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
-                loss = flow_matching_loss(run.step_net, x_1, x_0, t, labels, run.net.config.prediction)
+                loss = flow_matching_loss(run.step_net, x_1, x_0, t, labels, run.net.config.prediction, *told)
             weight = len(x_1) / share
             run.scaler.scale(loss * weight).backward()
         total += loss.detach() * weight
