@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cats128.rows import LONG, ROWS, Row
 from benchmarks.common import RESULTS, ROOT, command_line, report
 from tinycats_core.files import make_folder, read_json, write_json
 
 PARTS = ("speed", "rows", "long")
-SHARES = {"speed": 0.2, "rows": 0.45, "long": 0.35}  # of the time, if all parts are measured
-TRAINING = 0.6  # share of the time of a row or of a long training that is training; the rest is compiling and judging
+SHARES = {"speed": 0.2, "rows": 0.4, "long": 0.4}  # of the time, if all parts are measured
+TRAINING = {"rows": 0.4, "long": 0.7}  # share of a part's time that is training; the rest is compiling and judging
 PICTURES = ROOT / "docs" / "cats128"
 
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cats128", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)} (default: all)")
     parser.add_argument("--photos", type=Path, help="the folder of photos; left out only with --quick, for toy cats")
     parser.add_argument("--minutes", type=float, default=25, help="for everything (default: 25)")
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be given twice (default: all)")
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="where the grids go (default: docs/cats128)")
     parser.add_argument("--quick", action="store_true", help="a small network on toy cats, under a minute on a CPU")
     given = parser.parse_args(arguments)
+    if unknown := sorted({*given.rows} - {row.name for row in ROWS}):
+        parser.error(f"{', '.join(unknown)}: no such row; there are {', '.join(row.name for row in ROWS)}")
     if not given.minutes > 0:
         parser.error(f"--minutes is {given.minutes:g}; it must be more than 0")
     if given.photos is None and not given.quick:
@@ -54,7 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Return the figures of the parts that were asked for, with those that are known of the others."""
     from benchmarks.cats128 import work
-    from benchmarks.cats128.rows import ROWS
 
     until = time.monotonic() + 60 * given.minutes
     parts = [part for part in PARTS if part in (given.only or PARTS)]
@@ -62,20 +65,20 @@ def measure(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     figures: dict[str, Any] = read_json(path) if path.is_file() and not given.quick else {}
     pictures = make_folder(scratch / "pictures" if given.quick else given.pictures)
     bench = load(given, scratch)
+    figures["judge"] = work.exactness(bench, 16 if given.quick else 64)
     figures["photos"] = {split: len(bench.judge.images(split)[0]) for split in ("train", "val", "test")}
     for number, part in enumerate(parts):
         now = time.monotonic()
         ends = now + (until - now) * SHARES[part] / sum(SHARES[one] for one in parts[number:])
         print(f"{part}: {ends - now:.0f} s", flush=True)
         if part == "speed":
-            figures["judge"] = work.exactness(bench, 16 if given.quick else 64)
             figures["speed"] = speed(bench, given.quick)
         bench.mode = given.mode or fastest(figures.get("speed", {}).get("ways", {}), ROWS[0].name)
-        if part == "speed":
+        if part == "rows":
+            figures["rows"], figures["not_run"] = rows(bench, given.rows, ends, pictures)
+            write_json(path, figures)
             figures["profile"] = work.profile(bench, ROWS[0], 2 if given.quick else 10)
-        elif part == "rows":
-            figures["rows"], figures["not_run"] = rows(bench, ends, pictures)
-        else:
+        elif part == "long":
             figures |= long(bench, figures.get("rows", []), ends, pictures)
         write_json(path, figures)
     return figures
@@ -108,7 +111,6 @@ def load(given: argparse.Namespace, scratch: Path) -> Any:
 
 def speed(bench: Any, quick: bool) -> dict[str, Any]:
     """Return the speed of the first row in each mode, and that of smaller patches in the fastest of them."""
-    from benchmarks.cats128.rows import ROWS
     from benchmarks.cats128.work import MODES, speeds
 
     modes = MODES[:1] if quick else MODES
@@ -125,13 +127,12 @@ def fastest(ways: dict[str, Any], row: str) -> str:
     return max(rates, key=lambda mode: rates[mode], default="off")
 
 
-def rows(bench: Any, ends: float, pictures: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def rows(bench: Any, names: list[str], ends: float, pictures: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Train each row for the same time and measure it. Returns the rows, and the names of those for which no time was left."""
-    from benchmarks.cats128.rows import ROWS
     from benchmarks.cats128.work import try_row
 
-    some = ROWS[:2] if bench.quick else ROWS
-    seconds = TRAINING * (ends - time.monotonic()) / len(some)
+    some = ROWS[:2] if bench.quick else [row for row in ROWS if row.name in names or not names]
+    seconds = TRAINING["rows"] * (ends - time.monotonic()) / len(some)
     found: list[dict[str, Any]] = []
     for row in some:
         if time.monotonic() + seconds > ends:
@@ -142,7 +143,6 @@ def rows(bench: Any, ends: float, pictures: Path) -> tuple[list[dict[str, Any]],
 
 def long(bench: Any, known: list[dict[str, Any]], ends: float, pictures: Path) -> dict[str, Any]:
     """Train the best row for longer, in each of LONG's ways, and measure the best of these against test and training images."""
-    from benchmarks.cats128.rows import LONG, ROWS, Row
     from benchmarks.cats128.work import final, try_row
 
     working = [one for one in known if "error" not in one]
@@ -152,8 +152,8 @@ def long(bench: Any, known: list[dict[str, Any]], ends: float, pictures: Path) -
     for way in (winner.also(change) for change in (LONG[:1] if bench.quick else LONG)):
         if all((way.model, way.train) != (other.model, other.train) for other in ways):
             ways.append(way)
-    seconds = TRAINING * (ends - time.monotonic()) / len(ways)
-    trained = [try_row(bench, way, seconds, snapshots=4) for way in ways if time.monotonic() + seconds < ends + 1]
+    seconds = TRAINING["long"] * (ends - time.monotonic()) / sum(way.time for way in ways)
+    trained = [try_row(bench, way, seconds * way.time, 4) for way in ways if time.monotonic() + seconds * way.time < ends]
     working = [one for one in trained if "error" not in one]
     if not working:
         return {"long": trained}

@@ -22,22 +22,16 @@ class Row:
     what: str
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    time: float = 1.0  # of its training, in units of the others'
 
     def also(self, other: "Row") -> "Row":
         """Return the experiment that changes what both of them change."""
         name, what = f"{self.name}, {other.name}", f"{self.what}; {other.what}"
-        return Row(name, what, self.model | other.model, self.train | other.train)
+        return Row(name, what, self.model | other.model, self.train | other.train, other.time)
 
 
 ROWS = (
     Row("base", "x from patches of 16, AdamW at 5e-4, batches of 256, flips"),
-    Row("v-patch16", "v from patches of 16 (768 numbers, twice the width)", model={"prediction": "v"}),
-    Row(
-        "x-patch8",
-        "x from patches of 8, in batches of 64: as many tokens a step",
-        model={"patch_size": 8},
-        train={"batch_size": 64},
-    ),
     Row("lr-1e-4", "learning rate 1e-4", train={"lr": 1e-4}),
     Row("lr-1e-3", "learning rate 1e-3", train={"lr": 1e-3}),
     Row("lr-2e-3", "learning rate 2e-3", train={"lr": 2e-3}),
@@ -46,13 +40,15 @@ ROWS = (
     Row("noise-0.5", "logit of t with mean -0.1, as with noise of half the deviation", train={"timestep_mean": -0.1}),
     Row("noise-2", "logit of t with mean -1.5, as with noise of twice the deviation", train={"timestep_mean": -1.5}),
     Row("aug-none", "no augmentation", train={"augmentation": "none"}),
+    Row("v-patch16", "v from patches of 16 (768 numbers, twice the width)", model={"prediction": "v"}),
+    Row("x-patch8", "x from patches of 8, in batches of 64: as many tokens a step", PATCH8["model"], PATCH8["train"]),
     Row("aug-medium", "flips, crops and shifts", train={"augmentation": "medium"}),
     Row("aug-full", "flips, crops, shifts, colour and affine", train={"augmentation": "full"}),
     Row("batch-64", "batches of 64", train={"batch_size": 64}),
     Row("small", "width 256, depth 8 (11M parameters)", model={"width": 256, "depth": 8, "heads": 4}),
 )
 LONG = (  # what the best row is trained with for longer
-    Row("longer", "for longer"),
-    Row("x-patch8", "patches of 8", **PATCH8),
+    Row("longer", "for longer", time=0.5),
+    Row("x-patch8", "patches of 8", PATCH8["model"], PATCH8["train"] | {"augmentation": "basic"}),
     Row("x-patch8, aug-full", "patches of 8, full augmentation", PATCH8["model"], PATCH8["train"] | {"augmentation": "full"}),
 )

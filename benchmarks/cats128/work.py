@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.cats128.rows import BASE, QUICK, Row
 from tinycats_core.compute.costs import training_flops
 from tinycats_core.config import ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.data import groups
 from tinycats_core.data.splits import Split
 from tinycats_core.device import PRECISIONS, empty_cache, fast_arithmetic, matmul_peak, synchronize
 from tinycats_core.errors import TrainingError
@@ -143,20 +144,19 @@ def profile(bench: Bench, row: Row, steps: int) -> dict[str, Any]:
     run = warmed(bench, row)
     on_gpu = bench.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch.profiler.profile(activities=kinds) as recorded:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as recorded:
         since = time.perf_counter()
         rate(bench, run, steps)
         seconds = time.perf_counter() - since
     name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = sorted(recorded.key_averages(), key=lambda event: -getattr(event, name))
-    if on_gpu:
-        events = [event for event in events if str(event.device_type).endswith("CUDA")]
-    total = sum(getattr(event, name) for event in events) or 1
+    events = [event for event in recorded.key_averages() if not on_gpu or str(event.device_type).endswith("CUDA")]
+    events.sort(key=lambda event: -getattr(event, name))
+    total = sum(getattr(event, name) for event in events) or 1  # microseconds
     top = [
         {"name": event.key[:90], "share": round(getattr(event, name) / total, 4), "calls_per_step": event.count / steps}
         for event in events[:15]
     ]
-    return {"mode": bench.mode, "step_ms": 1e3 * seconds / steps, "busy_share": total / 1e6 / seconds, "longest": top}
+    return {"mode": bench.mode, "step_ms": 1e3 * seconds / steps, "busy_ms": total / 1e3 / steps, "longest": top}
 
 
 def exactness(bench: Bench, count: int) -> dict[str, Any]:
@@ -211,12 +211,13 @@ def draw(bench: Bench, model: ModelConfig, weights: Mapping[str, Tensor], guidan
         return sample(network, labels, model.image_size, classes, settings, bench.device), labels
 
 
-def judged(bench: Bench, drawn: Drawn, split: Split) -> dict[str, Any]:
-    """Measure images against a split."""
-    judge, (images, labels) = bench.judge, drawn
-    real = judge.reference(split)
-    features, subset = judge.extract_features(images), kid_subset(len(images), len(judge.images(split)[0]))
-    metrics = measure(Comparison(judge, real, images, labels, features, subset, asked=False), sweep=True)
+def judged(bench: Bench, drawn: Drawn, split: Split, group: str = groups.ALL) -> dict[str, Any]:
+    """Measure the images of a group against those of a split."""
+    judge, chosen = bench.judge, groups.members(drawn[1], bench.judge.dataset.classes, group)
+    images, labels = drawn[0][chosen], drawn[1][chosen]
+    features, subset = judge.extract_features(images), kid_subset(len(images), len(judge.group(split, group)[0]))
+    of = Comparison(judge, judge.reference(split, group), images, labels, features, subset, asked=False)
+    metrics = measure(of, sweep=True)
     kid = f"kid_{judge.extractor.name}"
     return {
         "kid": metrics[kid],
@@ -280,7 +281,6 @@ def final(bench: Bench, found: Mapping[str, Any], pictures: Path) -> dict[str, A
     judge, best = bench.judge, found["best"]
     classes, (train, _) = judge.dataset.classes, judge.images("train")
     drawn = draw(bench, found["config"], found["weights"], best["guidance"], "test", 52 if bench.quick else 2_080)
-    more = draw(bench, found["config"], found["weights"], best["guidance"], "train", 52 if bench.quick else 5_200)
     contact_sheet(*drawn, classes, per_class=8).save(pictures / "grid.jpg", quality=90)
     neighbour_sheet(*drawn, train, classes).save(pictures / "neighbours.jpg", quality=90)
     real = judge.images("test")
@@ -288,8 +288,8 @@ def final(bench: Bench, found: Mapping[str, Any], pictures: Path) -> dict[str, A
         "chosen": best,
         "images": len(drawn[0]),
         "test": judged(bench, drawn, "test"),
-        "images_against_training": len(more[0]),
-        "training": judged(bench, more, "train"),
+        "test_cats": judged(bench, drawn, "test", groups.CATS),
+        "training": judged(bench, drawn, "train"),
         "real_copy_rate": copy_rate(real[0].to(bench.device), train.to(bench.device)),
         "real_fid_of_training_images": judged(bench, judge.images("train"), "test"),
     }
