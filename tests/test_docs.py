@@ -219,6 +219,29 @@ def test_the_results_of_the_benchmarks_are_those_of_their_files():
     assert load("benchmarks/results/ranks.json")["steps"] == 100
 
 
+def test_the_tables_of_128_px_are_those_of_their_file():
+    found, page = load("benchmarks/results/cats128.json"), TEXTS["docs/recipe.md"]
+    speed, quality = (rows(part.split("<!-- end -->")[0])[2:] for part in page.split("benchmarks/results/cats128.json -->")[1:])
+    ways = [way for name, way in found["speed"]["ways"].items() if name.startswith("base ")]
+    assert [[one[1], one[3]] for one in speed] == [
+        [f"{way['images_per_s']:,.0f}", f"{100 * way['share_of_matmul_peak']:.1f} %"] for way in ways
+    ]
+    assert len({way["loss"] for way in ways}) == 1
+    best = [(one["row"], one["best"]) for one in (*found["rows"], *found["long"])]
+    assert [[one[0], *one[2:]] for one in quality] == [
+        [
+            name,
+            f"{of['kid']:.3f} ({of['kid_low']:.3f} to {of['kid_high']:.3f})",
+            f"{of['fid']:.0f}",
+            f"{of['step']:,}",
+            f"{of['passes']:.0f}",
+        ]
+        for name, of in best
+    ]
+    assert {of["copy_rate"] for _, of in best} == {of["precision"] for _, of in best} == {0}
+    assert found["machine"]["gpu"] in page
+
+
 def test_the_table_of_the_recipe_is_made_from_its_results():
     made = recipe.document(recipe.known_rows())
     assert sorted(rows(TEXTS["docs/recipe.md"])) == sorted(rows(made))

@@ -10,9 +10,11 @@ images and once against the training images, as published figures are. Figures a
 
 import argparse
 import logging
+import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,9 @@ def measure(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             write_json(path, figures)
             figures["profile"] = work.profile(bench, ROWS[0], 2 if given.quick else 10)
         elif part == "long":
-            figures |= long(bench, figures.get("rows", []), ends, pictures)
+            for found in long(bench, figures.get("rows", []), ends, pictures):
+                figures |= found
+                write_json(path, figures)
         write_json(path, figures)
     return figures
 
@@ -141,8 +145,11 @@ def rows(bench: Any, names: list[str], ends: float, pictures: Path) -> tuple[lis
     return found, [row.name for row in some if row.name not in {one["row"] for one in found}]
 
 
-def long(bench: Any, known: list[dict[str, Any]], ends: float, pictures: Path) -> dict[str, Any]:
-    """Train the best row for longer, in each of LONG's ways, and measure the best of these against test and training images."""
+def long(bench: Any, known: list[dict[str, Any]], ends: float, pictures: Path) -> Iterator[dict[str, Any]]:
+    """Train the best row for longer, in each of LONG's ways. Yields the figures of all of them whenever there are new ones.
+
+    Each way that is the best so far is measured at once against the test and the training images, for a run may be cut off.
+    """
     from benchmarks.cats128.work import final, try_row
 
     working = [one for one in known if "error" not in one]
@@ -152,15 +159,20 @@ def long(bench: Any, known: list[dict[str, Any]], ends: float, pictures: Path) -
     for way in (winner.also(change) for change in (LONG[:1] if bench.quick else LONG)):
         if all((way.model, way.train) != (other.model, other.train) for other in ways):
             ways.append(way)
-    seconds = TRAINING["long"] * (ends - time.monotonic()) / sum(way.time for way in ways)
-    trained = [try_row(bench, way, seconds * way.time, 4) for way in ways if time.monotonic() + seconds * way.time < ends]
-    working = [one for one in trained if "error" not in one]
-    if not working:
-        return {"long": trained}
-    shipped = min(working, key=lambda one: (one["best"]["copy_rate"] > one["copy_bar"], one["best"]["kid"]))
-    figures = final(bench, shipped, pictures)
-    long = [kept(one, pictures / f"long-{number}.jpg") for number, one in enumerate(trained)]
-    return {"winner": winner.name, "final": {"row": shipped["row"], **figures}, "long": long}
+    trained: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {"winner": winner.name, "long": trained}
+    lowest = (True, math.inf)
+    for number, way in enumerate(ways):
+        left = TRAINING["long"] * (ends - time.monotonic())
+        if left <= 0:
+            return
+        found = try_row(bench, way, left * way.time / sum(other.time for other in ways[number:]), 4)
+        trained.append(kept(found, pictures / f"long-{number}.jpg"))
+        yield figures
+        if "error" not in found and (rank := (found["best"]["copy_rate"] > found["copy_bar"], found["best"]["kid"])) < lowest:
+            lowest = rank
+            figures["final"] = {"row": way.name, **final(bench, found, pictures)}
+            yield figures
 
 
 def kept(found: dict[str, Any], picture: Path | None = None) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def extract(extractor: FeatureExtractor, images: Tensor, batch_size: int) -> dic
         EvaluationError: a feature is not finite.
     """
     device = next(extractor.network.parameters()).device
-    with fast_arithmetic(device):
+    # A GPU's convolutions use TF32 by default: Inception's features then differ by 1.5e-3 from a CPU's, instead of 1.8e-6.
+    with fast_arithmetic(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         batches = [extractor.network(batch.to(device)) for batch in steps(images.split(batch_size), "measuring")]
     layers = [extractor.feature_layer, *([extractor.logit_layer] if extractor.logit_layer else [])]
     features = {name: torch.cat([batch[i].cpu() for batch in batches]) for i, name in enumerate(layers)}

@@ -289,6 +289,24 @@ def test_fast_extraction_changes_no_figure(weights: str, cats: Dataset, tmp_path
     assert ((found - wanted).norm() / (wanted - wanted.mean(0)).norm()).item() < 1e-4
 
 
+def test_a_gpu_extracts_without_tf32() -> None:
+    """Which would put an error of 1.5e-3 on Inception's features: `benchmarks.cats128`."""
+
+    class Says(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (torch.full((len(images), 2), float(cudnn.enabled and not cudnn.allow_tf32)),)
+
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.allow_tf32
+    extractor = extractors.FeatureExtractor("said", Says(), "features", None, "0" * 64, "none")
+    assert extractors.extract(extractor, torch.zeros(3, 3, 8, 8, dtype=torch.uint8), 2)["features"].all()
+    assert (cudnn.enabled, cudnn.allow_tf32) == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not INCEPTION.is_file(), reason="needs Inception weights")
 def test_inception_without_its_last_layer_gives_no_score(cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
