@@ -106,6 +106,7 @@ def test_a_publication_survives_faults_and_kills():
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
+        ("augmentation", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
         ("crops", ["--oxford", "/nowhere"], "/nowhere/annotations.tar.gz is not a readable archive"),
         ("judge", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
         ("judge", ["--photos", "/nowhere", "--size", "4"], "data.image_size is 4: "),
@@ -136,6 +137,8 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("script", "option"),
     [
+        ("augmentation", "--few"),
+        ("augmentation", "--snapshots"),
         ("busy", "--rounds"),
         ("corruption", "--cases"),
         ("crops", "--photos"),
