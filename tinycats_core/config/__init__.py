@@ -8,6 +8,7 @@ from tinycats_core.config.base import MOST_CLASSES, Part
 from tinycats_core.config.data import (
     BREEDS,
     CLASSES,
+    MIN_IMAGES,
     OTHER,
     PLACES,
     ClassifierConfig,
@@ -29,9 +30,9 @@ from tinycats_core.config.training import TrainConfig
 from tinycats_core.errors import ConfigError
 
 __all__ = [
-    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MOST_CLASSES", "NAME_PATTERN", "OTHER", "PLACES", "SIGSTORE", "ClassifierConfig",
-    "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part", "PublishConfig",
-    "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
+    "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MIN_IMAGES", "MOST_CLASSES", "NAME_PATTERN", "OTHER", "PLACES", "SIGSTORE",
+    "ClassifierConfig", "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part",
+    "PublishConfig", "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ BREEDS = (
 )  # fmt: skip
 OTHER = "other"  # the class of whatever is no cat
 CLASSES = (*BREEDS, OTHER)
+MIN_IMAGES = 16  # of each set that is judged: with fewer a KID subset has not even eight images
 PLACES = {"folder": ("photos", "folder"), "boxes": ("boxes", "file")}  # settings of data that name places: what lies in them
 Backbone = Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinycats_core.config import DataConfig
+from tinycats_core.config import MIN_IMAGES, DataConfig
 from tinycats_core.data.boxes import read_boxes
 from tinycats_core.data.crop import Box
 from tinycats_core.data.decode import Decoded, Finding, Photo, Progress, make_finding, readable_formats
@@ -22,7 +22,7 @@ class Folder(Source):
 
     name = "folder"
     settings = ("folder", "layout", "crop", "boxes", "test_fraction", "val_fraction")
-    split_rule = "by sha256 within each class"
+    split_rule = f"by sha256 within each class; a larger part for the test split if it had fewer than {MIN_IMAGES} images"
     private = True
     licence = "other"
     licence_name = "as-the-photos-allow"
@@ -68,7 +68,7 @@ def split_by_folders(images: Sequence[Decoded], given: set[Split], config: DataC
     val, test = ([image for image in ordered if image.split == split] for split in ("val", "test"))
     train = [image for image in ordered if image.split not in ("val", "test")]
     if "test" not in given:
-        test, train = hold_out(train, config.test_fraction)
+        test, train = hold_out(train, config.test_fraction, MIN_IMAGES)
     if "val" not in given:
         val, train = hold_out(train, config.val_fraction)
     return {"train": train, "val": val, "test": test}

@@ -123,13 +123,22 @@ def split_as_given(images: Iterable[Decoded]) -> Splits:
     return {split: [image for image in ordered if image.split == split] for split in get_args(Split)}
 
 
-def hold_out(ordered: Sequence[Decoded], fraction: float) -> tuple[list[Decoded], list[Decoded]]:
-    """Take the first images of each class, at least one of two and never all. Return them and the rest."""
+def hold_out(ordered: Sequence[Decoded], fraction: float, at_least: int = 0) -> tuple[list[Decoded], list[Decoded]]:
+    """Take the first images of each class, at least one of two and never all. Return them and the rest.
+
+    The fraction is raised as long as fewer than `at_least` are taken, if there are twice as many images and a few more.
+    """
+    classes = [list(members) for _, members in groupby(ordered, key=lambda image: image.label)]
+
+    def take(fraction: float) -> list[int]:
+        return [min(max(1, round(fraction * len(members))), len(members) - 1) for members in classes]
+
+    enough = sum(map(len, classes)) > 2 * at_least
+    while enough and sum(take(fraction)) < at_least and fraction < 0.5:
+        fraction += 0.01
     taken: list[Decoded] = []
     left: list[Decoded] = []
-    for _, members in groupby(ordered, key=lambda image: image.label):
-        of_class = list(members)
-        count = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        taken += of_class[:count]
-        left += of_class[count:]
+    for members, count in zip(classes, take(fraction), strict=True):
+        taken += members[:count]
+        left += members[count:]
     return taken, left

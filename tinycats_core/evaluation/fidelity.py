@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinycats_core.config import GUIDANCE_SETTINGS, OTHER, EvaluateConfig, SamplerPart
+from tinycats_core.config import GUIDANCE_SETTINGS, MIN_IMAGES, OTHER, EvaluateConfig, SamplerPart
 from tinycats_core.data import groups
 from tinycats_core.data.splits import load_labels
 from tinycats_core.device import fast_arithmetic
@@ -21,7 +21,6 @@ from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.records import ClassRow, Dataset, FidelityReport, GroupFigures, SampleSet, Weights
 
-MIN_IMAGES = 16  # of each set: with fewer a KID subset has not even eight images
 SETTLED = 2_048  # images; with fewer FID is mostly its own bias (1911.07023)
 NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
@@ -86,12 +85,14 @@ def require_enough(counts: Mapping[str, int], config: EvaluateConfig) -> None:
     for name, count in counts.items():
         if count < needed:
             total = sum(counts.values())
-            remedy = "draw more samples" if name == "generated" else "change data.test_fraction"
-            if name == "test" and total >= 2 * needed:
-                remedy = f"set data.test_fraction to {math.ceil(100 * (needed + 1) / total) / 100:g}"
+            remedy = f"Add images: training and test images together must be {2 * needed + 2} or more"
+            if name == "generated":
+                remedy = "Draw more samples"
+            elif total >= 2 * needed:
+                remedy = f"Add images, or set data.test_fraction to {math.ceil(100 * (needed + 1) / total) / 100:g}"
             raise EvaluationError(
-                f"there are {count} {name} images; at least {needed} are needed (evaluate.neighbours is {config.neighbours}). Add "
-                f"images, or {remedy}."
+                f"there are {count} {name} images; at least {needed} are needed (evaluate.neighbours is {config.neighbours}). "
+                f"{remedy}."
             )
 
 

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from small_photos import bytes_of, picture, save
 
-from tinycats_core.config import BREEDS, CLASSES, DataConfig
+from tinycats_core.config import BREEDS, CLASSES, MIN_IMAGES, DataConfig
 from tinycats_core.data import preparation, splits, toy_drawing, validation
+from tinycats_core.data.decode import Decoded
+from tinycats_core.data.source import hold_out
 from tinycats_core.errors import DataError, TinycatsError
 from tinycats_core.records import Dataset
 
@@ -232,6 +234,25 @@ def test_split_takes_the_rounded_shares_and_leaves_one_to_train_on(
     config = config_of(root, test_fraction=fractions[0], val_fraction=fractions[1])
     row = validation.validate(preparation.prepare(config, tmp_path / "out"), config).rows[0]
     assert (row["train"], row["val"], row["test"]) == counts
+
+
+@pytest.mark.parametrize(
+    ("sizes", "test"),
+    [
+        ((34,), 16),  # as many as can be judged with, and as many to train on
+        ((40, 20), 16),
+        ((12, 11, 10, 9), 16),
+        ((100,), 20),  # the fifth is enough
+        ((32,), 6),  # 16 would leave too few to train on
+    ],
+)
+def test_the_test_split_of_few_images_is_large_enough_to_judge_with(sizes: tuple[int, ...], test: int):
+    blank = np.zeros((3, 4, 4), np.uint8)
+    names = [(f"{label}", f"{label}/{number}") for label, size in enumerate(sizes) for number in range(size)]
+    taken, left = hold_out([Decoded(name, label, None, name, 4, 4, blank) for label, name in names], 0.2, MIN_IMAGES)
+    assert test <= len(taken) <= test + len(sizes)
+    assert sorted(image.name for image in taken + left) == sorted(name for _, name in names)
+    assert {image.label for image in left} == {label for label, _ in names}
 
 
 def test_an_image_keeps_its_split_as_others_come(tmp_path: Path):
