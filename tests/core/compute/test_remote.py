@@ -565,20 +565,25 @@ def test_call_ends_when_its_budget_is_used_up_and_a_higher_one_goes_on(
     job: Job, client: FakeModal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = generator_job(job.dataset, MODEL, LONG)
-    second = usd_per_second(COMPUTE) or 0
-    steps = []
-    for seconds in (3.0, 6.0, 6.0):
-        poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * second})
-        with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.00.*to resume from "):
+
+    def steps_of(seconds: float) -> int:
+        poor = COMPUTE.model_copy(update={"max_cost_usd": seconds * (usd_per_second(COMPUTE) or 0)})
+        with pytest.raises(CallEnded, match=r"is spent and compute\.max_cost_usd is 0\.0.*to resume from "):
             train_on_modal(long, poor, tmp_path / "run", client=client)
         assert list((tmp_path / "run").iterdir()) == []
-        steps.append(max((row["step"] for row in read_log(client.root / RUN / long.run)), default=0))
         write_json(tmp_path / "run" / "modal_call.json", {"run": long.run, "call_id": client.calls()[-1]})  # if nobody had watched
-    assert client.calls() == ["fc-0000", "fc-0001", "fc-0002"]
-    over = "call fc-0001 was over already, so a new one follows: training on Modal ended: $0.00 is spent"
+        return max((row["step"] for row in read_log(client.root / RUN / long.run)), default=0)
+
+    seconds = 3.0
+    first = steps = steps_of(seconds)
+    while steps == first:  # on a busy machine the whole budget may go into imports
+        seconds *= 2
+        steps = steps_of(seconds)
+    assert steps > first
+    assert steps_of(seconds) == steps, "with the same limit nothing more is trained"
+    over = f"call {client.calls()[-2]} was over already, so a new one follows: training on Modal ended: "
     assert over in caplog.text
-    assert sum(read_json(client.root / RUN / long.run / "meter.json")["attempts"]) >= 6.0
-    assert 0 <= steps[0] < steps[1] == steps[2], "with the same limit nothing more is trained"
+    assert sum(read_json(client.root / RUN / long.run / "meter.json")["attempts"]) >= seconds
 
 
 def test_a_cap_on_a_gpu_without_a_known_price_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
