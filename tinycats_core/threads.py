@@ -117,11 +117,11 @@ def _watch(openmp: ctypes.CDLL, threads: int, ended: threading.Event) -> None:
         if release is None and calm == 0 and load is not None:
             release = threading.Event()
             threading.Thread(target=_keep_sleepers, args=(openmp, release), name="tinycats-sleepers", daemon=True).start()
-            logger.info("other programs take %.1f of %d cores: the threads wait asleep", load, len(_cores()))
+            logger.info("other programs take %.1f of %d cores: threads that wait for others sleep meanwhile", load, len(_cores()))
         elif release is not None and calm >= CALM:
             release.set()
             release = None
-            logger.info("the cores are free again: the threads wait spinning")
+            logger.info("the cores are free again: threads that wait for others stay awake, which is faster")
     if release is not None:
         release.set()
 

@@ -165,7 +165,10 @@ def _why_thin(row: Mapping[str, Any]) -> str:
 def _usable_but_odd(found: Mapping[str, list[Finding]], size: int) -> list[str]:
     kinds = {
         "duplicate": ("file", "a copy of another, or the same picture encoded again, and left out"),
-        "near_duplicate": ("held-out image", "nearly the same as a training image"),
+        "near_duplicate": (
+            "held-out image",
+            "nearly the same as a training image (remove one of the two, or the figures look too good)",
+        ),
         "small": ("image", f"smaller than data.image_size {size} and enlarged"),
         "outside": ("image", "outside the class folders and left out"),
         "repacked": ("archive or mirror", "not the official one, but has as many photos, and was taken for it"),
