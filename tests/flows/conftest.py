@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from tinycats_core.records import Release
 from tinycats_core.release import inference, manifest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_measurements() -> Iterator[None]:
+@contextmanager
+def quick() -> Iterator[None]:
     """How fast a release draws is measured as it always is, but with as few repeats as are allowed."""
     with pytest.MonkeyPatch.context() as patch:
         few = "inference.MOST, inference.THROUGHPUT_SECONDS = inference.LEAST, 0.0; "
@@ -24,14 +25,21 @@ def quick_measurements() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def quick_measurements() -> Iterator[None]:
+    with quick():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_release(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A published release of the `tiny` configuration, whose stages are all in the cache from then on. Not to be changed."""
     from flows.release_model import release_model
 
-    return release_model(
-        "smoke", deepcopy(TINY) | {"publish": {"name": "tiny", "folder": str(tmp_path_factory.mktemp("released"))}}
-    )
+    with quick():
+        return release_model(
+            "smoke", deepcopy(TINY) | {"publish": {"name": "tiny", "folder": str(tmp_path_factory.mktemp("released"))}}
+        )
 
 
 @pytest.fixture

@@ -312,9 +312,9 @@ def test_a_gpu_extracts_without_tf32() -> None:
 def test_inception_without_its_last_layer_gives_no_score(cats: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYCATS_INCEPTION_WEIGHTS", str(INCEPTION))
     monkeypatch.setattr(fidelity, "NOISE_IMAGES", 8)
-    train, test = load_split(cats, "train"), load_split(cats, "test")
-    few = make_dataset(tmp_path / "few", train, (test[0][::2], test[1][::2]), CLASSES)
-    samples = make_samples(tmp_path / "samples.safetensors", test[0][1::2], test[1][1::2])
+    (train, train_labels), (test, test_labels) = load_split(cats, "train"), load_split(cats, "test")
+    few = make_dataset(tmp_path / "few", (train[::3], train_labels[::3]), (test[::2], test_labels[::2]), CLASSES)
+    samples = make_samples(tmp_path / "samples.safetensors", test[1::2], test_labels[1::2])
     config = CONFIG.model_copy(update={"extractor": "inception"})
     report = fidelity.evaluate(samples, few, config, None, tmp_path, "cpu")
     assert report.metrics["is_inception"] is None
