@@ -147,7 +147,11 @@ def figures(home: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def of_images(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return KID with its interval, and the copy rates, of all metrics."""
-    return {name: value for name, value in metrics.items() if name.startswith(("kid_", "copy_rate")) and "std" not in name}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.startswith(("kid_", "copy_rate", "altered_copy_rate")) and "std" not in name
+    }
 
 
 def again(home: Path, overrides: dict[str, Any], sweep: dict[str, Any], step: int) -> dict[str, Any]:
@@ -184,7 +188,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "count": len(runs),
         "published": sum(run["published"] for run in runs) / len(runs),
-        "copies": sum("no_copies" in run["failed"] for run in judged),
+        "copies": sum(any(name.endswith("copies") for name in run["failed"]) for run in judged),
         "chosen_before_last": sum(run["chosen"]["step"] < run["last"]["step"] for run in judged),
         "chosen_worse_than_last": len(worse),
         "mean_kid_chosen": sum(run["chosen"][kid] for run in judged) / max(len(judged), 1),
