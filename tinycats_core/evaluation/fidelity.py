@@ -27,7 +27,7 @@ NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
 
 # Conditions in which two reports may differ.
-NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", *GUIDANCE_SETTINGS)
+NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", "left_out", *GUIDANCE_SETTINGS)
 
 
 def evaluate(
@@ -59,6 +59,7 @@ def evaluate(
     cats, *others = measured
     conditions = _conditions(cats, others, samples.settings) | {
         "trivial_kid": cats.real["trivial_kid"],
+        "left_out": cats.real["left_out"],
         "trivial_accuracy": _trivial_accuracy(cats.generated),
     }
     facts: dict[str, Any] = {
@@ -167,7 +168,8 @@ class _Measured:
 
     def as_figures(self) -> GroupFigures:
         """Return the figures, with the conditions in which they differ from those of the report."""
-        own = {**self.counts, "kid_subset_size": self.generated.kid_subset, "trivial_kid": self.real["trivial_kid"]}
+        own = {**self.counts, "kid_subset_size": self.generated.kid_subset}
+        own |= {name: self.real[name] for name in ("trivial_kid", "left_out")}
         return GroupFigures(name=self.group, metrics=dict(self.metrics), floor=self.real["floor"], conditions=own)
 
 
@@ -187,7 +189,7 @@ def _measure_real(generated: Comparison, count: int, group: str) -> dict[str, An
     """Return the figures of real images of a group, from the cache if they are there.
 
     `floor`: the metrics of `count` training images or of the test images. `trivial_kid`: the KID of `_trivial_images`, by name.
-    `classes`: the classifier's accuracy on the test images of each class, none without a classifier.
+    `left_out`: the copy rates of training images held against each other. `classes`: the classifier's accuracy on the test images of each class, none without a classifier.
     """
     judge, real, subset, patch_size = generated.judge, generated.real, generated.kid_subset, generated.patch_size
 
@@ -201,7 +203,8 @@ def _measure_real(generated: Comparison, count: int, group: str) -> dict[str, An
         floor = measure(training, held_out)
         require_finite(floor, "the real training images")
         classes = [] if predictions is None else _accuracies(predictions, test_labels, len(judge.dataset.classes))
-        return {}, {"floor": floor, "trivial_kid": _trivial_kid(training, train), "classes": classes}
+        trivial, left_out = _trivial_kid(training, train), judge.left_out(group)._asdict()
+        return {}, {"floor": floor, "trivial_kid": trivial, "left_out": left_out, "classes": classes}
 
     settings = judge.config.model_dump(include={"seed", "neighbours", "kid_subsets"})
     key = [count, subset, patch_size, judge.classifier_sha256]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import frechet, kernel_distance, neighbourhoods, patch_step
-from tinycats_core.evaluation.memorization import authenticity, copy_rate, spacing
+from tinycats_core.evaluation.memorization import altered_copy_rate, authenticity, copy_rate, spacing
 from tinycats_core.evaluation.reference import WIDE, Judge, Reference, scatter
+from tinycats_core.evaluation.sliced import sliced_distance
 
 KID_SUBSET = 1_000
 IS_SPLITS = 10
@@ -101,6 +102,11 @@ def _kernel(of: Comparison) -> Values:
     return {"": kid.value, "_std": kid.std, "_low": kid.low, "_high": kid.high, "_drawn_std": kid.drawn_std}
 
 
+def _sliced(of: Comparison) -> Values:
+    mind = sliced_distance(of.layer, of.real_layer, of.judge.config.seed, of.labels if of.asked else None)
+    return {"": mind.value, "_std": mind.std, "_low": mind.low, "_high": mind.high, "_drawn_std": mind.drawn_std}
+
+
 def _inception_score(of: Comparison) -> Values:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -130,6 +136,11 @@ def _copy_rate(of: Comparison) -> Values:
     return copy_rate(of.images.to(device), train.to(device)) if len(train) > 1 else None
 
 
+def _altered_copy_rate(of: Comparison) -> Values:
+    train, device = of.judge.images("train")[0], of.judge.device
+    return altered_copy_rate(of.images.to(device), train.to(device)) if len(train) > 2 else None
+
+
 def _authenticity(of: Comparison) -> Values:
     judge = of.judge
     train = judge.features("train")[judge.extractor.feature_layer].to(judge.device)
@@ -144,6 +155,7 @@ def _breed_accuracy(of: Comparison) -> Values:
 METRICS = (
     Metric("{extractor.frechet_name}", _frechet, in_sweep=True),
     Metric("kid_{extractor.name}", _kernel, in_sweep=True),
+    Metric("mind_{extractor.name}", _sliced, in_sweep=True),
     Metric("is_{extractor.name}", _inception_score, in_sweep=True),
     Metric("precision", _neighbourhood("precision"), in_sweep=True),
     Metric("recall", _neighbourhood("recall"), in_sweep=True),
@@ -155,6 +167,7 @@ METRICS = (
     Metric("distinct", _distinct),
     Metric("patch_step", _patch_step),
     Metric("copy_rate", _copy_rate, floor="test", in_sweep=True),
+    Metric("altered_copy_rate", _altered_copy_rate, floor="test", in_sweep=True),
     Metric("authenticity", _authenticity, floor="test"),
     Metric("breed_accuracy", _breed_accuracy, floor="test"),
 )

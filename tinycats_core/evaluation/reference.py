@@ -15,6 +15,7 @@ from tinycats_core.device import pick_exact_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
+from tinycats_core.evaluation.memorization import CopyRates, copy_rates_of_training
 from tinycats_core.files import digest_of, make_folder
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.source_code import code_of, foreign
@@ -124,6 +125,11 @@ class Judge:
             return images, labels
         chosen = self.members(split, group)
         return images[chosen], labels[chosen]
+
+    def left_out(self, group: str = groups.ALL) -> CopyRates:
+        """Return the copy rates of the training images of a group, each held against the other training images."""
+        train = self.images("train")[0].to(self.device)
+        return CopyRates(**self.cached(lambda: ({}, copy_rates_of_training(train, self.members("train", group))._asdict()), group)[1])
 
     def reference(self, split: Split, group: str = groups.ALL) -> Reference:
         """Return the features and statistics of the images of a split, or of a group of them."""

@@ -14,7 +14,7 @@ from tinycats_core.files import home
 from tinycats_core.records import FidelityReport, Release
 from tinycats_core.release import contents, shipped
 
-SHARES = ("precision", "recall", "coverage", "distinct", "copy_rate", "authenticity", "breed_accuracy")  # of images
+SHARES = ("precision", "recall", "coverage", "distinct", "copy_rate", "altered_copy_rate", "authenticity", "breed_accuracy")  # of images
 CHANCE_ERRORS = 3  # standard errors that a share may differ by on another machine
 RELATIVE = 0.05  # by which the other metrics may
 SAME = ("cpu", "torch_threads", "python", "torch", "onnxruntime")  # what decides the last bits
