@@ -61,7 +61,14 @@ def make_choice(path: Path, checkpoint: Weights, sample: SampleConfig) -> Choice
     facts = {"rule": "the lowest kid_breed", "rows": [later, other, row | {"chosen": True}], "ended": ended, "note": None}
     settings = {"step": 7, "ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
     write_json(path, {**settings, "split": "val", **facts})
-    return Choice(path=path, sha256=sha256_of(path), weights=checkpoint, sample=sample, bars={"copy_rate": 0.1, "altered_copy_rate": 0.2}, **facts)
+    return Choice(
+        path=path,
+        sha256=sha256_of(path),
+        weights=checkpoint,
+        sample=sample,
+        bars={"copy_rate": 0.1, "altered_copy_rate": 0.2},
+        **facts,
+    )
 
 
 def make_inference(path: Path) -> InferenceReport:

@@ -189,7 +189,8 @@ def _measure_real(generated: Comparison, count: int, group: str) -> dict[str, An
     """Return the figures of real images of a group, from the cache if they are there.
 
     `floor`: the metrics of `count` training images or of the test images. `trivial_kid`: the KID of `_trivial_images`, by name.
-    `left_out`: the copy rates of training images held against each other. `classes`: the classifier's accuracy on the test images of each class, none without a classifier.
+    `left_out`: the copy rates of training images, each held against the others. `classes`: the classifier's accuracy on the test
+    images of each class, none without a classifier.
     """
     judge, real, subset, patch_size = generated.judge, generated.real, generated.kid_subset, generated.patch_size
 

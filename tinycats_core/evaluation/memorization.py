@@ -35,33 +35,48 @@ class CopyRates(NamedTuple):
 COPY_RATES = CopyRates._fields[1:]
 
 
-def copy_rate(images: Tensor, train: Tensor, batch_size: int = 2_048) -> float:
-    """Return the share of images that are three times nearer to one training image, or its mirror image, than to any other.
+def copies(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Tensor:
+    """Return which images (N,) are three times nearer to one training image, or its mirror image, than to any other.
 
     The distance is Euclidean over pixels; the ratio is from Yoon et al., Diffusion Probabilistic Models Generalize when They
-    Fail to Memorize (2023). Duplicates in the training set hide copies: `data.validation` finds them. Compare it with the
-    value of real images outside the training set.
+    Fail to Memorize (2023). Duplicates in the training set hide copies: `data.validation` finds them.
 
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S), M at least 2.
     """
-    copies = 0
-    for squares, _ in _squares(images, train, batch_size):
-        nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
-        copies += int((nearest < COPY_RATIO * second).sum())
-    return copies / len(images)
+    return torch.cat([_stand_out(squares) for squares, _ in _squares(images, train, batch_size)])
 
 
-def altered_copy_rate(images: Tensor, train: Tensor) -> float:
-    """Return the share of images that are copies of a training image, also if mirrored, turned, cropped or recoloured.
+def copy_rate(images: Tensor, train: Tensor) -> float:
+    """Return the share of images that are copies. Compare it with the value of real images outside the training set."""
+    return copies(images, train).double().mean().item()
 
-    An image is one if it is much nearer to one training image, in one of its views, than to the third nearest. Compare it with
-    the value of real images outside the training set: that is about 3 %.
+
+def altered_copies(images: Tensor, train: Tensor, own: Tensor | None = None) -> Tensor:
+    """Return which images (N,) are copies of a training image, also if mirrored, turned, cropped or recoloured.
+
+    An image is one if it is much nearer to one training image, in one of its views, than to the third nearest. Compare their share
+    with that of real images outside the training set: a few in a hundred.
 
     Args:
         images, train: uint8 (N, 3, S, S) and (M, 3, S, S), M at least 3.
+        own: where the images are among the training images, (N,). They are then copies of another one only.
     """
-    return _are_altered(images, train).double().mean().item()
+    even, odd = _halves(_grey(_small(images)))
+    nearest = even.new_full((len(images), 3), torch.inf)
+    for start in range(0, len(train), VIEWED):
+        views = _views(train[start : start + VIEWED])
+        likeness = even.new_full((len(images), views.shape[1]), -torch.inf)
+        for view in views:
+            view_even, view_odd = _halves(view)
+            product = (odd @ view_odd.T).abs_()  # mirroring changes its sign alone
+            likeness = torch.maximum(likeness, product.addmm_(even, view_even.T))
+        if own is not None:
+            rows = ((own >= start) & (own < start + VIEWED)).nonzero().flatten()
+            likeness[rows, own[rows] - start] = -torch.inf
+        nearest = torch.cat([nearest, 2 - 2 * likeness], 1).topk(3, largest=False).values
+    distances = nearest.clamp(min=0).sqrt()
+    return distances[:, 0] < ALTERED_RATIO * distances[:, 2]
 
 
 def copy_rates_of_training(train: Tensor, chosen: Tensor | None = None) -> CopyRates:
@@ -74,12 +89,9 @@ def copy_rates_of_training(train: Tensor, chosen: Tensor | None = None) -> CopyR
     if len(train) < 4 or not len(own):
         return CopyRates(0, 0.0, 0.0)
     own = own[torch.linspace(0, len(own) - 1, min(len(own), LEFT_OUT)).long()].to(train.device)
-    copies = 0
-    for rows, (squares, _) in zip(own.split(LEFT_OUT), _squares(train[own], train, LEFT_OUT), strict=True):
-        squares.scatter_(1, rows[:, None], torch.inf)
-        nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
-        copies += int((nearest < COPY_RATIO * second).sum())
-    return CopyRates(len(own), copies / len(own), _are_altered(train[own], train, own).double().mean().item())
+    ((squares, _),) = _squares(train[own], train, LEFT_OUT)
+    found = _stand_out(squares.scatter_(1, own[:, None], torch.inf)), altered_copies(train[own], train, own)
+    return CopyRates(len(own), *(of.double().mean().item() for of in found))
 
 
 def nearest_images(images: Tensor, train: Tensor, batch_size: int = 2_048) -> Tensor:
@@ -115,6 +127,12 @@ def authenticity(features: Tensor, train: Tensor, distances: Tensor, batch_size:
     return torch.cat([batch.values > distances[batch.indices] for batch in nearest]).double().mean().item()
 
 
+def _stand_out(squares: Tensor) -> Tensor:
+    """Return where the nearest training image is far nearer than any other, (N,), from squared distances (N, M)."""
+    nearest, second = squares.topk(2, largest=False).values.clamp(min=0).sqrt().unbind(1)
+    return nearest < COPY_RATIO * second
+
+
 def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, per batch, squared distances (B, M) to the training images and a mask that is True where the mirrored image is nearer.
 
@@ -128,25 +146,6 @@ def _squares(images: Tensor, train: Tensor, batch_size: int) -> Iterator[tuple[T
         product = batch_odd @ odd.T
         mirrored = product < 0
         yield (own + lengths).sub_((batch_even @ even.T).add_(product.abs_()), alpha=2), mirrored
-
-
-def _are_altered(images: Tensor, train: Tensor, own: Tensor | None = None) -> Tensor:
-    """Return which images (N,) are altered copies; of those at `own` of the training images, which are so of another one."""
-    even, odd = _halves(_grey(_small(images)))
-    nearest = even.new_full((len(images), 3), torch.inf)
-    for start in range(0, len(train), VIEWED):
-        views = _views(train[start : start + VIEWED])
-        likeness = even.new_full((len(images), views.shape[1]), -torch.inf)
-        for view in views:
-            view_even, view_odd = _halves(view)
-            product = (odd @ view_odd.T).abs_()  # mirroring changes its sign alone
-            likeness = torch.maximum(likeness, product.addmm_(even, view_even.T))
-        if own is not None:
-            rows = ((own >= start) & (own < start + VIEWED)).nonzero().flatten()
-            likeness[rows, own[rows] - start] = -torch.inf
-        nearest = torch.cat([nearest, 2 - 2 * likeness], 1).topk(3, largest=False).values
-    distances = nearest.clamp(min=0).sqrt()
-    return distances[:, 0] < ALTERED_RATIO * distances[:, 2]
 
 
 def _views(images: Tensor) -> Tensor:

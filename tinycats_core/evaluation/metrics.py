@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import frechet, kernel_distance, neighbourhoods, patch_step
-from tinycats_core.evaluation.memorization import altered_copy_rate, authenticity, copy_rate, spacing
+from tinycats_core.evaluation.memorization import altered_copies, authenticity, copies, spacing
 from tinycats_core.evaluation.reference import WIDE, Judge, Reference, scatter
 from tinycats_core.evaluation.sliced import sliced_distance
 
@@ -34,6 +34,7 @@ class Comparison:
         patch_size: of the network that drew the images; None if it has no patches.
         predictions: the class that the classifier predicts for each image, (N,); None without a classifier.
         asked: whether a generator was asked for these labels. KID is then resampled within the classes.
+        whole: the comparison that this one is a part of, and a mask of its images.
     """
 
     judge: Judge
@@ -45,6 +46,7 @@ class Comparison:
     patch_size: int | None = None
     predictions: Tensor | None = None
     asked: bool = True
+    whole: "tuple[Comparison, Tensor] | None" = None
 
     def only(self, chosen: Tensor, real: Reference, subset: int) -> "Comparison":
         """Return the comparison of the images at a mask (N,) with other real images."""
@@ -56,6 +58,7 @@ class Comparison:
             features={name: layer[chosen] for name, layer in self.features.items()},
             predictions=None if self.predictions is None else self.predictions[chosen],
             kid_subset=subset,
+            whole=(self, chosen),
         )
 
     @property
@@ -72,6 +75,15 @@ class Comparison:
     def neighbourhoods(self) -> dict[int, dict[str, float]]:
         """Precision, recall, density and coverage for each number of neighbours."""
         return neighbourhoods(self.layer, self.real_layer, self.real.radii)
+
+    @cached_property
+    def altered_copies(self) -> Tensor:
+        """Which images are copies of training images, also if altered, (N,)."""
+        if self.whole:
+            whole, chosen = self.whole
+            return whole.altered_copies[chosen]
+        device = self.judge.device
+        return altered_copies(self.images.to(device), self.judge.images("train")[0].to(device)).cpu()
 
 
 @dataclass(frozen=True)
@@ -133,12 +145,11 @@ def _patch_step(of: Comparison) -> Values:
 
 def _copy_rate(of: Comparison) -> Values:
     train, device = of.judge.images("train")[0], of.judge.device
-    return copy_rate(of.images.to(device), train.to(device)) if len(train) > 1 else None
+    return _share(copies(of.images.to(device), train.to(device))) if len(train) > 1 else None
 
 
 def _altered_copy_rate(of: Comparison) -> Values:
-    train, device = of.judge.images("train")[0], of.judge.device
-    return altered_copy_rate(of.images.to(device), train.to(device)) if len(train) > 2 else None
+    return _share(of.altered_copies) if of.judge.dataset.train_count > 2 else None
 
 
 def _authenticity(of: Comparison) -> Values:
@@ -146,6 +157,14 @@ def _authenticity(of: Comparison) -> Values:
     train = judge.features("train")[judge.extractor.feature_layer].to(judge.device)
     distances = judge.cached(lambda: ({"spacing": spacing(train)}, {}), "train", "spacing")[0]["spacing"]
     return authenticity(of.layer.to(judge.device), train, distances.to(judge.device))
+
+
+def _share(found: Tensor) -> Values:
+    """Return the share of True in a mask and its 95 % interval (Wilson, 1927), which holds for shares near 0 too."""
+    count, share, squared = len(found), found.double().mean().item(), 1.96**2
+    middle, reach = share + squared / (2 * count), 1.96 * math.sqrt(share * (1 - share) / count + squared / (4 * count**2))
+    low, high = ((middle + sign * reach) / (1 + squared / count) for sign in (-1, 1))
+    return {"": share, "_low": max(low, 0.0), "_high": min(high, 1.0)}
 
 
 def _breed_accuracy(of: Comparison) -> Values:

@@ -128,8 +128,9 @@ class Judge:
 
     def left_out(self, group: str = groups.ALL) -> CopyRates:
         """Return the copy rates of the training images of a group, each held against the other training images."""
-        train = self.images("train")[0].to(self.device)
-        return CopyRates(**self.cached(lambda: ({}, copy_rates_of_training(train, self.members("train", group))._asdict()), group)[1])
+        train, own = self.images("train")[0].to(self.device), self.members("train", group)
+        rates = self.cached(lambda: ({}, copy_rates_of_training(train, own)._asdict()), "left out", *groups.key(group))[1]
+        return CopyRates(**rates)
 
     def reference(self, split: Split, group: str = groups.ALL) -> Reference:
         """Return the features and statistics of the images of a split, or of a group of them."""

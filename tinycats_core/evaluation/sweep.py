@@ -50,9 +50,8 @@ def why_stop(rows: Sequence[SweepRow], kid: str, patience: int) -> str | None:
     if not rows or not rows[-1].copies or since < patience:
         return None
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in _copy_rates(rows[-1]).items())
-    return (
-        f"the images of step {rows[-1].step} are copies of training images ({rates}), and the last {since} snapshots brought no better one that does not copy"
-    )
+    copies = f"the images of step {rows[-1].step} are copies of training images ({rates})"
+    return f"{copies}, and the last {since} snapshots brought no better one that does not copy"
 
 
 def choose(
@@ -72,8 +71,7 @@ def choose(
     with the lowest copy rates. Each snapshot is tried once, with the first average and the first option, and then the other
     pairs of the chosen snapshot. For each trial, `options.sweep_images` images are drawn from the same noise, with the classes
     in the proportions of the validation split, and measured against that split, of cats alone if the gate judges these. The final
-    figures use other noise, so that they
-    are not those of a lucky draw. A single pair is chosen without drawing.
+    figures use other noise, so that they are not those of a lucky draw. A single pair is chosen without drawing.
 
     Args:
         folder: of the evaluations, with the cache of the validation images' features. The choice is written there.

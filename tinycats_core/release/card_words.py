@@ -14,7 +14,7 @@ METRICS = {
     "coverage": "share of real images whose neighbourhood holds a generated one, higher is better",
     "patch_step": "steps between pixels where two of the network's patches meet, by those inside a patch; 1 means no seams",
     "copy_rate": "share of images that are copies of a training image, pixel by pixel; the floor is that of the test images",
-    "altered_copy_rate": "the same, with copies that are mirrored, turned, cropped or recoloured; the floor is that of the test images",
+    "altered_copy_rate": "the same with copies that are mirrored, turned, cropped or recoloured; floor: the test images",
     "authenticity": "share of images that are not nearer to a training image than its own neighbour is; floor: the test images",
     "breed_accuracy": "how often the breed classifier sees the class that was asked for, higher is better",
 }

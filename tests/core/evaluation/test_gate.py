@@ -22,7 +22,9 @@ def make_report(path: Path, conditions: dict[str, Any] | None = None, **metrics:
     measured = {"kid_breed": 0.1, "kid_breed_std": 0.02, "kid_breed_drawn_std": 0.01, "precision": 0.6, "recall": 0.3}
     measured |= {"spread": 0.9, "distinct": 1.0, "coverage": 0.8, "copy_rate": 0.0, "altered_copy_rate": 0.0, "authenticity": 0.6}
     facts: dict[str, Any] = {"extractor": "breed", "generated": 100, "reference": 100, **(conditions or {})}
-    facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}, "left_out": NOBODY} | (conditions or {})
+    facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}, "left_out": NOBODY} | (
+        conditions or {}
+    )
     facts["trivial_accuracy"] = 0.1 if "breed_accuracy" in metrics else None
     write_json(path, {"anything": "the gate reads the record"})
     return FidelityReport(path=path, sha256=sha256_of(path), metrics=measured | metrics, floor=FLOOR, conditions=facts)

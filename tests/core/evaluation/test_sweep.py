@@ -93,7 +93,7 @@ def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> No
     assert (choice.sample.guidance, choice.sample.guidance_interval) == (best.guidance, best.guidance_interval)
     assert choice.sample in THREE.candidates()  # with the seed of the final figures, not that of the sweep
     assert [row.step for row in choice.rows] == [150] * 3
-    assert len(list((folder / "cache").iterdir())) == 3  # of the validation images: copy rates of the training images: no floor, no noise
+    assert len(list((folder / "cache").iterdir())) == 3  # two of the validation images, copy rates of training: no floor, no noise
 
 
 def test_the_test_split_has_no_say(choice: Choice, good: Weights, cats: Dataset, classifier: Weights, tmp_path: Path) -> None:
