@@ -20,7 +20,7 @@ from tinycats_core.records import Dataset, FidelityReport, Trained, Weights
 
 CLASSES = ("Bombay", "Persian", "other")
 CONFIG = EvaluateConfig(extractor="breed", kid_subsets=20, samples=60)
-PER_COPY = ("copy_rate", "authenticity")  # compared with all training images, whatever the group
+PER_COPY = ("copy_rate", "altered_copy_rate", "authenticity")  # compared with all training images, whatever the group
 
 
 @pytest.fixture(scope="module")
