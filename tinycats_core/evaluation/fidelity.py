@@ -15,6 +15,7 @@ from tinycats_core.data.splits import load_labels
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import RESAMPLES, kernel_distance
+from tinycats_core.evaluation.extractors import extract
 from tinycats_core.evaluation.metrics import IS_SPLITS, Comparison, kid_subset, measure, require_finite, torch_fidelity_version
 from tinycats_core.evaluation.reference import WIDE, Judge
 from tinycats_core.files import digest_of, sha256_of, write_json
@@ -67,7 +68,7 @@ def evaluate(
         "floor": cats.real["floor"],
         "classes": [row.model_dump(mode="json") for row in _class_rows(drawn, [group.real["classes"] for group in measured])],
         "conditions": conditions,
-        "notes": (*judge.extractor.notes, *_notes(cats)),
+        "notes": (*judge.extractor.notes, *(judge.dinov2.notes if judge.dinov2 else ()), *_notes(cats)),
     }
     if others:
         facts["groups"] = [group.as_figures().model_dump(mode="json") for group in others]
@@ -217,7 +218,7 @@ def _trivial_kid(training: Comparison, train: Tensor) -> dict[str, float]:
     judge, kid = training.judge, {}
     size = min(training.kid_subset, NOISE_IMAGES // 2)
     for name, images in _trivial_images(train, judge.config.seed).items():
-        layer = judge.extract_features(images)[judge.extractor.feature_layer].expand(NOISE_IMAGES, -1)
+        layer = extract(judge.extractor, images, judge.config.batch_size)[judge.extractor.feature_layer].expand(NOISE_IMAGES, -1)
         distance = kernel_distance(layer, training.real_layer, judge.config.kid_subsets, size, judge.config.seed, resamples=2)
         kid[name] = distance.value
     require_finite(kid, "noise and mean")
@@ -298,6 +299,8 @@ def _conditions(measured: _Measured, others: Sequence[_Measured], settings: Mapp
     }
     if measured.group != groups.ALL:
         conditions |= {"group": measured.group, "groups": {other.group: other.counts["generated"] for other in others}}
+    if judge.dinov2:
+        conditions["dinov2_sha256"] = judge.dinov2.sha256
     conditions["conditions_hash"] = digest_of(conditions)
     conditions |= {name: settings[name] for name in GUIDANCE_SETTINGS if name in settings}
     named = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")

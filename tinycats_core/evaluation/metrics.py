@@ -12,7 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 from tinycats_core.errors import EvaluationError
-from tinycats_core.evaluation.distances import frechet, kernel_distance, neighbourhoods, patch_step
+from tinycats_core.evaluation.dinov2 import LAYER as DINOV2
+from tinycats_core.evaluation.distances import Moments, frechet, kernel_distance, neighbourhoods, patch_step
 from tinycats_core.evaluation.memorization import altered_copies, authenticity, copies, spacing
 from tinycats_core.evaluation.reference import WIDE, Judge, Reference, scatter
 from tinycats_core.evaluation.sliced import sliced_distance
@@ -108,6 +109,13 @@ def _frechet(of: Comparison) -> Values:
     return {"": distance.value, "_infinite": distance.infinite}
 
 
+def _frechet_dinov2(of: Comparison) -> Values:
+    if not of.judge.dinov2:
+        return {}
+    distance = frechet(of.features[DINOV2], Moments.of(of.real.features[DINOV2]), of.judge.config.seed)
+    return {"": distance.value, "_infinite": distance.infinite}
+
+
 def _kernel(of: Comparison) -> Values:
     config, labels = of.judge.config, of.labels if of.asked else None
     kid = kernel_distance(of.layer, of.real_layer, config.kid_subsets, of.kid_subset, config.seed, labels)
@@ -175,6 +183,7 @@ METRICS = (
     Metric("{extractor.frechet_name}", _frechet, in_sweep=True),
     Metric("kid_{extractor.name}", _kernel, in_sweep=True),
     Metric("mind_{extractor.name}", _sliced, in_sweep=True),
+    Metric("fd_dinov2", _frechet_dinov2),
     Metric("is_{extractor.name}", _inception_score, in_sweep=True),
     Metric("precision", _neighbourhood("precision"), in_sweep=True),
     Metric("recall", _neighbourhood("recall"), in_sweep=True),

@@ -13,6 +13,7 @@ from tinycats_core.data import groups
 from tinycats_core.data.splits import Split, load_split
 from tinycats_core.device import pick_exact_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
+from tinycats_core.evaluation.dinov2 import load_dinov2
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
 from tinycats_core.evaluation.memorization import CopyRates, copy_rates_of_training
@@ -55,6 +56,7 @@ class Judge:
     config: EvaluateConfig
     folder: Path
     device: torch.device
+    dinov2: FeatureExtractor | None = None
     splits: dict[Split, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -65,11 +67,13 @@ class Judge:
         target = pick_exact_device(device)
         network = load_breed_classifier(classifier, dataset, target) if classifier else None
         extractor = load_extractor(config.extractor, classifier, target)
-        return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target)
+        second = load_dinov2(config.dinov2_weights, target) if config.dinov2_weights else None
+        return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target, second)
 
     def extract_features(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images (N, 3, S, S) by layer."""
-        return extract(self.extractor, images, self.config.batch_size)
+        extractors = [self.extractor, *([self.dinov2] if self.dinov2 else [])]
+        return {name: layer for of in extractors for name, layer in extract(of, images, self.config.batch_size).items()}
 
     def predicted_classes(self, images: Tensor, features: Mapping[str, Tensor]) -> Tensor | None:
         """Return the class that the classifier predicts for each image, (N,); None without a classifier."""
@@ -87,6 +91,7 @@ class Judge:
         used = self.extractor
         own = [
             used.sha256,
+            *([self.dinov2.sha256] if self.dinov2 else []),
             used.feature_layer,
             used.logit_layer,
             self.device.type,

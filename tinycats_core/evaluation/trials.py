@@ -53,7 +53,8 @@ class Trials:
         device: str = "auto",
     ) -> "Trials":
         """Load the judge. Raises EvaluationError if the extractor is unavailable."""
-        judge, needed = Judge.load(dataset, config, classifier, folder, device), images_needed(config)
+        fast = config.model_copy(update={"dinov2_weights": None})  # large, slow, and without a say in the choice
+        judge, needed = Judge.load(dataset, fast, classifier, folder, device), images_needed(config)
         split: Split = "val" if dataset.val_count >= needed else "train"
         cats = groups.sizes(load_labels(dataset, split), dataset.classes)[groups.CATS]
         group = groups.CATS if is_divided(dataset, config) and cats >= needed else groups.ALL

@@ -3,6 +3,7 @@
 METRICS = {
     "fid": "Fréchet Inception distance, lower is better",
     "fd": "Fréchet distance of the breed classifier's features, lower is better",
+    "fd_dinov2": "Fréchet distance of the features of DINOv2, lower is better",
     "kid": "Kernel distance of the feature extractor's features, lower is better",
     "mind": "Monge Inception Distance: sliced Wasserstein distance of the extractor's features, lower is better",
     "is": "Inception Score (of the extractor's classes), higher is better",

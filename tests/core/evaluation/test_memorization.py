@@ -78,10 +78,10 @@ def smooth(count: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("how", [lambda image, _: image, lambda image, _: image.flip(-1), turned, cropped, recoloured])
 def test_altered_copies_are_found(how: Callable[..., torch.Tensor]) -> None:
-    train = smooth(300, 0)
-    found = altered_copies(altered(train[::10], how), train)
+    train = smooth(100, 0)
+    found = altered_copies(altered(train[::5], how), train)
     assert found.double().mean() >= 0.9
-    assert altered_copies(altered(smooth(60, 1), how), train).double().mean() <= 0.05
+    assert altered_copies(altered(smooth(20, 1), how), train).double().mean() <= 0.05
     assert torch.equal(altered_copies(train[:8].flip(-1), train), torch.ones(8, dtype=torch.bool))
 
 
