@@ -22,6 +22,7 @@ OPTIONAL = {
     "pillow_heif": "reads the HEIC photos of iPhones: pip install pillow-heif",
     "modal": "trains on Modal: pip install modal",
     "huggingface_hub": "publishes to the Hugging Face Hub: pip install huggingface_hub",
+    "timm": "measures fd_dinov2: pip install 'tinycats[dinov2]'",
     "model_signing": "signs releases: pip install 'tinycats[sign]'",
 }
 

@@ -15,7 +15,7 @@ from tasks.runs import log
 from tinycats_core.compute import costs, modal_auth, remote
 from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
 from tinycats_core.data import groups, preparation, sources
-from tinycats_core.evaluation import classifier, extractors, fidelity
+from tinycats_core.evaluation import classifier, dinov2, extractors, fidelity
 from tinycats_core.evaluation.samples import labels_to_draw
 from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
@@ -99,6 +99,8 @@ def check_inputs(config: ReleaseConfig) -> None:
     check_images(config.data)
     if config.evaluate.extractor == "inception":
         extractors.load_inception()  # downloads and checks it now, before hours of training
+    if config.evaluate.dinov2_weights:
+        dinov2.load_dinov2(config.evaluate.dinov2_weights)
 
 
 def fit_to_data(config: ReleaseConfig, dataset: Dataset) -> ReleaseConfig:

@@ -39,7 +39,8 @@ def train_and_watch(dataset: Dataset, config: ReleaseConfig, classifier: Weights
         trained = train_generator(dataset, config.model, train.until(step), compute)
         rows.append(judge_snapshot(trained.ema, dataset, config.sample, config.evaluate, classifier, compute))
         figures = rows[-1].metrics
-        log().info("step %d: %s %.4f, copy_rate %.3f", step, kid, figures[kid], figures["copy_rate"])
+        rates = figures["copy_rate"], figures["altered_copy_rate"]
+        log().info("step %d: %s %.4f, copy_rate %.3f, altered_copy_rate %.3f", step, kid, figures[kid], *rates)
         if step < train.steps and (why := sweep.why_stop(rows, kid, train.patience)):
             log().warning("the training ends at step %d of %d: %s", step, train.steps, why)
             return trained, Course(rows=tuple(rows), ended=f"at step {step} of {train.steps}: {why}")
@@ -75,8 +76,8 @@ def choose_sampling(
     if len({row.step for row in choice.rows}) > 1:
         show.picture(
             "course",
-            pictures.course(rows, f"kid_{config.extractor}", choice.bar),
-            "KID and copy rate of the snapshots of the training",
+            pictures.course(rows, f"kid_{config.extractor}", choice.bars),
+            "KID and copy rates of the snapshots of the training",
         )
     if choice.note:
         log().warning(choice.note)

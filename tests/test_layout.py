@@ -16,6 +16,7 @@ ALWAYS_THERE = {"torch", "filelock", "numpy", "PIL", "pydantic", "safetensors", 
 AT_HOME_IN = {
     "torchvision": {"evaluation.classifier"},
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
+    "timm": {"evaluation.dinov2"},
     "onnx": {"generator.onnx_file", "release.export"},
     "google": {"generator.onnx_file"},  # protobuf, what onnx reads with
     "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},

@@ -118,12 +118,12 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
     return _drawn(figure)
 
 
-def course(rows: Sequence[Mapping[str, Any]], kid: str, bar: float | None = None) -> Image.Image:
-    """Draw KID and copy rate over the steps of a training, from the first row of each step of its sweep.
+def course(rows: Sequence[Mapping[str, Any]], kid: str, bars: Mapping[str, float]) -> Image.Image:
+    """Draw KID and the copy rates over the steps of a training, from the first row of each step of its sweep.
 
     Args:
         kid: the name of the KID.
-        bar: the highest copy rate that could be chosen.
+        bars: the highest copy rates that could be chosen, by name.
     """
     from matplotlib.figure import Figure
 
@@ -133,11 +133,11 @@ def course(rows: Sequence[Mapping[str, Any]], kid: str, bar: float | None = None
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(steps, [row[kid] for row in snapshots], marker="o", markersize=3.5)
     above.set(ylabel=kid)
-    below.plot(steps, [row["copy_rate"] for row in snapshots], marker="o", markersize=3.5, color="tab:red")
-    if bar is not None:
-        below.axhline(bar, color="grey", linewidth=1, linestyle="--", label="the bar")
-        below.legend(loc="upper left", frameon=False)
-    below.set(xlabel="step", ylabel="copy_rate", ylim=(-0.02, None))
+    for (name, bar), color in zip(bars.items(), ("tab:red", "tab:purple"), strict=True):
+        below.plot(steps, [row[name] for row in snapshots], marker="o", markersize=3.5, color=color, label=name)
+        below.axhline(bar, color=color, linewidth=1, linestyle="--", label="its bar")
+    below.legend(loc="upper left", frameon=False)
+    below.set(xlabel="step", ylabel="share of copies", ylim=(-0.02, None))
     for axes in (above, below):
         axes.grid(alpha=0.3)
         for step in chosen:

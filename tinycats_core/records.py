@@ -134,7 +134,7 @@ class SweepRow(Part, extra="allow"):
 
     chosen: bool = False
     step: int | None = None  # None in a release of before there were snapshots
-    copies: bool = False  # whether its copy rate is above the bar, so that it cannot be chosen
+    copies: bool = False  # whether a copy rate is above its bar, so that it cannot be chosen
     ema_decay: float | int | str | None
     guidance: float
     guidance_interval: tuple[float, float]
@@ -162,7 +162,7 @@ class Choice(FileRecord):
     sample: SampleConfig
     rule: str
     rows: tuple[SweepRow, ...] = ()
-    bar: float | None = None  # the highest copy rate that could be chosen
+    bars: dict[str, float] = {}  # the highest copy rates that could be chosen, by name
     ended: str | None = None
     note: str | None = None
 
@@ -207,7 +207,7 @@ class GroupFigures(Part):
 class FidelityReport(FileRecord):
     """Measured fidelity of one sample set against the held-out images, as a JSON file at `path`.
 
-    `metrics` and `floor` (real training images against the same held-out images; for copy_rate and authenticity the held-out
+    `metrics` and `floor` (real training images against the same held-out images; for the copy rates and authenticity the held-out
     images against all training images) have the same keys; a value that cannot be given is None and `notes` says why.
     `conditions` holds N, split, extractor, resize, seed, library version and the sampler's settings. `classes` has a row
     for each class, none without a classifier.

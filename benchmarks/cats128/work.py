@@ -20,7 +20,7 @@ from tinycats_core.data.splits import Split
 from tinycats_core.device import PRECISIONS, empty_cache, fast_arithmetic, matmul_peak, synchronize
 from tinycats_core.errors import TrainingError
 from tinycats_core.evaluation.gate import copy_bar
-from tinycats_core.evaluation.memorization import copy_rate, copy_rate_of_training, neighbour_sheet
+from tinycats_core.evaluation.memorization import copy_rate, copy_rates_of_training, neighbour_sheet
 from tinycats_core.evaluation.metrics import Comparison, kid_subset, measure
 from tinycats_core.evaluation.reference import Judge
 from tinycats_core.generator.model import TinyDiT
@@ -241,7 +241,7 @@ def try_row(bench: Bench, row: Row, seconds: float, snapshots: int = 1) -> dict[
 def _try_row(bench: Bench, row: Row, seconds: float, snapshots: int) -> dict[str, Any]:
     run, averages, took = train_for(bench, row, seconds, snapshots)
     config, model, train = run.config, run.net.config, bench.judge.images("train")[0]
-    bar = copy_bar(copy_rate_of_training(train.to(bench.device)), bench.count, len(train))
+    bar = copy_bar(copy_rates_of_training(train.to(bench.device)).copy_rate, bench.count, len(train))
     first, usual = config.ema_decays[0], GUIDANCES[1]
     tried: list[dict[str, Any]] = []
     pictures: list[Drawn] = []

@@ -155,12 +155,15 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     import torch
 
     from benchmarks.judge.canaries import FIRST, REPLACING
+    from benchmarks.judge.needed import images_needed
     from tinycats_core.config import SampleConfig
+    from tinycats_core.data import groups
     from tinycats_core.data.preparation import prepare
     from tinycats_core.data.splits import load_split
     from tinycats_core.device import fast_arithmetic
     from tinycats_core.evaluation import fidelity, gate
     from tinycats_core.evaluation.classifier import train_classifier
+    from tinycats_core.evaluation.reference import Judge
     from tinycats_core.generator.sampling import labels_like, sample
     from tinycats_core.generator.weights import load_generator
     from tinycats_core.presets import resolve
@@ -197,6 +200,13 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
         return [term.name for term in decision.terms if not term.passed]
 
     good, worse = pool(config.train.steps), pool(config.train.steps // WORSE)
+    judge = Judge.load(dataset, config.evaluate, classifier, scratch / "refusals", "cpu")
+    cats = groups.members(labels, dataset.classes, groups.CATS)
+    sets = [judge.extract_features(images[cats].flatten(0, 1)) for images in (good, worse)]
+    layer, tolerance = judge.extractor.feature_layer, config.evaluate.tolerance
+    real = judge.features("test", groups.CATS)[layer]
+    asked = labels[cats].repeat_interleave(POOL)
+    needed = images_needed(sets[0][layer], sets[1][layer], asked, real, tolerance, resamples)
     generator = torch.Generator().manual_seed(0)
     verdicts, reasons = Counter[str](), Counter[str]()
     for number in range(resamples):
@@ -235,6 +245,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
         "canaries": len(canaries),
         "canaries_failed": refused,
         "honest_images_failed": failed(honest, None),
+        **needed,
         "resamples": resamples,
         "samples": count,
         "steps": config.train.steps,

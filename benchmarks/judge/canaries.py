@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
 
 from tinycats_core.config import ModelConfig, SampleConfig
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import sample
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+Uniform = Callable[[float, float], float]
 PATCH = 8
 
 
@@ -34,6 +36,18 @@ def now_and_then_a_copy(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor
     images = unseen.clone()
     images[::8] = copycat(train, unseen, labels)[::8]
     return images
+
+
+def turned_copies(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return altered(train, turned)
+
+
+def cropped_copies(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return altered(train, cropped)
+
+
+def recoloured_copies(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return altered(train, recoloured)
 
 
 def one_picture(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
@@ -119,11 +133,18 @@ def copies_for_others(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
     return _by_group(unseen, copycat(train, unseen, labels), labels)
 
 
+def turned_copies_for_others(train: Tensor, unseen: Tensor, labels: Tensor) -> Tensor:
+    return _by_group(unseen, turned_copies(train, unseen, labels), labels)
+
+
 FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term
     (copycat, "no_copies"),
     (mirrored_copycat, "no_copies"),
     (noisy_copycat, "authentic"),
     (now_and_then_a_copy, "no_copies"),
+    (turned_copies, "no_altered_copies"),
+    (cropped_copies, "no_altered_copies"),
+    (recoloured_copies, "no_altered_copies"),
     (one_picture, "distinct"),
     (one_picture_with_noise, "varied"),
     (one_picture_a_class, "varied"),
@@ -143,6 +164,7 @@ FIRST: list[tuple[Draw, str]] = [  # refused as a first release, by this term
     (noise_for_cats, "learnt"),
     (noise_for_others, "other_learnt"),
     (copies_for_others, "other_no_copies"),
+    (turned_copies_for_others, "other_no_altered_copies"),
 ]
 REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of honest images, by this term
     (blurred, "not_worse"),
@@ -153,6 +175,39 @@ REPLACING: list[tuple[Draw, str]] = [  # refused as the successor of honest imag
     (untrained, "not_worse"),
     (noise_for_cats, "not_worse"),
 ]
+
+
+def altered(images: Tensor, how: Callable[[Tensor, Uniform], Tensor]) -> Tensor:
+    """Return images altered one by one, `how` from an image (3, S, S) and a function that draws a number between two others."""
+    generator = torch.Generator().manual_seed(7)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand(1, generator=generator).item()
+
+    return torch.stack([how(image, uniform) for image in images])
+
+
+def turned(image: Tensor, uniform: Uniform) -> Tensor:
+    """Turn an image by 5 to 18 degrees to either side. What was outside is mirrored in."""
+    size, degrees = image.shape[-1], uniform(5, 18) * (1 if uniform(0, 1) < 0.5 else -1)
+    padded = functional.pad(image, [size // 2] * 4, padding_mode="reflect")
+    return functional.center_crop(functional.rotate(padded, degrees, InterpolationMode.BILINEAR), [size, size])
+
+
+def cropped(image: Tensor, uniform: Uniform) -> Tensor:
+    """Cut 80 to 92 % of each side from an image, anywhere, and enlarge it."""
+    size = image.shape[-1]
+    side = round(size * uniform(0.8, 0.92))
+    top, left = (int(uniform(0, size - side + 1)) for _ in range(2))
+    return functional.resized_crop(image, top, left, side, side, [size, size], antialias=True)
+
+
+def recoloured(image: Tensor, uniform: Uniform) -> Tensor:
+    """Change hue, brightness, contrast and saturation."""
+    image = functional.adjust_hue(image, uniform(-0.15, 0.15))
+    image = functional.adjust_brightness(image, uniform(0.7, 1.3))
+    image = functional.adjust_contrast(image, uniform(0.7, 1.3))
+    return functional.adjust_saturation(image, uniform(0.5, 1.5))
 
 
 def _with_noise(images: Tensor, deviation: float) -> Tensor:

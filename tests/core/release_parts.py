@@ -53,14 +53,22 @@ def make_choice(path: Path, checkpoint: Weights, sample: SampleConfig) -> Choice
         "kid_breed": 0.0444,
         "is_breed": None,
         "copy_rate": 0.01,
+        "altered_copy_rate": 0.03,
     }
-    other = row | {"guidance": 2.5, "kid_breed": 0.0555, "copy_rate": 0.02, "chosen": False}
-    later = row | {"step": 14, "kid_breed": 0.0333, "copy_rate": 0.5, "copies": True, "chosen": False}
+    other = row | {"guidance": 2.5, "kid_breed": 0.0555, "copy_rate": 0.02, "altered_copy_rate": 0.04, "chosen": False}
+    later = row | {"step": 14, "kid_breed": 0.0333, "copy_rate": 0.5, "altered_copy_rate": 0.6, "copies": True, "chosen": False}
     ended = "at step 14 of 21: the images of step 14 are copies of training images"
     facts = {"rule": "the lowest kid_breed", "rows": [later, other, row | {"chosen": True}], "ended": ended, "note": None}
     settings = {"step": 7, "ema_decay": 0.9, "sample": sample.model_dump(mode="json"), "images": 26, "validation_images": 13}
     write_json(path, {**settings, "split": "val", **facts})
-    return Choice(path=path, sha256=sha256_of(path), weights=checkpoint, sample=sample, bar=0.1, **facts)
+    return Choice(
+        path=path,
+        sha256=sha256_of(path),
+        weights=checkpoint,
+        sample=sample,
+        bars={"copy_rate": 0.1, "altered_copy_rate": 0.2},
+        **facts,
+    )
 
 
 def make_inference(path: Path) -> InferenceReport:

@@ -17,6 +17,7 @@ class EvaluateConfig(Part):
     """What is measured, with which feature extractor, and the bars of the gate."""
 
     extractor: Literal["inception", "breed"] = "inception"
+    dinov2_weights: FullPath | None = None  # a safetensors file of DINOv2, for fd_dinov2; None: not measured
     samples: Images = 5_000
     other_share: Share | None = None  # of the class `other` among them; None: as among the test images
     neighbours: Thousands = 3  # k of precision and recall, which are given at 5 as well

@@ -15,6 +15,7 @@ from tinycats_core.data.splits import load_labels
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import EvaluationError
 from tinycats_core.evaluation.distances import RESAMPLES, kernel_distance
+from tinycats_core.evaluation.extractors import extract
 from tinycats_core.evaluation.metrics import IS_SPLITS, Comparison, kid_subset, measure, require_finite, torch_fidelity_version
 from tinycats_core.evaluation.reference import WIDE, Judge
 from tinycats_core.files import digest_of, sha256_of, write_json
@@ -26,7 +27,7 @@ NOISE_IMAGES = 64  # of each kind at most: all noise looks much the same
 SAMPLER_SETTINGS = tuple(name for name in SamplerPart.model_fields if name != "batch_size")
 
 # Conditions in which two reports may differ.
-NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", *GUIDANCE_SETTINGS)
+NOT_COMPARED = ("conditions_hash", "drawn_by", "device", "trivial_kid", "trivial_accuracy", "left_out", *GUIDANCE_SETTINGS)
 
 
 def evaluate(
@@ -58,6 +59,7 @@ def evaluate(
     cats, *others = measured
     conditions = _conditions(cats, others, samples.settings) | {
         "trivial_kid": cats.real["trivial_kid"],
+        "left_out": cats.real["left_out"],
         "trivial_accuracy": _trivial_accuracy(cats.generated),
     }
     facts: dict[str, Any] = {
@@ -65,7 +67,7 @@ def evaluate(
         "floor": cats.real["floor"],
         "classes": [row.model_dump(mode="json") for row in _class_rows(drawn, [group.real["classes"] for group in measured])],
         "conditions": conditions,
-        "notes": (*judge.extractor.notes, *_notes(cats)),
+        "notes": (*judge.extractor.notes, *(judge.dinov2.notes if judge.dinov2 else ()), *_notes(cats)),
     }
     if others:
         facts["groups"] = [group.as_figures().model_dump(mode="json") for group in others]
@@ -168,7 +170,8 @@ class _Measured:
 
     def as_figures(self) -> GroupFigures:
         """Return the figures, with the conditions in which they differ from those of the report."""
-        own = {**self.counts, "kid_subset_size": self.generated.kid_subset, "trivial_kid": self.real["trivial_kid"]}
+        own = {**self.counts, "kid_subset_size": self.generated.kid_subset}
+        own |= {name: self.real[name] for name in ("trivial_kid", "left_out")}
         return GroupFigures(name=self.group, metrics=dict(self.metrics), floor=self.real["floor"], conditions=own)
 
 
@@ -188,7 +191,8 @@ def _measure_real(generated: Comparison, count: int, group: str) -> dict[str, An
     """Return the figures of real images of a group, from the cache if they are there.
 
     `floor`: the metrics of `count` training images or of the test images. `trivial_kid`: the KID of `_trivial_images`, by name.
-    `classes`: the classifier's accuracy on the test images of each class, none without a classifier.
+    `left_out`: the copy rates of training images, each held against the others. `classes`: the classifier's accuracy on the test
+    images of each class, none without a classifier.
     """
     judge, real, subset, patch_size = generated.judge, generated.real, generated.kid_subset, generated.patch_size
 
@@ -202,7 +206,8 @@ def _measure_real(generated: Comparison, count: int, group: str) -> dict[str, An
         floor = measure(training, held_out)
         require_finite(floor, "the real training images")
         classes = [] if predictions is None else _accuracies(predictions, test_labels, len(judge.dataset.classes))
-        return {}, {"floor": floor, "trivial_kid": _trivial_kid(training, train), "classes": classes}
+        trivial, left_out = _trivial_kid(training, train), judge.left_out(group)._asdict()
+        return {}, {"floor": floor, "trivial_kid": trivial, "left_out": left_out, "classes": classes}
 
     settings = judge.config.model_dump(include={"seed", "neighbours", "kid_subsets"})
     key = [count, subset, patch_size, judge.classifier_sha256]
@@ -214,7 +219,7 @@ def _trivial_kid(training: Comparison, train: Tensor) -> dict[str, float]:
     judge, kid = training.judge, {}
     size = min(training.kid_subset, NOISE_IMAGES // 2)
     for name, images in _trivial_images(train, judge.config.seed).items():
-        layer = judge.extract_features(images)[judge.extractor.feature_layer].expand(NOISE_IMAGES, -1)
+        layer = extract(judge.extractor, images, judge.config.batch_size)[judge.extractor.feature_layer].expand(NOISE_IMAGES, -1)
         distance = kernel_distance(layer, training.real_layer, judge.config.kid_subsets, size, judge.config.seed, resamples=2)
         kid[name] = distance.value
     require_finite(kid, "noise and mean")
@@ -295,6 +300,8 @@ def _conditions(measured: _Measured, others: Sequence[_Measured], settings: Mapp
     }
     if measured.group != groups.ALL:
         conditions |= {"group": measured.group, "groups": {other.group: other.counts["generated"] for other in others}}
+    if judge.dinov2:
+        conditions["dinov2_sha256"] = judge.dinov2.sha256
     conditions["conditions_hash"] = digest_of(conditions)
     conditions |= {name: settings[name] for name in GUIDANCE_SETTINGS if name in settings}
     named = (*SAMPLER_SETTINGS, *GUIDANCE_SETTINGS, "runtime")

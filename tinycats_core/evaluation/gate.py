@@ -82,7 +82,8 @@ def _built_in(report: FidelityReport) -> list[Term]:
         _at_least("varied", report, "spread", MIN_SPREAD, "of the real images' variety within a class"),
         _at_least("distinct", report, "distinct", MIN_DISTINCT, "the share that are no copies"),
         _at_least("covered", report, "coverage", MIN_COVERAGE * (report.floor["coverage"] or 0), "of what training images cover"),
-        _no_copies(report),
+        _no_copies("no_copies", report, "copy_rate"),
+        _no_copies("no_altered_copies", report, "altered_copy_rate"),
         _at_least(
             "authentic", report, "authenticity", MIN_AUTHENTIC * (report.floor["authenticity"] or 0), "of what test images have"
         ),
@@ -95,8 +96,10 @@ def _other(report: FidelityReport) -> list[Term]:
     """Require of the images of `other`, whose quality is not judged, what holds for any image: neither noise nor a copy."""
     if (other := report.of_group(OTHER)) is None:
         return []
-    terms = {"other_learnt": _learnt(other), "other_no_copies": _no_copies(other)}
-    return [term.model_copy(update={"name": name, "why": f"of the images of {OTHER}, {term.why}"}) for name, term in terms.items()]
+    terms = [_learnt(other), _no_copies("no_copies", other, "copy_rate")]
+    terms.append(_no_copies("no_altered_copies", other, "altered_copy_rate"))
+    why = f"of the images of {OTHER}, "
+    return [term.model_copy(update={"name": f"other_{term.name}", "why": why + term.why}) for term in terms]
 
 
 def _learnt(report: FidelityReport) -> Term:
@@ -116,16 +119,22 @@ def _sighted(report: FidelityReport, trivial: float, name: str) -> Term:
     return _term("sighted", f"{kid} of {name}", trivial, bar, passed, limit)
 
 
-def _no_copies(report: FidelityReport) -> Term:
-    """Require that images are copies of training images no more often than the test images are by chance."""
-    counts, real = report.conditions, report.floor["copy_rate"] or 0
-    bar = copy_bar(real, counts["generated"], counts["reference"])
-    return _at_most("no_copies", report, "copy_rate", bar, f"the test images' {real:.4g}, plus {CHANCE_ERRORS} standard errors")
+def _no_copies(name: str, report: FidelityReport, metric: str) -> Term:
+    """Require that images are copies of training images no more often than real images are by chance.
+
+    These are the test images, and the training images held against each other.
+    """
+    counts, left_out = report.conditions, report.conditions["left_out"]
+    rates = [(report.floor[metric] or 0, counts["reference"]), (left_out[metric], left_out["images"])]
+    images = sum(count for _, count in rates)
+    real = sum(rate * count for rate, count in rates) / images
+    bar = copy_bar(real, counts["generated"], images)
+    return _at_most(name, report, metric, bar, f"the {real:.4g} of {images:,} real images, plus {CHANCE_ERRORS} standard errors")
 
 
-def copy_bar(real: float, generated: int, reference: int) -> float:
-    """Return the highest copy rate that passes, given that of real images and the numbers of generated and of real images."""
-    return real + CHANCE_ERRORS * _error_of_difference(real, generated, reference)
+def copy_bar(real: float, generated: int, images: int) -> float:
+    """Return the highest copy rate that passes, given that of real images, the number of generated images and of real ones."""
+    return real + CHANCE_ERRORS * _error_of_difference(real, generated, images)
 
 
 def _obeys(report: FidelityReport) -> list[Term]:

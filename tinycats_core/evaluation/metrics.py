@@ -12,9 +12,11 @@ from typing import Literal
 from torch import Tensor
 
 from tinycats_core.errors import EvaluationError
-from tinycats_core.evaluation.distances import frechet, kernel_distance, neighbourhoods, patch_step
-from tinycats_core.evaluation.memorization import authenticity, copy_rate, spacing
+from tinycats_core.evaluation.dinov2 import LAYER as DINOV2
+from tinycats_core.evaluation.distances import Moments, frechet, kernel_distance, neighbourhoods, patch_step
+from tinycats_core.evaluation.memorization import altered_copies, authenticity, copies, spacing
 from tinycats_core.evaluation.reference import WIDE, Judge, Reference, scatter
+from tinycats_core.evaluation.sliced import sliced_distance
 
 KID_SUBSET = 1_000
 IS_SPLITS = 10
@@ -33,6 +35,7 @@ class Comparison:
         patch_size: of the network that drew the images; None if it has no patches.
         predictions: the class that the classifier predicts for each image, (N,); None without a classifier.
         asked: whether a generator was asked for these labels. KID is then resampled within the classes.
+        whole: the comparison that this one is a part of, and a mask of its images.
     """
 
     judge: Judge
@@ -44,6 +47,7 @@ class Comparison:
     patch_size: int | None = None
     predictions: Tensor | None = None
     asked: bool = True
+    whole: "tuple[Comparison, Tensor] | None" = None
 
     def only(self, chosen: Tensor, real: Reference, subset: int) -> "Comparison":
         """Return the comparison of the images at a mask (N,) with other real images."""
@@ -55,6 +59,7 @@ class Comparison:
             features={name: layer[chosen] for name, layer in self.features.items()},
             predictions=None if self.predictions is None else self.predictions[chosen],
             kid_subset=subset,
+            whole=(self, chosen),
         )
 
     @property
@@ -71,6 +76,15 @@ class Comparison:
     def neighbourhoods(self) -> dict[int, dict[str, float]]:
         """Precision, recall, density and coverage for each number of neighbours."""
         return neighbourhoods(self.layer, self.real_layer, self.real.radii)
+
+    @cached_property
+    def altered_copies(self) -> Tensor:
+        """Which images are copies of training images, also if altered, (N,)."""
+        if self.whole:
+            whole, chosen = self.whole
+            return whole.altered_copies[chosen]
+        device = self.judge.device
+        return altered_copies(self.images.to(device), self.judge.images("train")[0].to(device)).cpu()
 
 
 @dataclass(frozen=True)
@@ -95,10 +109,22 @@ def _frechet(of: Comparison) -> Values:
     return {"": distance.value, "_infinite": distance.infinite}
 
 
+def _frechet_dinov2(of: Comparison) -> Values:
+    if not of.judge.dinov2:
+        return {}
+    distance = frechet(of.features[DINOV2], Moments.of(of.real.features[DINOV2]), of.judge.config.seed)
+    return {"": distance.value, "_infinite": distance.infinite}
+
+
 def _kernel(of: Comparison) -> Values:
     config, labels = of.judge.config, of.labels if of.asked else None
     kid = kernel_distance(of.layer, of.real_layer, config.kid_subsets, of.kid_subset, config.seed, labels)
     return {"": kid.value, "_std": kid.std, "_low": kid.low, "_high": kid.high, "_drawn_std": kid.drawn_std}
+
+
+def _sliced(of: Comparison) -> Values:
+    mind = sliced_distance(of.layer, of.real_layer, of.judge.config.seed, of.labels if of.asked else None)
+    return {"": mind.value, "_std": mind.std, "_low": mind.low, "_high": mind.high, "_drawn_std": mind.drawn_std}
 
 
 def _inception_score(of: Comparison) -> Values:
@@ -127,7 +153,11 @@ def _patch_step(of: Comparison) -> Values:
 
 def _copy_rate(of: Comparison) -> Values:
     train, device = of.judge.images("train")[0], of.judge.device
-    return copy_rate(of.images.to(device), train.to(device)) if len(train) > 1 else None
+    return _share(copies(of.images.to(device), train.to(device))) if len(train) > 1 else None
+
+
+def _altered_copy_rate(of: Comparison) -> Values:
+    return _share(of.altered_copies) if of.judge.dataset.train_count > 2 else None
 
 
 def _authenticity(of: Comparison) -> Values:
@@ -137,6 +167,14 @@ def _authenticity(of: Comparison) -> Values:
     return authenticity(of.layer.to(judge.device), train, distances.to(judge.device))
 
 
+def _share(found: Tensor) -> Values:
+    """Return the share of True in a mask and its 95 % interval (Wilson, 1927), which holds for shares near 0 too."""
+    count, share, squared = len(found), found.double().mean().item(), 1.96**2
+    middle, reach = share + squared / (2 * count), 1.96 * math.sqrt(share * (1 - share) / count + squared / (4 * count**2))
+    low, high = ((middle + sign * reach) / (1 + squared / count) for sign in (-1, 1))
+    return {"": share, "_low": max(low, 0.0), "_high": min(high, 1.0)}
+
+
 def _breed_accuracy(of: Comparison) -> Values:
     return {} if of.predictions is None else (of.predictions == of.labels).double().mean().item()
 
@@ -144,6 +182,8 @@ def _breed_accuracy(of: Comparison) -> Values:
 METRICS = (
     Metric("{extractor.frechet_name}", _frechet, in_sweep=True),
     Metric("kid_{extractor.name}", _kernel, in_sweep=True),
+    Metric("mind_{extractor.name}", _sliced, in_sweep=True),
+    Metric("fd_dinov2", _frechet_dinov2),
     Metric("is_{extractor.name}", _inception_score, in_sweep=True),
     Metric("precision", _neighbourhood("precision"), in_sweep=True),
     Metric("recall", _neighbourhood("recall"), in_sweep=True),
@@ -155,6 +195,7 @@ METRICS = (
     Metric("distinct", _distinct),
     Metric("patch_step", _patch_step),
     Metric("copy_rate", _copy_rate, floor="test", in_sweep=True),
+    Metric("altered_copy_rate", _altered_copy_rate, floor="test", in_sweep=True),
     Metric("authenticity", _authenticity, floor="test"),
     Metric("breed_accuracy", _breed_accuracy, floor="test"),
 )

@@ -13,8 +13,10 @@ from tinycats_core.data import groups
 from tinycats_core.data.splits import Split, load_split
 from tinycats_core.device import pick_exact_device
 from tinycats_core.evaluation.classifier import BreedClassifier, predict
+from tinycats_core.evaluation.dinov2 import load_dinov2
 from tinycats_core.evaluation.distances import Moments, radii
 from tinycats_core.evaluation.extractors import FeatureExtractor, extract, load_breed_classifier, load_extractor
+from tinycats_core.evaluation.memorization import CopyRates, copy_rates_of_training
 from tinycats_core.files import digest_of, make_folder
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.source_code import code_of, foreign
@@ -54,6 +56,7 @@ class Judge:
     config: EvaluateConfig
     folder: Path
     device: torch.device
+    dinov2: FeatureExtractor | None = None
     splits: dict[Split, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -64,11 +67,13 @@ class Judge:
         target = pick_exact_device(device)
         network = load_breed_classifier(classifier, dataset, target) if classifier else None
         extractor = load_extractor(config.extractor, classifier, target)
-        return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target)
+        second = load_dinov2(config.dinov2_weights, target) if config.dinov2_weights else None
+        return cls(extractor, network, classifier and classifier.sha256, dataset, config, make_folder(folder), target, second)
 
     def extract_features(self, images: Tensor) -> dict[str, Tensor]:
         """Return the features of uint8 images (N, 3, S, S) by layer."""
-        return extract(self.extractor, images, self.config.batch_size)
+        extractors = [self.extractor, *([self.dinov2] if self.dinov2 else [])]
+        return {name: layer for of in extractors for name, layer in extract(of, images, self.config.batch_size).items()}
 
     def predicted_classes(self, images: Tensor, features: Mapping[str, Tensor]) -> Tensor | None:
         """Return the class that the classifier predicts for each image, (N,); None without a classifier."""
@@ -86,6 +91,7 @@ class Judge:
         used = self.extractor
         own = [
             used.sha256,
+            *([self.dinov2.sha256] if self.dinov2 else []),
             used.feature_layer,
             used.logit_layer,
             self.device.type,
@@ -124,6 +130,12 @@ class Judge:
             return images, labels
         chosen = self.members(split, group)
         return images[chosen], labels[chosen]
+
+    def left_out(self, group: str = groups.ALL) -> CopyRates:
+        """Return the copy rates of the training images of a group, each held against the other training images."""
+        train, own = self.images("train")[0].to(self.device), self.members("train", group)
+        rates = self.cached(lambda: ({}, copy_rates_of_training(train, own)._asdict()), "left out", *groups.key(group))[1]
+        return CopyRates(**rates)
 
     def reference(self, split: Split, group: str = groups.ALL) -> Reference:
         """Return the features and statistics of the images of a split, or of a group of them."""

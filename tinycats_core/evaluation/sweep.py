@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
 from tinycats_core.data import groups
+from tinycats_core.evaluation.memorization import COPY_RATES
 from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.weights import ema_decay
@@ -48,10 +49,9 @@ def why_stop(rows: Sequence[SweepRow], kid: str, patience: int) -> str | None:
     since = len(rows) - 1 - best if rows and not rows[best].copies else len(rows)
     if not rows or not rows[-1].copies or since < patience:
         return None
-    return (
-        f"the images of step {rows[-1].step} are copies of training images (copy_rate {rows[-1].metrics['copy_rate']:.3g}), and "
-        f"the last {since} snapshots brought no better one that does not copy"
-    )
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in _copy_rates(rows[-1]).items())
+    copies = f"the images of step {rows[-1].step} are copies of training images ({rates})"
+    return f"{copies}, and the last {since} snapshots brought no better one that does not copy"
 
 
 def choose(
@@ -67,12 +67,11 @@ def choose(
 ) -> Choice:
     """Choose the step, then the pair of an average of that step and a sampling option: each time by KID, the first of equals.
 
-    The pair with the lowest KID is chosen among those whose copy rate is within the bar of `Trials`; if there is none, the pair
-    with the lowest copy rate. Each snapshot is tried once, with the first average and the first option, and then the other
+    The pair with the lowest KID is chosen among those whose copy rates are within the bars of `Trials`; if there is none, the pair
+    with the lowest copy rates. Each snapshot is tried once, with the first average and the first option, and then the other
     pairs of the chosen snapshot. For each trial, `options.sweep_images` images are drawn from the same noise, with the classes
     in the proportions of the validation split, and measured against that split, of cats alone if the gate judges these. The final
-    figures use other noise, so that they
-    are not those of a lucky draw. A single pair is chosen without drawing.
+    figures use other noise, so that they are not those of a lucky draw. A single pair is chosen without drawing.
 
     Args:
         folder: of the evaluations, with the cache of the validation images' features. The choice is written there.
@@ -130,16 +129,20 @@ def _best(rows: Sequence[SweepRow], kid: str) -> int:
     clean = [number for number, row in enumerate(rows) if not row.copies]
     if clean:
         return min(clean, key=lambda number: rows[number].metrics[kid])
-    return min(range(len(rows)), key=lambda number: (rows[number].metrics["copy_rate"], rows[number].metrics[kid]))
+    return min(range(len(rows)), key=lambda number: (max(_copy_rates(rows[number]).values()), rows[number].metrics[kid]))
+
+
+def _copy_rates(row: SweepRow) -> dict[str, float]:
+    return {name: row.metrics[name] or 0.0 for name in COPY_RATES}
 
 
 def _rule(chosen: SweepRow, trials: Trials, snapshots: int) -> str:
     kid, of = trials.kid, "" if trials.group == groups.ALL else f" of {trials.group}"
     images = ("validation images" if trials.split == "val" else "training images") + of
     if chosen.copies:
-        return "the lowest copy_rate: each one's images are copies of training images more often than the bar allows"
+        return "the lowest copy rates: each one's images are copies of training images more often than the bars allow"
     first = " of the snapshots first, then of the averages and settings at that step" if snapshots > 1 else ""
-    return f"the lowest {kid} on the {images}{first}, the first of equals; none whose copy_rate is above the bar"
+    return f"the lowest {kid} on the {images}{first}, the first of equals; none whose copy rates are above the bars"
 
 
 def _write(
@@ -174,7 +177,7 @@ def _write(
         sample=setting,
         rule=rule,
         rows=tuple(rows),
-        bar=trials.bar if trials else None,
+        bars=dict(trials.bars) if trials else {},
         ended=ended,
         note=content["note"],
     )

@@ -1,5 +1,6 @@
 """Trials on the validation images: an average of the weights with one way of drawing, measured like every other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tinycats_core.device import fast_arithmetic
 from tinycats_core.evaluation import metrics
 from tinycats_core.evaluation.fidelity import images_needed, is_divided
 from tinycats_core.evaluation.gate import copy_bar
-from tinycats_core.evaluation.memorization import copy_rate_of_training
+from tinycats_core.evaluation.memorization import COPY_RATES, CopyRates
 from tinycats_core.evaluation.reference import Judge, Reference
 from tinycats_core.generator.sampling import labels_like, sample
 from tinycats_core.generator.weights import load_generator
@@ -24,10 +25,10 @@ SEED_APART = 2**31  # between the noise of the trials and that of the final figu
 
 @dataclass(frozen=True)
 class Trials:
-    """What all trials share: the judge, the real images, the labels to draw, and the highest copy rate that passes.
+    """What all trials share: the judge, the real images, the labels to draw, and the highest copy rates that pass, by name.
 
     The real images are the validation images, of cats alone if the gate judges these. If they are too few to measure anything
-    with, they are the training images: nothing but the bar on the copy rate then speaks against a generator that repeats them,
+    with, they are the training images: nothing but the bars on the copy rates then speaks against a generator that repeats them,
     and `note` says so.
     """
 
@@ -37,8 +38,8 @@ class Trials:
     real: Reference
     labels: Tensor
     subset: int
-    real_copy_rate: float
-    bar: float
+    left_out: CopyRates
+    bars: Mapping[str, float]
     note: str | None
 
     @classmethod
@@ -52,7 +53,8 @@ class Trials:
         device: str = "auto",
     ) -> "Trials":
         """Load the judge. Raises EvaluationError if the extractor is unavailable."""
-        judge, needed = Judge.load(dataset, config, classifier, folder, device), images_needed(config)
+        fast = config.model_copy(update={"dinov2_weights": None})  # large, slow, and without a say in the choice
+        judge, needed = Judge.load(dataset, fast, classifier, folder, device), images_needed(config)
         split: Split = "val" if dataset.val_count >= needed else "train"
         cats = groups.sizes(load_labels(dataset, split), dataset.classes)[groups.CATS]
         group = groups.CATS if is_divided(dataset, config) and cats >= needed else groups.ALL
@@ -60,14 +62,14 @@ class Trials:
         if split == "train":
             note = (
                 f"there are {dataset.val_count} validation images; at least {needed} are needed, so the training images took "
-                "their place: the copy rate alone kept generators out that repeat them. Add images, or raise data.val_fraction."
+                "their place: the copy rates alone kept generators out that repeat them. Add images, or raise data.val_fraction."
             )
         count = options.sweep_images
         real_labels = judge.group(split, group)[1]
         labels, subset = labels_like(real_labels, count, len(dataset.classes)), metrics.kid_subset(count, len(real_labels))
-        real = copy_rate_of_training(judge.images("train")[0])
-        bar = copy_bar(real, count, dataset.train_count)
-        return cls(judge, split, group, judge.reference(split, group), labels, subset, real, bar, note)
+        left_out = judge.left_out(group)
+        bars = {name: copy_bar(getattr(left_out, name), count, left_out.images) for name in COPY_RATES}
+        return cls(judge, split, group, judge.reference(split, group), labels, subset, left_out, bars, note)
 
     @property
     def kid(self) -> str:
@@ -87,7 +89,7 @@ class Trials:
         measured: dict[str, Any] = {name: value for name, value in values.items() if not name.endswith(metrics.DETAILS)}
         return SweepRow(
             step=average.step,
-            copies=(values["copy_rate"] or 0) > self.bar,
+            copies=any((values[name] or 0) > bar for name, bar in self.bars.items()),
             ema_decay=decay,
             guidance=setting.guidance,
             guidance_interval=setting.guidance_interval,
@@ -103,6 +105,6 @@ class Trials:
             "classifier_sha256": self.judge.classifier_sha256,
             "kid_subset_size": self.subset,
             "noise_seed_apart": SEED_APART,
-            "real_copy_rate": self.real_copy_rate,
-            "copy_bar": self.bar,
+            "left_out": self.left_out._asdict(),
+            "copy_bars": dict(self.bars),
         }

@@ -266,7 +266,7 @@ def _write_samples(folder: Path, samples: SampleSet, dataset: Dataset) -> None:
 def _draw_course(path: Path, choice: Choice, extractor: str) -> None:
     """Draw KID and copy rate over the steps of the training, if there is more than one snapshot."""
     if len({row.step for row in choice.rows}) > 1:
-        course([row.model_dump() for row in choice.rows], f"kid_{extractor}", choice.bar).save(path)
+        course([row.model_dump() for row in choice.rows], f"kid_{extractor}", choice.bars).save(path)
 
 
 def portable(value: Any) -> Any:

@@ -123,7 +123,7 @@ def _opening(version: str, data: Mapping[str, Any], benchmark: Mapping[str, Any]
 
 
 def _headlines(candidate: Mapping[str, Any]) -> str:
-    """Return the table of the five figures that say most, beside the same figures of real images."""
+    """Return the table of the figures that say most, beside the same figures of real images."""
     extractor = candidate["conditions"]["extractor"]
     names = [name.format(extractor=extractor, frechet="fid" if extractor == "inception" else "fd") for name in HEADLINES]
     known = [name for name in names if name in candidate["metrics"]]

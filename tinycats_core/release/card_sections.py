@@ -116,8 +116,8 @@ def choice(sweep: Mapping[str, Any], picture: Path) -> list[str]:
     if not sweep["rows"]:
         return [" ".join([chosen, *notes])]
     course = [
-        "KID and copy rate at each snapshot of the training; the green line is the step that was chosen.\n\n"
-        f"![KID and copy rate over the steps](samples/{picture.name})"
+        "KID and copy rates at each snapshot of the training; the green line is the step that was chosen.\n\n"
+        f"![KID and copy rates over the steps](samples/{picture.name})"
     ]
     count = sweep.get("conditions", {}).get("group_images", sweep["validation_images"])
     against = f"{number(count)} validation images" if sweep["split"] == "val" else "the training images"
@@ -254,7 +254,8 @@ def meaning(metric: str) -> str:
 
 
 def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
-    copies, real = candidate["metrics"].get("copy_rate"), candidate["floor"].get("copy_rate")
+    shares = [candidate[of].get(name) for name in ("copy_rate", "altered_copy_rate") for of in ("metrics", "floor")]
+    copies, real, altered, real_altered = shares
     limits = [
         f"It draws {data['image_size']} × {data['image_size']} pixels and knows {len(data['classes'])} class names; "
         "it understands no text.",
@@ -262,7 +263,8 @@ def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Map
         if copies is None
         else f"Of its {candidate['conditions'].get('group', 'images')} a share of {number(copies)} lies three times nearer to one "
         f"training image than to any other, pixel by pixel; of the test images, which nobody could copy, {number(real)}. "
-        "Copies in other colours or poses are not counted.",
+        f"With copies that are mirrored, turned by up to 18 degrees, cropped or recoloured, the shares are {number(altered)} and "
+        f"{number(real_altered)}. Copies in other poses, or of a part of an image, are not counted.",
     ]
     if "int8" in benchmark["onnx"]:
         limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")

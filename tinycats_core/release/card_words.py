@@ -3,7 +3,9 @@
 METRICS = {
     "fid": "Fréchet Inception distance, lower is better",
     "fd": "Fréchet distance of the breed classifier's features, lower is better",
+    "fd_dinov2": "Fréchet distance of the features of DINOv2, lower is better",
     "kid": "Kernel distance of the feature extractor's features, lower is better",
+    "mind": "Monge Inception Distance: sliced Wasserstein distance of the extractor's features, lower is better",
     "is": "Inception Score (of the extractor's classes), higher is better",
     "precision": "share of generated images that lie among real ones, higher is better",
     "recall": "share of real images that lie among generated ones, higher is better",
@@ -13,6 +15,7 @@ METRICS = {
     "coverage": "share of real images whose neighbourhood holds a generated one, higher is better",
     "patch_step": "steps between pixels where two of the network's patches meet, by those inside a patch; 1 means no seams",
     "copy_rate": "share of images that are copies of a training image, pixel by pixel; the floor is that of the test images",
+    "altered_copy_rate": "the same with copies that are mirrored, turned, cropped or recoloured; floor: the test images",
     "authenticity": "share of images that are not nearer to a training image than its own neighbour is; floor: the test images",
     "breed_accuracy": "how often the breed classifier sees the class that was asked for, higher is better",
 }
@@ -23,7 +26,7 @@ ENDINGS = {  # of metrics that say more about another one
     "_high": "upper end of its 95 % interval",
     "_infinite": "the same distance, extrapolated to infinitely many generated images",
 }
-HEADLINES = ("kid_{extractor}", "{frechet}_{extractor}", "coverage", "copy_rate", "breed_accuracy")
+HEADLINES = ("kid_{extractor}", "{frechet}_{extractor}", "coverage", "copy_rate", "altered_copy_rate", "breed_accuracy")
 FILES = {
     "sample.py": "draws images with one of the ONNX files, without tinycats",
     "LICENSE": "the licence of the weights",
@@ -42,7 +45,7 @@ FILES = {
     "training_diary.jsonl": "when the training started, went on and ended",
     "training_cost.json": "what the training took: hours, speed, attempts, dollars, and the estimate that was made before it",
     "samples/ema_and_raw.png": "images of the shipped average beside those of the raw weights, from the same noise",
-    "samples/course.png": "KID and copy rate on the validation images over the steps of the training",
+    "samples/course.png": "KID and copy rates on the validation images over the steps of the training",
     "samples/neighbours.png": "images beside the training images that lie nearest to them",
     "samples/metadata.json": "how the pictures in `samples/` were drawn",
     "release.json": "the sha256 of every file and of everything this release was made of",

@@ -20,7 +20,7 @@ from tinycats_core.release.contents import read
 
 PICTURES = 6  # of each class
 ERRORS = 2.0  # standard errors of a difference within which neither release is called better
-OWN = {"guidance", "guidance_interval", "drawn_by", "device", "conditions_hash", "trivial_kid", "trivial_accuracy"}
+OWN = {"guidance", "guidance_interval", "drawn_by", "device", "conditions_hash", "trivial_kid", "trivial_accuracy", "left_out"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tinycats_core.files import home
 from tinycats_core.records import FidelityReport, Release
 from tinycats_core.release import contents, shipped
 
-SHARES = ("precision", "recall", "coverage", "distinct", "copy_rate", "authenticity", "breed_accuracy")  # of images
+SHARES = ("precision", "recall", "coverage", "distinct", "authenticity", "breed_accuracy")  # of images, without an interval
 CHANCE_ERRORS = 3  # standard errors that a share may differ by on another machine
 RELATIVE = 0.05  # by which the other metrics may
 SAME = ("cpu", "torch_threads", "python", "torch", "onnxruntime")  # what decides the last bits
@@ -78,11 +78,7 @@ def _beside(recorded: FidelityReport, now: FidelityReport, same: bool) -> list[F
         before, after = recorded.of_group(group.name), now.of_group(group.name)
         if before and after:
             pairs[f" of {group.name}"] = (before, after)
-    return [
-        _figure(metric, *pair, same)._replace(metric=metric + of)
-        for of, pair in pairs.items()
-        for metric in {**pair[0].metrics, **pair[1].metrics}
-    ]
+    return [_figure(metric, *pair, same)._replace(metric=metric + of) for of, pair in pairs.items() for metric in pair[0].metrics]
 
 
 def made_like_here(release: Release) -> bool:

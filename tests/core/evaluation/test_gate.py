@@ -14,13 +14,17 @@ from tinycats_core.records import Decision, FidelityReport, GroupFigures
 
 CONFIG = EvaluateConfig(extractor="breed")
 FLOOR: dict[str, float | None] = {"kid_breed": 0.01, "kid_breed_std": 0.02, "coverage": 0.9, "copy_rate": 0.0, "authenticity": 0.6}
+FLOOR["altered_copy_rate"] = 0.0
+NOBODY = {"images": 0, "copy_rate": 0.0, "altered_copy_rate": 0.0}
 
 
 def make_report(path: Path, conditions: dict[str, Any] | None = None, **metrics: float | None) -> FidelityReport:
     measured = {"kid_breed": 0.1, "kid_breed_std": 0.02, "kid_breed_drawn_std": 0.01, "precision": 0.6, "recall": 0.3}
-    measured |= {"spread": 0.9, "distinct": 1.0, "coverage": 0.8, "copy_rate": 0.0, "authenticity": 0.6}
+    measured |= {"spread": 0.9, "distinct": 1.0, "coverage": 0.8, "copy_rate": 0.0, "altered_copy_rate": 0.0, "authenticity": 0.6}
     facts: dict[str, Any] = {"extractor": "breed", "generated": 100, "reference": 100, **(conditions or {})}
-    facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}}
+    facts |= {"conditions_hash": digest_of(facts), "trivial_kid": {"noise": 9.0, "mean_image": 4.0}, "left_out": NOBODY} | (
+        conditions or {}
+    )
     facts["trivial_accuracy"] = 0.1 if "breed_accuracy" in metrics else None
     write_json(path, {"anything": "the gate reads the record"})
     return FidelityReport(path=path, sha256=sha256_of(path), metrics=measured | metrics, floor=FLOOR, conditions=facts)
@@ -84,6 +88,21 @@ def test_copies_are_refused_beyond_what_chance_explains(tmp_path: Path, decide: 
     assert failed(decide(make_report(tmp_path / "b.json", many, copy_rate=0.007))) == ["no_copies"]
     real = make_report(tmp_path / "c.json", many, copy_rate=0.05)
     assert decide(real.model_copy(update={"floor": FLOOR | {"copy_rate": 0.05}})).promoted  # as unseen real images do
+
+
+@pytest.mark.parametrize(("rate", "term"), [("copy_rate", "no_copies"), ("altered_copy_rate", "no_altered_copies")])
+def test_training_images_held_against_each_other_make_the_bar_of_few_test_images_narrow(
+    rate: str, term: str, tmp_path: Path, decide: Callable[..., Decision]
+) -> None:
+    def refused(copies: float, real: float, images: int) -> list[str]:
+        left_out = NOBODY | {"images": images, rate: real}
+        few = {"generated": 520, "reference": 16, "left_out": left_out}
+        return failed(decide(make_report(tmp_path / "a.json", few, **{rate: copies})))
+
+    assert refused(0.22, 0.0, 0) == []  # the bar of 16 test images alone is 0.228
+    assert refused(0.066, 0.0, 64) == [term]  # 3 standard errors of 80 real images and 520 generated ones: 0.055
+    assert refused(0.05, 0.0, 64) == []
+    assert refused(0.14, 0.1, 64) == []  # 0.08 of the real images are copies of others
 
 
 def test_images_must_show_what_was_asked_for(tmp_path: Path, decide: Callable[..., Decision]) -> None:
@@ -164,7 +183,8 @@ def test_changed_report_is_not_judged(tmp_path: Path, decide: Callable[..., Deci
 
 def test_other_must_be_neither_noise_nor_copies_and_need_not_be_good(tmp_path: Path, decide: Callable[..., Decision]) -> None:
     def report(**metrics: float) -> FidelityReport:
-        measured: dict[str, float | None] = {"kid_breed": 0.5, "copy_rate": 0.0, "coverage": 0.0, "spread": 0.0, **metrics}
+        measured: dict[str, float | None] = {"kid_breed": 0.5, "coverage": 0.0, "spread": 0.0}
+        measured |= {"copy_rate": 0.0, "altered_copy_rate": 0.0, **metrics}
         own = {"generated": 1_000, "reference": 1_000, "trivial_kid": {"noise": 1.0}}
         other = GroupFigures(name="other", metrics=measured, floor=FLOOR, conditions=own)
         return make_report(tmp_path / "a.json", {"group": "cats"}).model_copy(update={"groups": (other,)})
@@ -172,6 +192,7 @@ def test_other_must_be_neither_noise_nor_copies_and_need_not_be_good(tmp_path: P
     assert decide(report()).promoted
     noise, copies = decide(report(kid_breed=0.76)), decide(report(copy_rate=0.007))  # bars: 0.75, and that of 1,000 images
     assert (failed(noise), failed(copies)) == (["other_learnt"], ["other_no_copies"])
+    assert failed(decide(report(altered_copy_rate=0.007))) == ["other_no_altered_copies"]
     why = next(term.why for term in noise.terms if not term.passed)
     assert why == "of the images of other, kid_breed is 0.76; it must be at most 0.75 (0.75 of what noise has)"
 

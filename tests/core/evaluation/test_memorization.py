@@ -1,10 +1,22 @@
 """Copies are found, also mirrored or noisy ones; images of the same kind are none."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tinycats_core.evaluation.memorization import _squares, authenticity, copy_rate, nearest_images, spacing
+from benchmarks.judge.canaries import altered, cropped, recoloured, turned
+from tinycats_core.evaluation.memorization import (
+    _squares,
+    altered_copies,
+    authenticity,
+    copies,
+    copy_rate,
+    copy_rates_of_training,
+    nearest_images,
+    spacing,
+)
 
 
 @pytest.fixture
@@ -23,7 +35,7 @@ def test_copies_are_copies(train: torch.Tensor):
 def test_other_images_of_the_same_kind_are_none(train: torch.Tensor):
     others = torch.randint(0, 256, (30, 3, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
     assert copy_rate(others, train) == 0
-    assert copy_rate(torch.cat([others, train[:10]]), train, batch_size=7) == pytest.approx(0.25)
+    assert torch.equal(copies(torch.cat([others, train[:10]]), train, batch_size=7), torch.arange(40) >= 30)
 
 
 def test_the_nearest_image_is_shown_as_it_lies_nearest(train: torch.Tensor):
@@ -56,6 +68,30 @@ def test_copies_of_large_images_are_found_in_their_thumbnails() -> None:
     noisy = (large + 30 * torch.randn(large.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
     assert copy_rate(noisy, large) == 1
     assert copy_rate(noisy[20:], large[:20]) == 0
+
+
+def smooth(count: int, seed: int) -> torch.Tensor:
+    """Return images (count, 3, 32, 32) as smooth as photos."""
+    drawn = torch.randint(0, 256, (count, 3, 5, 5), generator=torch.Generator().manual_seed(seed)).float()
+    return F.interpolate(drawn, size=32, mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("how", [lambda image, _: image, lambda image, _: image.flip(-1), turned, cropped, recoloured])
+def test_altered_copies_are_found(how: Callable[..., torch.Tensor]) -> None:
+    train = smooth(100, 0)
+    found = altered_copies(altered(train[::5], how), train)
+    assert found.double().mean() >= 0.9
+    assert altered_copies(altered(smooth(20, 1), how), train).double().mean() <= 0.05
+    assert torch.equal(altered_copies(train[:8].flip(-1), train), torch.ones(8, dtype=torch.bool))
+
+
+def test_training_images_are_held_against_the_others() -> None:
+    train = smooth(60, 0)
+    train[7] = altered(train[:1], recoloured)[0]
+    train[8] = train[1]
+    assert copy_rates_of_training(train) == (60, pytest.approx(2 / 60), pytest.approx(4 / 60))
+    assert copy_rates_of_training(train, torch.arange(60) < 4) == (4, pytest.approx(1 / 4), pytest.approx(2 / 4))
+    assert copy_rates_of_training(train, torch.arange(60) > 60) == copy_rates_of_training(train[:3]) == (0, 0, 0)
 
 
 def test_authentic_images_are_no_closer_than_neighbours() -> None:

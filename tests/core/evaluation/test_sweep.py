@@ -82,18 +82,18 @@ def test_the_choice_is_a_file_with_every_row(choice: Choice, folder: Path) -> No
     assert written["rows"] == [row.model_dump(mode="json") for row in choice.rows]
     keys = ["chosen", "step", "copies", "ema_decay", "guidance", "guidance_interval", "fd_breed"]
     assert list(written["rows"][0])[: len(keys)] == keys
-    assert list(written["rows"][0])[-1] == "copy_rate"
+    assert list(written["rows"][0])[-1] == "altered_copy_rate"
     assert written["sample"] == choice.sample.model_dump(mode="json")
     assert (written["split"], written["images"], written["validation_images"], written["ema_decay"]) == ("val", 24, 24, 0.9)
     assert [(row.guidance, row.guidance_interval) for row in choice.rows] == [(1, (0, 1)), (1.5, (0, 1)), (1.5, (0.2, 0.8))]
-    measured = {"kid_breed", "kid_breed_std", "fd_breed", "precision", "recall", "copy_rate"}
+    measured = {"kid_breed", "kid_breed_std", "fd_breed", "precision", "recall", "copy_rate", "altered_copy_rate", "mind_breed"}
     assert all(measured <= row.metrics.keys() for row in choice.rows)
     best = min(choice.rows, key=lambda row: row.metrics["kid_breed"])
     assert [row for row in choice.rows if row.chosen] == [best]
     assert (choice.sample.guidance, choice.sample.guidance_interval) == (best.guidance, best.guidance_interval)
     assert choice.sample in THREE.candidates()  # with the seed of the final figures, not that of the sweep
     assert [row.step for row in choice.rows] == [150] * 3
-    assert len(list((folder / "cache").iterdir())) == 2  # of the validation images: no floor, no noise
+    assert len(list((folder / "cache").iterdir())) == 3  # two of the validation images, copy rates of training: no floor, no noise
 
 
 def test_the_test_split_has_no_say(choice: Choice, good: Weights, cats: Dataset, classifier: Weights, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_too_few_validation_images_give_their_place_to_the_training_images_and_s
     assert read_json(choice.path)["split"] == "train"
 
 
-def row(step: int, kid: float, copy_rate: float = 0.0, guidance: float = 1.0, decay: float = 0.9) -> SweepRow:
-    figures: dict[str, Any] = {"kid_breed": kid, "copy_rate": copy_rate}
-    copies = copy_rate > 0.2
+def row(step: int, kid: float, copy_rate: float = 0.0, altered: float = 0.0, guidance: float = 1.0, decay: float = 0.9) -> SweepRow:
+    figures: dict[str, Any] = {"kid_breed": kid, "copy_rate": copy_rate, "altered_copy_rate": altered}
+    copies = copy_rate > 0.2 or altered > 0.3
     return SweepRow(step=step, copies=copies, ema_decay=decay, guidance=guidance, guidance_interval=(0, 1), **figures)
 
 
@@ -154,7 +154,7 @@ def choose_of(
 def test_the_step_is_that_of_the_lowest_kid_that_is_no_copier(
     good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(100, 0.4), row(200, 0.2), row(300, 0.1, 0.5), row(400, 0.05, 0.9), row(200, 0.15, guidance=2.0)]
+    rows = [row(100, 0.4), row(200, 0.2), row(300, 0.1, 0.5), row(400, 0.05, altered=0.9), row(200, 0.15, guidance=2.0)]
     choice, tried = choose_of(rows, good, cats, classifier, folder, monkeypatch)
     assert tried == [(100, 1.0), (200, 1.0), (300, 1.0), (400, 1.0), (200, 2.0)]
     assert (choice.weights.step, choice.sample.guidance) == (200, 2.0)
@@ -165,10 +165,10 @@ def test_the_step_is_that_of_the_lowest_kid_that_is_no_copier(
 def test_if_all_are_copiers_the_least_of_them_is_taken_and_named_so(
     good: Weights, cats: Dataset, classifier: Weights, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(100, 0.4, 0.4), row(200, 0.2, 0.3), row(300, 0.1, 0.5), row(200, 0.1, 0.9, guidance=2.0)]
+    rows = [row(100, 0.4, 0.4), row(200, 0.2, 0.3), row(250, 0.1, 0.2, 0.5), row(300, 0.1, 0.5), row(200, 0.1, 0.9, guidance=2.0)]
     choice, _ = choose_of(rows, good, cats, classifier, folder, monkeypatch)
     assert (choice.weights.step, choice.sample.guidance) == (200, 1.0)
-    assert choice.rule.startswith("the lowest copy_rate")
+    assert choice.rule.startswith("the lowest copy rates")
 
 
 def test_what_was_measured_during_the_training_is_not_measured_again(
@@ -194,7 +194,7 @@ def test_what_was_measured_during_the_training_is_not_measured_again(
         ([row(1, 0.4), row(2, 0.2), row(3, 0.1, 0.5)], None),  # patience
         ([row(1, 0.4), row(2, 0.2), row(3, 0.1, 0.5), row(4, 0.05, 0.6)], "step 4 are copies .* last 2 snapshots"),
         ([row(1, 0.4), row(2, 0.2), row(3, 0.3), row(4, 0.05, 0.6)], "step 4 are copies .* last 2 snapshots"),
-        ([row(1, 0.4, 0.5), row(2, 0.2, 0.6)], "copy_rate 0.6"),
+        ([row(1, 0.4, 0.5), row(2, 0.2, 0.6)], "copy_rate 0.6, altered_copy_rate 0"),
     ],
 )
 def test_a_training_ends_once_it_copies_and_becomes_no_better(rows: list[SweepRow], why: str | None) -> None:

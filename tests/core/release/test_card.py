@@ -78,7 +78,7 @@ def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Pa
     assert "decay 0.9 at step 7, drawn with guidance 1.5 for t from 0 to 1. The rule: the lowest kid_breed." in section
     assert "26 images were drawn and held against 13 validation images" in section
     assert "The training ended at step 14 of 21: the images of step 14 are copies of training images." in section
-    assert "![KID and copy rate over the steps](samples/course.png)" in section
+    assert "![KID and copy rates over the steps](samples/course.png)" in section
     rows = [(row[0], row[3], row[5], row[-1]) for row in tables(section)[1:]]
     assert rows == [("14", "1.5", "0.0333", "no"), ("7", "2.5", "0.0555", "no"), ("7", "1.5", "0.0444", "yes")]
     for file in ("data", "metrics", "benchmark", "decision"):
