@@ -10,19 +10,18 @@ from tasks import show
 from tasks.cache import key_of, stage_code
 from tasks.runs import log
 from tasks.stage import stage
-from tinycats_core.compute import clock, costs, plan, speed
-from tinycats_core.compute.clock import command_start
+from tinycats_core.compute import costs, plan, shapes, speed
+from tinycats_core.compute.clock import Clock, command_start
 from tinycats_core.config import BudgetConfig, ComputeConfig, ModelConfig, ReleaseConfig, SampleConfig, TrainConfig
-from tinycats_core.device import pick_device
 from tinycats_core.files import home
 from tinycats_core.records import Dataset
 
 
-class Settled(NamedTuple):
-    """A configuration in which it is settled how to compute, and what was measured for that; None if nothing was."""
+class Measured(NamedTuple):
+    """The speeds of this machine, None if they decide nothing, and when the command began, by `time.monotonic`."""
 
-    config: ReleaseConfig
-    speeds: plan.Speeds | None
+    speeds: shapes.Speeds | None
+    began: float
 
 
 @stage(speed.measure)
@@ -35,7 +34,7 @@ def measure_speed(
     compute: ComputeConfig,
     hand: list[str],
     machine: dict[str, Any],
-) -> plan.Speeds:
+) -> shapes.Speeds:
     """Measure how fast this machine trains, draws and extracts features, once for each machine."""
     speeds = speed.measure(model, train, sample, extractor, budget, compute, hand)
     rows = pd.DataFrame([{**row.model.model_dump(), **row.model_dump(exclude={"model"})} for row in speeds.rows])
@@ -43,68 +42,49 @@ def measure_speed(
     return speeds
 
 
-def settle(config: ReleaseConfig, overrides: Mapping[str, Any] | None) -> Settled:
-    """Settle what the speed of a machine and a budget decide before the data are known: how to compute, and which network.
+def measure_and_choose(config: ReleaseConfig, overrides: Mapping[str, Any] | None) -> tuple[ReleaseConfig, Measured]:
+    """Decide what does not depend on the photos: how to compute, and within a budget which network.
 
     Raises:
         ConfigError: the budget is in dollars, and no price or speed is known.
     """
-    hand = plan.by_hand(overrides)
+    began, hand = command_start(), shapes.by_hand(overrides)
     if config.budget.dollars is not None:
         expected = costs.estimate(config.model, config.train, config.compute)
         config = plan.within_dollars(config, expected.images_per_s, hand)
-        log().info("budget of $%g: %d steps, by the lower rate of: %s", config.budget.dollars, config.train.steps, expected.basis)
-        return Settled(config, None)
-    if not _needs_speed(config):
-        return Settled(config, None)
+        expected = costs.estimate(config.model, config.train, config.compute)
+        log().info("budget of $%g, to train: %s", config.budget.dollars, expected)
+        costs.check_budget(expected, config.compute)
+        return config, Measured(None, began)
+    if not speed.is_needed(config):
+        return config, Measured(None, began)
     judge = config.evaluate.extractor if config.budget.minutes is not None else None
-    timed, first = plan.what_is_timed(config.train), config.sample.candidates()[0]
-    machine = speed.facts(config.compute)
+    timed, first, machine = shapes.what_is_timed(config.train), config.sample.candidates()[0], speed.facts(config.compute)
     speeds = measure_speed(config.model, timed, first, judge, config.budget, config.compute, sorted(hand), machine)
-    settled = plan.settle(config, speeds, hand)
-    log().info("%s", "\n".join([f"measured in {speeds.seconds:.0f} s:", *map(_told, speeds.rows), _chosen(settled)]))
-    return Settled(settled, speeds)
+    config = shapes.settle(config, speeds, hand)
+    log().info("%s", "\n".join([f"speed, measured in {speeds.seconds:.0f} s:", *map(str, speeds.rows), shapes.chosen(config)]))
+    return config, Measured(speeds, began)
 
 
-def _needs_speed(config: ReleaseConfig) -> bool:
-    """Return whether there is anything to decide. Without a budget, a GPU has its own precision, and compiles by `auto`."""
-    if config.budget.minutes is not None:
-        return True
-    local = config.compute.where == "local" and config.compute.processes == 1
-    automatic = "auto" in (config.train.precision, config.train.compile)
-    return local and automatic and pick_device(config.compute.device).type == "cpu"
+def plan_budget(
+    config: ReleaseConfig, dataset: Dataset, measured: Measured, overrides: Mapping[str, Any] | None
+) -> tuple[ReleaseConfig, Clock | None]:
+    """Decide what the minutes of a budget go to with these photos, and start its clock; without a budget change nothing.
 
+    The clock of a command that was stopped continues.
 
-def start_clock(config: ReleaseConfig, dataset: Dataset) -> clock.Clock | None:
-    """Return the clock of a release within a budget of minutes, None without one. A stopped release's clock continues."""
-    if config.budget.minutes is None:
-        return None
-    key = key_of(stage_code("train_generator").core, dataset, config.model, config.train, config.sample, config.evaluate)
-    return clock.Clock(home("training") / "budgets" / f"{key}-{config.budget.minutes:g}.json", clock.command_start())
-
-
-def fit(config: ReleaseConfig, dataset: Dataset, speeds: plan.Speeds, overrides: Mapping[str, Any] | None) -> ReleaseConfig:
-    """Return the configuration that a budget allows with these photos, and log it. Raises ConfigError if it is too small."""
-    fitted, minutes = plan.fit(config, speeds, dataset, plan.by_hand(overrides)), config.budget.minutes or 0
-    pace, spent = plan.first_pace(fitted, speeds), time.monotonic() - command_start()
-    real = plan.real_seconds(speeds, dataset)
-    plan.require_enough(minutes, spent + real, pace)
-    division = plan.divide(60 * minutes, spent + real, 0, fitted.train.steps, pace)
-    log().info("%s", plan.told(minutes, division, fitted))
-    return fitted
-
-
-def _told(row: plan.Speed) -> str:
-    compiled = f", compiled in {row.compile_seconds:.0f} s" if row.compile_seconds else ""
-    way = f"{row.precision}, {row.threads} threads{compiled}"
-    return f"  {_network(row.model, row.batch_size)}, {way}: {costs.figure(row.images_per_s)} images/s"
-
-
-def _chosen(config: ReleaseConfig) -> str:
-    compiled = "" if config.train.compile == "off" else ", compiled"
-    return f"chosen: {_network(config.model, config.train.batch_size)}, {config.train.precision}{compiled}"
-
-
-def _network(model: ModelConfig, batch_size: int) -> str:
-    shape = f"{model.image_size} px, patches of {model.patch_size}, width {model.width}, depth {model.depth}"
-    return f"{shape}, batches of {batch_size}"
+    Raises:
+        ConfigError: the budget is too small for these photos.
+    """
+    minutes, speeds, hand = config.budget.minutes, measured.speeds, shapes.by_hand(overrides)
+    if minutes is None or speeds is None:
+        return config, None
+    config = plan.fit(config, speeds, dataset, hand)
+    pace, train = plan.first_pace(config, speeds), config.train
+    key = key_of(stage_code("train_generator").core, dataset, config.model, train, config.sample, config.evaluate, minutes)
+    clock = Clock(home("budgets") / f"{key}.json", minutes, measured.began, train.steps, train.snapshots, pace)
+    before = time.monotonic() - measured.began + plan.real_seconds(speeds, dataset)
+    if not clock.known:
+        plan.require_enough(minutes, before, pace)
+    log().info("%s", plan.told(config, dataset, before, pace, hand))
+    return config, clock

@@ -1,4 +1,4 @@
-"""The clock of a budget: it counts the computing time of a release over all its attempts, and keeps what was decided by it."""
+"""The clock of a budget: it decides where a training stops, and counts the computing time of all attempts."""
 
 import threading
 import time
@@ -9,61 +9,87 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from tinycats_core.compute.budget import process_start
+from tinycats_core.compute.plan import Pace, next_stop
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import read_json, write_json
 
 STARTING = 60.0  # seconds: a process that is older than this has done something else before
-EVERY = 5.0  # seconds between two notes: what a `kill -9` loses
-
-
-class Leg(BaseModel):
-    """A part of a training: the step that it ends at, and whether its snapshot is judged, None as long as that is open."""
-
-    stop: int
-    judged: bool | None = None
+EVERY = 5.0  # seconds between two notes: what a `kill -9` takes from the count
 
 
 class Ledger(BaseModel):
-    """What a budget has been spent on: seconds of all attempts, and the legs of the training."""
+    """What earlier attempts have taken, in seconds, and the stops that were decided."""
 
     seconds: float = 0.0
-    legs: list[Leg] = []
-    ended: str | None = None
+    stops: list[int] = []
+    pace: Pace  # as it was observed last
 
 
-def command_start(now: float | None = None) -> float:
-    """Return when the present command began, in the time of `time.monotonic`: this process, unless that is old."""
-    now = time.monotonic() if now is None else now
-    began = process_start()
+def command_start() -> float:
+    """Return when the present command began, in the time of `time.monotonic`: this process, or now if that is old."""
+    now, began = time.monotonic(), process_start()
     return began if now - began < STARTING else now
 
 
 class Clock:
-    """Counts from `began`, in the time of `time.monotonic`, on top of earlier attempts. Time in which nothing ran is not counted.
+    """Counts from `began` on top of earlier attempts; time in which nothing ran is not counted.
 
-    The ledger lies in one file, so that a command that is run again makes the same decisions without looking at the clock.
+    The ledger is a file, so that a command that is run again makes the same stops without looking at the clock.
+
+    Args:
+        path: of the ledger.
+        minutes: the budget.
+        began: in the time of `time.monotonic`.
+        most: the last step that is allowed.
+        legs: into how many parts the training is divided.
+        pace: as it is expected.
+
+    Raises:
+        TinycatsError: the ledger is damaged.
     """
 
-    def __init__(self, path: Path, began: float):
-        self.path, self.began, self.ledger = path, began, Ledger()
+    def __init__(self, path: Path, minutes: float, began: float, most: int, legs: int, pace: Pace):
+        self.path, self.minutes, self.began, self.most, self.legs = path, minutes, began, most, legs
+        self.ledger = Ledger(pace=pace)
         if path.is_file():
             try:
                 self.ledger = Ledger.model_validate(read_json(path))
             except (TinycatsError, ValidationError):
-                raise TinycatsError(f"{path} is damaged; delete it, and the same command plans the rest of its budget anew") from None
-        self.before = self.ledger.seconds
-        self.lock = threading.Lock()
+                raise TinycatsError(f"{path} is damaged; delete it: the same command then plans the budget anew") from None
+        self.before, self.known = self.ledger.seconds, len(self.ledger.stops)
 
     @property
     def spent(self) -> float:
         """Seconds of all attempts."""
         return self.before + time.monotonic() - self.began
 
+    def stops(self) -> Iterator[int]:
+        """Yield the steps at which a training stops: those of earlier attempts, then new ones until the time is over.
+
+        Each is decided when it is asked for, by what `observe` was told of those before.
+        """
+        ledger = self.ledger
+        yield from ledger.stops[: self.known]
+        while True:
+            done, legs = (ledger.stops or [0])[-1], self.legs - len(ledger.stops)
+            stop = next_stop(60 * self.minutes - self.spent - ledger.pace.closing, done, self.most, legs, ledger.pace)
+            if stop is None:
+                return
+            ledger.stops.append(stop)
+            self.write()
+            yield stop
+
+    def observe(self, stop: int, training: float, judging: float) -> None:
+        """Correct the pace by the seconds of a leg. One that an earlier attempt had begun says nothing."""
+        stops = self.ledger.stops
+        if stop in stops[self.known :]:
+            before = ([0, *stops])[stops.index(stop)]
+            self.ledger.pace = self.ledger.pace.observed(stop - before, training, judging)
+
     def write(self) -> None:
         """Keep the ledger."""
-        with self.lock:
-            self.ledger.seconds = round(self.spent, 1)
-            write_json(self.path, self.ledger.model_dump(mode="json"))
+        self.ledger.seconds = round(self.spent, 1)
+        write_json(self.path, self.ledger.model_dump(mode="json"))
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -10,23 +10,35 @@ import torch
 
 from tinycats_core import threads
 from tinycats_core.compute.costs import training_flops
-from tinycats_core.compute.plan import COMPILE_FROM, REFERENCE, Shape, Speed, Speeds, best_way, candidates, choose, training_seconds
-from tinycats_core.config import BudgetConfig, ComputeConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.compute.shapes import (
+    COMPILE_FROM,
+    CPU_PRECISIONS,
+    REFERENCE,
+    Shape,
+    Speed,
+    Speeds,
+    best_way,
+    candidates,
+    choose,
+    training_seconds,
+)
+from tinycats_core.config import BudgetConfig, ComputeConfig, ModelConfig, ReleaseConfig, SampleConfig, TrainConfig
 from tinycats_core.device import fast_arithmetic, has_compiler, is_out_of_memory, machine, pick_device, synchronize, versions
 from tinycats_core.evaluation import extractors
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.sampling import sample
-from tinycats_core.training.state import Run
+from tinycats_core.training.state import Run, fastest_mode
 from tinycats_core.training.step import training_step
 
 logger = logging.getLogger("tinycats.budget")
 
-MOST_SECONDS = 20.0  # of measuring, but for compiling
-TURN = 0.4  # seconds of a measurement at least, and three steps
+MOST_SECONDS = 10.0  # of measuring, but for compiling
+TURN, STEPS = 0.4, 5  # seconds and steps of a measurement, at least
 PHOTOS = 256  # random images, which take as long as photos
-DRAWN, JUDGED = 8, 16  # images
+DRAWN, JUDGED = 32, 16  # images
 BREED_FEATURES = 300.0  # images/s of the breed classifier on two cores that train at REFERENCE; assumed
 COMPILE_FROM_ON_GPU = 600.0  # seconds of training
+WORTH_MEASURING = 1e14  # FLOPs of a training on a CPU: about twenty minutes on two cores
 
 
 def facts(compute: ComputeConfig) -> dict[str, Any]:
@@ -35,6 +47,19 @@ def facts(compute: ComputeConfig) -> dict[str, Any]:
     kept = {name: found[name] for name in ("cpu", "cores", "gpu")}
     threads = compute.threads or found["torch_threads"]
     return {**kept, "threads": threads, **versions("torch"), "device": pick_device(compute.device).type}
+
+
+def is_needed(config: ReleaseConfig) -> bool:
+    """Return whether speed decides anything: within a budget of minutes, and for `auto` in a long training on a CPU.
+
+    A GPU has a precision of its own, and compiles by `state.compile_mode`.
+    """
+    if config.budget.minutes is not None:
+        return True
+    model, train, compute = config.model, config.train, config.compute
+    here = compute.where == "local" and compute.processes == 1 and pick_device(compute.device).type == "cpu"
+    flops = train.steps * train.batch_size * training_flops(model)
+    return here and "auto" in (train.precision, train.compile) and flops >= WORTH_MEASURING
 
 
 def measure(
@@ -70,7 +95,7 @@ def measure(
         rows += _fewer_threads(shape, way, device)
     if train.compile == "auto" and expected >= (COMPILE_FROM if device.type == "cpu" else COMPILE_FROM_ON_GPU):
         with threads.limited(best_way([row for row in rows if row.model == shape.model], expected).threads):
-            rows += _compiled(shape, train, device)
+            rows += _compiled(shape, train, device, compute.processes)
     in_order = [row for shape in shapes for row in rows if row.model == shape.model]
     return Speeds(rows=tuple(in_order), drawing=drawing, features_per_s=features, seconds=time.perf_counter() - since)
 
@@ -90,7 +115,7 @@ def measure_way(model: ModelConfig, batch_size: int, precision: str, compile: st
 
     first = _seconds(step)
     times = [_seconds(step)]  # the second one warms up
-    while len(times) < 4 or sum(times) < TURN:
+    while len(times) < STEPS - 1 or sum(times) < TURN:
         times.append(_seconds(step))
     median = statistics.median(times[1:])
     return Speed(
@@ -106,26 +131,26 @@ def measure_way(model: ModelConfig, batch_size: int, precision: str, compile: st
 
 def _eager(shapes: Sequence[Shape], train: TrainConfig, device: torch.device, since: float) -> Iterator[Speed]:
     """Yield the speed of each shape in each precision, not compiled unless a person asks for it."""
-    compile = "off" if train.compile == "auto" else train.compile
-    slowest = 0.0  # seconds that a FLOP of a step took to measure
+    compile, precisions = "off" if train.compile == "auto" else train.compile, _precisions(train, device)
+    best = 0.0  # FLOP/s so far
     for shape in shapes:
-        flops = training_flops(shape.model) * shape.batch_size
-        if slowest * flops > MOST_SECONDS - (time.perf_counter() - since):
+        flops, left = training_flops(shape.model) * shape.batch_size, MOST_SECONDS - (time.perf_counter() - since)
+        if device.type == "cpu" and best and STEPS * len(precisions) * flops / best > left:
             return
-        started = time.perf_counter()
         try:
-            for precision in _precisions(train, device):
-                yield measure_way(shape.model, shape.batch_size, precision, compile, device)
+            for precision in precisions:
+                row = measure_way(shape.model, shape.batch_size, precision, compile, device)
+                best = max(best, row.images_per_s * training_flops(row.model))
+                yield row
         except RuntimeError as error:
             if not is_out_of_memory(error) or shape is shapes[0]:
                 raise
             return
-        slowest = max(slowest, (time.perf_counter() - started) / flops)
 
 
 def _precisions(train: TrainConfig, device: torch.device) -> tuple[str, ...]:
     """Return the precisions to choose from. A GPU has one of its own."""
-    return ("fp32", "bf16") if train.precision == "auto" and device.type == "cpu" else (train.precision,)
+    return CPU_PRECISIONS if train.precision == "auto" and device.type == "cpu" else (train.precision,)
 
 
 def _fewer_threads(shape: Shape, way: Speed, device: torch.device) -> Iterator[Speed]:
@@ -136,13 +161,13 @@ def _fewer_threads(shape: Shape, way: Speed, device: torch.device) -> Iterator[S
                 yield measure_way(shape.model, shape.batch_size, way.precision, way.compile, device)
 
 
-def _compiled(shape: Shape, train: TrainConfig, device: torch.device) -> Iterator[Speed]:
+def _compiled(shape: Shape, train: TrainConfig, device: torch.device, processes: int) -> Iterator[Speed]:
     if not has_compiler(device):
         return
     for precision in _precisions(train, device):
         logger.info("compiling the training step in %s, to measure it: on a CPU this takes a minute or two", precision)
         with fast_arithmetic(device):
-            yield measure_way(shape.model, shape.batch_size, precision, "default", device)
+            yield measure_way(shape.model, shape.batch_size, precision, fastest_mode(device, processes), device)
 
 
 def _drawing(setting: SampleConfig, plain: Speed, device: torch.device) -> float:

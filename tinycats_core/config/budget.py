@@ -3,11 +3,11 @@
 import math
 from typing import Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from tinycats_core.config.base import Part
 
-MOST_MINUTES = 1_000_000  # nearly two years
+MOST = {"minutes": 2_880.0, "dollars": 10_000.0}  # two days: nothing longer was measured
 
 
 class BudgetConfig(Part):
@@ -18,9 +18,12 @@ class BudgetConfig(Part):
 
     @field_validator("minutes", "dollars", mode="before")
     @classmethod
-    def _is_an_amount(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not (math.isfinite(value) and 0 < value <= MOST_MINUTES):
-            raise ValueError(f"it must be above 0 and at most {MOST_MINUTES:,}; give what the release may take, such as 60")
+    def _is_an_amount(cls, value: Any, info: ValidationInfo) -> Any:
+        most = MOST[str(info.field_name)]
+        if isinstance(value, int | float) and not (math.isfinite(value) and 0 < value <= most):
+            raise ValueError(
+                f"it must be above 0 and at most {most:,.0f}; give what a release may take, or set train.steps instead"
+            )
         return value
 
     @model_validator(mode="after")
