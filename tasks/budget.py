@@ -8,11 +8,13 @@ import pandas as pd
 
 from tasks import show
 from tasks.cache import key_of, stage_code
+from tasks.evaluation import judge_needs_classifier
 from tasks.runs import log
 from tasks.stage import stage
 from tinycats_core.compute import costs, plan, shapes, speed
 from tinycats_core.compute.clock import Clock, command_start
-from tinycats_core.config import BudgetConfig, ComputeConfig, ModelConfig, ReleaseConfig, SampleConfig, TrainConfig
+from tinycats_core.config import BudgetConfig, ComputeConfig, EvaluateConfig, ModelConfig, ReleaseConfig, SampleConfig, TrainConfig
+from tinycats_core.evaluation import sweep
 from tinycats_core.files import home
 from tinycats_core.records import Dataset
 
@@ -40,6 +42,12 @@ def measure_speed(
     rows = pd.DataFrame([{**row.model.model_dump(), **row.model_dump(exclude={"model"})} for row in speeds.rows])
     show.table("speed", rows, f"{machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}")
     return speeds
+
+
+@stage(sweep.measure_real)
+def measure_real(dataset: Dataset, config: EvaluateConfig, compute: ComputeConfig) -> float:
+    """Extract the features of the real images, once, and measure how many a second."""
+    return sweep.measure_real(dataset, config, None, home("evaluations"), compute.device)
 
 
 def measure_and_choose(config: ReleaseConfig, overrides: Mapping[str, Any] | None) -> tuple[ReleaseConfig, Measured]:
@@ -79,12 +87,16 @@ def plan_budget(
     minutes, speeds, hand = config.budget.minutes, measured.speeds, shapes.by_hand(overrides)
     if minutes is None or speeds is None:
         return config, None
+    before = time.monotonic() - measured.began + plan.real_seconds(speeds, dataset)
+    plan.require_enough(minutes, before, plan.first_pace(plan.fit(config, speeds, dataset, hand), speeds))
+    if not judge_needs_classifier(config):
+        seen = measure_real(dataset, config.evaluate, config.compute)
+        speeds = speeds.model_copy(update={"features_per_s": min(seen, speeds.features_per_s)})
     config = plan.fit(config, speeds, dataset, hand)
     pace, train = plan.first_pace(config, speeds), config.train
     key = key_of(stage_code("train_generator").core, dataset, config.model, train, config.sample, config.evaluate, minutes)
     clock = Clock(home("budgets") / f"{key}.json", minutes, measured.began, train.steps, train.snapshots, pace)
-    before = time.monotonic() - measured.began + plan.real_seconds(speeds, dataset)
     if not clock.known:
-        plan.require_enough(minutes, before, pace)
-    log().info("%s", plan.told(config, dataset, before, pace, hand))
+        plan.require_enough(minutes, clock.spent, pace)
+    log().info("%s", plan.told(config, dataset, clock.spent, pace, hand))
     return config, clock

@@ -39,7 +39,6 @@ def train_and_watch(
     """
     train, compute = config.train, config.compute
     if clock:
-        sweep.measure_real(dataset, config.evaluate, classifier, home("evaluations"), compute.device)
         with clock.running():
             return _train_by_the_clock(dataset, config, classifier, clock)
     if compute.where == "modal" or len(train.snapshot_steps()) == 1:

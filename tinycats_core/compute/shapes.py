@@ -29,9 +29,10 @@ SHAPES = (  # the cheapest first; the last one that sees its images in the time 
     # clearly better at 33,000 (benchmarks/results/recipe.json)
     _shape(32, 8, 192, 4, 16, 2e-3, images=0),
     _shape(32, 4, 192, 4, 16, 2e-3, images=20_000),
-    # assumed, not measured: an hour of the row above, which costs as much for an image; a tenth of the preset `standard`
+    # from how many images on is assumed: an hour of the row above on two cores, which costs as much for an image
     _shape(64, 8, 192, 4, 16, 2e-3, images=450_000),
-    _shape(128, 16, 384, 12, 256, 1e-4, images=5_000_000),
+    # python -m benchmarks.cats128 --photos PHOTOS: the best of its rows (benchmarks/results/cats128.json); the images are assumed
+    _shape(128, 8, 384, 12, 64, 2e-3, images=5_000_000),
 )
 CPU_PRECISIONS = ("fp32", "bf16")  # python -m benchmarks.precision: the KID of bf16 is inside the interval of fp32's
 PLANNED = ("data.image_size", "model.", "train.", "sample.", "evaluate.samples", "compute.threads")

@@ -3,6 +3,7 @@
 The test images play no part in it: they are used once, for the figures of the chosen pair.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -41,15 +42,16 @@ def judge_snapshot(
     return Trials.load(dataset, options, config, classifier, folder, device).measure(average, options.candidates()[0])
 
 
-def measure_real(dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto") -> None:
-    """Put the statistics of the real images into the cache of the evaluations, which is done once.
+def measure_real(dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto") -> float:
+    """Put the statistics of the real images into the cache of the evaluations. Returns the images/s.
 
     Raises:
         EvaluationError: the extractor is unavailable.
     """
-    judge = Judge.load(dataset, config, classifier, folder, device)
+    judge, since = Judge.load(dataset, config, classifier, folder, device), time.perf_counter()
     for split in get_args(Split):
         judge.reference(split)
+    return (dataset.train_count + dataset.val_count + dataset.test_count) / (time.perf_counter() - since)
 
 
 def why_stop(rows: Sequence[SweepRow], kid: str, patience: int) -> str | None:
