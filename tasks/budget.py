@@ -1,6 +1,5 @@
 """The budget: measure this machine, and decide by it how to compute and what the minutes go to."""
 
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -87,16 +86,20 @@ def plan_budget(
     minutes, speeds, hand = config.budget.minutes, measured.speeds, shapes.by_hand(overrides)
     if minutes is None or speeds is None:
         return config, None
-    before = time.monotonic() - measured.began + plan.real_seconds(speeds, dataset)
-    plan.require_enough(minutes, before, plan.first_pace(plan.fit(config, speeds, dataset, hand), speeds))
+    what = dataset, config.model, config.train, config.sample, config.evaluate, minutes
+    clock = Clock(home("budgets") / f"{key_of(stage_code('train_generator').core, *what)}.json", minutes, measured.began)
+    planned = plan.fit(config, speeds, dataset, hand)
+    if not clock.known:
+        before = clock.spent + plan.real_seconds(speeds, dataset)
+        plan.require_enough(minutes, before, plan.first_pace(planned, speeds))
     if not judge_needs_classifier(config):
-        seen = measure_real(dataset, config.evaluate, config.compute)
+        with clock.running():
+            seen = measure_real(dataset, config.evaluate, config.compute)
         speeds = speeds.model_copy(update={"features_per_s": min(seen, speeds.features_per_s)})
-    config = plan.fit(config, speeds, dataset, hand)
-    pace, train = plan.first_pace(config, speeds), config.train
-    key = key_of(stage_code("train_generator").core, dataset, config.model, train, config.sample, config.evaluate, minutes)
-    clock = Clock(home("budgets") / f"{key}.json", minutes, measured.began, train.steps, train.snapshots, pace)
+        planned = plan.fit(config, speeds, dataset, hand)
+    pace = plan.first_pace(planned, speeds)
     if not clock.known:
         plan.require_enough(minutes, clock.spent, pace)
-    log().info("%s", plan.told(config, dataset, clock.spent, pace, hand))
-    return config, clock
+    log().info("%s", plan.told(planned, dataset, clock.spent, pace, hand))
+    clock.expect(pace)
+    return planned, clock

@@ -60,7 +60,7 @@ def _train_by_the_clock(
     averages: tuple[Weights, ...] = ()
     ended = None
     step = 0
-    for step in clock.stops():
+    for step in clock.stops(train.steps, config.train.snapshots):
         log().info("%.1f of %g minutes are spent; training to step %d", clock.spent / 60, clock.minutes, step)
         started = time.monotonic()
         trained = train_generator(dataset, config.model, train.until(step), config.compute)

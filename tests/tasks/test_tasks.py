@@ -15,7 +15,6 @@ from tasks.sweep import choose_sampling, train_and_watch
 from tasks.training import train_generator
 from tinycats_core.compute import remote
 from tinycats_core.compute.clock import Clock
-from tinycats_core.compute.plan import Pace
 from tinycats_core.config import ComputeConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
 from tinycats_core.errors import ConfigError, DataError, EvaluationError
 from tinycats_core.files import read_json, write_json
@@ -66,11 +65,13 @@ def test_a_training_by_the_clock_keeps_the_averages_of_each_snapshot(
 
     monkeypatch.setattr("tasks.sweep.judge_snapshot", judge)
     monkeypatch.setattr("tasks.sweep.train_generator", train_generator.fn)
-    train = {"steps": 9, "batch_size": 4, "warmup_steps": 1, "ema_decays": [0.9, 0.5]}
-    config = resolve("smoke", {"model": MODEL.model_dump(), "data": DATA.model_dump(mode="json"), "train": train})
+    train = {"steps": 9, "snapshots": 2, "batch_size": 4, "warmup_steps": 1, "ema_decays": [0.9, 0.5]}
+    config = resolve(
+        "smoke", {"model": MODEL.model_dump(), "data": DATA.model_dump(mode="json"), "train": train | {"snapshots": 2}}
+    )
     decided = {"stops": [2, 4], "pace": {"step": 1, "judging": 1, "closing": 1}}  # by a command that was stopped
     path = write_json(tmp_path / "clock.json", decided)
-    clock = Clock(path, 5, time.monotonic(), most=9, legs=2, pace=Pace.model_validate(decided["pace"]))
+    clock = Clock(path, 5, time.monotonic())
     trained, course = train_and_watch(dataset, config, None, clock)
     found = [(average.step, average.facts["ema_decay"]) for average in trained.verify().averages]
     assert found == [(4, 0.9), (4, 0.5), (2, 0.9), (2, 0.5)]

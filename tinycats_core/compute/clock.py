@@ -22,7 +22,7 @@ class Ledger(BaseModel):
 
     seconds: float = 0.0
     stops: list[int] = []
-    pace: Pace  # as it was observed last
+    pace: Pace | None = None  # as it was observed last
 
 
 def command_start() -> float:
@@ -40,17 +40,13 @@ class Clock:
         path: of the ledger.
         minutes: the budget.
         began: in the time of `time.monotonic`.
-        most: the last step that is allowed.
-        legs: into how many parts the training is divided.
-        pace: as it is expected.
 
     Raises:
         TinycatsError: the ledger is damaged.
     """
 
-    def __init__(self, path: Path, minutes: float, began: float, most: int, legs: int, pace: Pace):
-        self.path, self.minutes, self.began, self.most, self.legs = path, minutes, began, most, legs
-        self.ledger = Ledger(pace=pace)
+    def __init__(self, path: Path, minutes: float, began: float):
+        self.path, self.minutes, self.began, self.ledger = path, minutes, began, Ledger()
         if path.is_file():
             try:
                 self.ledger = Ledger.model_validate(read_json(path))
@@ -63,16 +59,26 @@ class Clock:
         """Seconds of all attempts."""
         return self.before + time.monotonic() - self.began
 
-    def stops(self) -> Iterator[int]:
+    def expect(self, pace: Pace) -> None:
+        """Plan by a pace, unless an earlier attempt has observed one."""
+        self.ledger.pace = self.ledger.pace or pace
+
+    def stops(self, most: int, legs: int) -> Iterator[int]:
         """Yield the steps at which a training stops: those of earlier attempts, then new ones until the time is over.
 
         Each is decided when it is asked for, by what `observe` was told of those before.
+
+        Args:
+            most: the last step that is allowed.
+            legs: into how many parts the training is divided.
         """
         ledger = self.ledger
         yield from ledger.stops[: self.known]
         while True:
-            done, legs = (ledger.stops or [0])[-1], self.legs - len(ledger.stops)
-            stop = next_stop(60 * self.minutes - self.spent - ledger.pace.closing, done, self.most, legs, ledger.pace)
+            done, now = (ledger.stops or [0])[-1], ledger.pace
+            assert now, "a pace is expected before the first stop"
+            left = 60 * self.minutes - self.spent - now.closing
+            stop = next_stop(left, done, most, legs - len(ledger.stops), now)
             if stop is None:
                 return
             ledger.stops.append(stop)
@@ -82,7 +88,7 @@ class Clock:
     def observe(self, stop: int, training: float, judging: float) -> None:
         """Correct the pace by the seconds of a leg. One that an earlier attempt had begun says nothing."""
         stops = self.ledger.stops
-        if stop in stops[self.known :]:
+        if self.ledger.pace and stop in stops[self.known :]:
             before = ([0, *stops])[stops.index(stop)]
             self.ledger.pace = self.ledger.pace.observed(stop - before, training, judging)
 

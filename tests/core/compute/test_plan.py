@@ -215,11 +215,13 @@ def test_a_clock_goes_on_where_a_killed_command_was(tmp_path: Path, monkeypatch:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     path = tmp_path / "clock.json"
-    first = Clock(path, 10, began=940, most=10**6, legs=4, pace=PACE)
-    stops = first.stops()
+    first = Clock(path, 10, began=940)
+    first.expect(PACE)
+    stops = first.stops(10**6, 4)
     one = next(stops)
     now[0] += 200
     first.observe(one, training=180, judging=20)
+    assert first.ledger.pace
     assert first.ledger.pace.step == pytest.approx(180 / one)
     assert first.ledger.pace.closing == 120
     two = next(stops)
@@ -227,9 +229,10 @@ def test_a_clock_goes_on_where_a_killed_command_was(tmp_path: Path, monkeypatch:
     first.write()  # then it is killed
 
     now[0] += 10_000  # in which nothing ran
-    again = Clock(path, 10, began=now[0], most=10**6, legs=4, pace=PACE)
+    again = Clock(path, 10, began=now[0])
+    again.expect(PACE)
     assert again.spent == 310
-    rest = again.stops()
+    rest = again.stops(10**6, 4)
     assert [next(rest), next(rest)] == [one, two]
     again.observe(two, training=1, judging=1)  # most of it was done before: it says nothing
     assert again.ledger.pace == first.ledger.pace
@@ -237,4 +240,4 @@ def test_a_clock_goes_on_where_a_killed_command_was(tmp_path: Path, monkeypatch:
     assert list(rest) == []
     path.write_text("{")
     with pytest.raises(TinycatsError, match="is damaged; delete it"):
-        Clock(path, 10, began=0, most=1, legs=1, pace=PACE)
+        Clock(path, 10, began=0)
