@@ -186,7 +186,7 @@ def _features_per_s(extractor: str | None, plain: Speed, device: torch.device) -
         return BREED_FEATURES * min(1.0, plain.images_per_s / REFERENCE)
     network = extractors.load_inception("cpu" if device.type == "mps" else device)
     images = torch.zeros(JUDGED, 3, plain.model.image_size, plain.model.image_size, dtype=torch.uint8)
-    extractors.extract(network, images[:4], JUDGED)
+    extractors.extract(network, images, JUDGED)  # the first call for a shape prepares it
     return JUDGED / _seconds(lambda: extractors.extract(network, images, JUDGED))
 
 
