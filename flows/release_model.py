@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows.evaluate_model import evaluate, evaluate_published
 from flows.shell import add_settings, run, settings
+from tasks.budget import measure_and_choose, plan_budget
 from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
@@ -48,17 +49,18 @@ def release_model(
     """
     config, reason = configure(preset, overrides, keep_results), check_force(force)
     check_ready(config)
+    config, speeds = measure_and_choose(config, overrides)
 
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data)
-    config = fit_to_data(config, dataset)
+    config, clock = plan_budget(fit_to_data(config, dataset), dataset, speeds, overrides)
     published = find_published(config.publish)
     if is_release_of(published, config, dataset):
         return summarize(published, "already published")
 
     classifier = train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
     baseline = evaluate_published(published, dataset, config, classifier).report if published else None
-    trained, course = train_and_watch(dataset, config, classifier)
+    trained, course = train_and_watch(dataset, config, classifier, clock)
     choice = choose_sampling(trained, course, dataset, config.sample, config.evaluate, classifier, config.compute)
     compared = compare_with_raw(choice.weights, trained.raw, choice.sample, config.compute)
     samples, report = evaluate(choice.weights, choice.sample, dataset, config, classifier)

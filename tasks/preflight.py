@@ -13,7 +13,7 @@ from tasks.cache import keep_results
 from tasks.evaluation import judge_needs_classifier
 from tasks.runs import log
 from tinycats_core.compute import costs, modal_auth, remote
-from tinycats_core.config import ComputeConfig, DataConfig, ReleaseConfig
+from tinycats_core.config import BudgetConfig, ComputeConfig, DataConfig, ReleaseConfig
 from tinycats_core.data import groups, preparation, sources
 from tinycats_core.evaluation import classifier, dinov2, extractors, fidelity
 from tinycats_core.evaluation.samples import labels_to_draw
@@ -62,9 +62,10 @@ def check_ready(config: ReleaseConfig) -> None:
     check_inputs(config)
     if config.train.resume_from is not None:
         run_folder.find_checkpoint(config.train.resume_from)
-    expected = costs.estimate(config.model, config.train, config.compute)
-    log().info("to train: %s", expected)
-    costs.check_budget(expected, config.compute)
+    if config.budget == BudgetConfig():  # otherwise the budget decides what is trained
+        expected = costs.estimate(config.model, config.train, config.compute)
+        log().info("to train: %s", expected)
+        costs.check_budget(expected, config.compute)
 
 
 def check_compute(config: ComputeConfig) -> None:
@@ -112,7 +113,7 @@ def fit_to_data(config: ReleaseConfig, dataset: Dataset) -> ReleaseConfig:
     """
     fitted = config.for_data(len(dataset.classes), dataset.train_count)
     check_judgeable(dataset, fitted)
-    if fitted.train.steps < config.train.steps:
+    if fitted.train.steps < config.train.steps and config.budget.minutes is None:
         expected = costs.estimate(fitted.model, fitted.train, fitted.compute)
         log().info("%g passes over %d photos: to train: %s", config.train.passes, dataset.train_count, expected)
     return fitted

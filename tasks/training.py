@@ -6,7 +6,7 @@ from tasks import show
 from tasks.cache import keeps_results, key_of, stage_code
 from tasks.runs import log
 from tasks.stage import NETWORK, stage
-from tinycats_core import pictures
+from tinycats_core import pictures, threads
 from tinycats_core.compute import costs, remote
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
 from tinycats_core.evaluation import classifier
@@ -60,7 +60,7 @@ def train_generator(dataset: Dataset, model: ModelConfig, train: TrainConfig, co
     if compute.where == "modal":
         trained = remote.train_on_modal(remote.generator_job(dataset, model, train, code), compute, folder, on_log)
     else:
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop, threads.limited(compute.threads):
             trained = start.train(dataset, model, train, folder, compute.device, on_log, compute.processes, stop, code)
     show.picture("loss-curve", pictures.loss_curve(run_folder.read_log(folder)), "Flow-matching loss over the training steps")
     if cost := costs.record(folder, model, train, compute, expected):

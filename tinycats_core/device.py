@@ -94,17 +94,6 @@ def fast_arithmetic(device: torch.device) -> Iterator[None]:
             _keep_freed_memory(False)
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Leave the cores to another library's threads: PyTorch's wait for their next work by spinning, and slow those down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """Return the FLOP/s of the fastest of three matrix products, each the median of ten runs."""
     sizes = [(8192, 8192, 8192)] if device.type == "cuda" else [(1024, 384, 1536), (1024, 1536, 384), (2048, 2048, 2048)]

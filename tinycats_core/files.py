@@ -15,10 +15,12 @@ from typing import Any, Literal
 from tinycats_core.errors import TinycatsError, printable
 
 HomeFolder = Literal[
-    "data", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results", "code"
-]
+    "data", "budgets", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results",
+    "code",
+]  # fmt: skip
 HOME: dict[HomeFolder, str] = {  # the map of home()
     "data": "decoded data sets, and downloaded archives",
+    "budgets": "what the minutes of a release have been spent on",
     "classifier": "a folder for each trained breed classifier",
     "training": "a folder for each run: checkpoints, weights, log and diary",
     "modal": "the weights that `modal run deployments/modal_app.py::train` downloads",

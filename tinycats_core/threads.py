@@ -80,6 +80,19 @@ def warning(facts: dict[str, Any]) -> str | None:
 
 
 @contextmanager
+def limited(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute on this many threads for as long as this lasts; on as many as before for None."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def sharing() -> Iterator[None]:
     """Let PyTorch's threads hardly spin while other programs need the cores, for as long as this lasts.
 

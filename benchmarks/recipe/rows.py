@@ -52,6 +52,7 @@ ROWS = [
     Row("t-mean-1.4", "logit of t with mean -1.4", train={"timestep_mean": -1.4}),
     Row("lr-1e-3", "learning rate 1e-3", train={"lr": 1e-3}),
     Row("lr-4e-3", "learning rate 4e-3", train={"lr": 4e-3}),
+    Row("constant", "constant learning rate after the warm-up", train={"schedule": "constant"}),
     Row("batch-8", "batches of 8", train={"batch_size": 8}),
     Row("batch-32", "batches of 32", train={"batch_size": 32}),
     Row("wide", "width 256", model={"width": 256, "heads": 8}),

@@ -21,6 +21,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.common import without_paths
+from tinycats_core.compute import speed
+from tinycats_core.compute.shapes import best_way
 from tinycats_core.config import CLASSES, ModelConfig, SampleConfig, TrainConfig
 from tinycats_core.data import toy_drawing
 from tinycats_core.device import cores, fast_arithmetic, has_compiler, matmul_peak, synchronize
@@ -32,6 +34,7 @@ from tinycats_core.training.step import training_step
 
 PHOTO = (500, 375)  # pixels, as photos of pets typically are
 PREFETCH = 2  # batches a worker reads ahead: DataLoader's own setting
+LONG = 24 * 3600.0  # seconds of a training
 WARM_UP = 1  # steps at the beginning of each turn
 
 Step = Callable[[], Any]  # takes one training step and returns its loss, a number or a scalar on the device
@@ -103,15 +106,28 @@ def draw_data(folder: Path, per_class: int, device: torch.device) -> Data:
 
 
 def enter_ours(data: Data, model: ModelConfig, batch_size: int, device: torch.device, quick: bool) -> list[Variant]:
-    """Return the variants of our step. The first one is the network as it is written, at the precision of `auto`."""
+    """Return the variants of our step. The first one is the network as it is written."""
     settings: dict[str, dict[str, Any]] = {"eager": {}}
     if device.type == "cuda":
-        modes = () if quick else ("default", "reduce-overhead")
-    else:
-        modes = ("default",) if has_compiler(device) and not quick else ()
-        settings |= {} if quick else {"bf16": {"precision": "bf16"}}
-    settings |= {f"compile-{mode}": {"compile": mode} for mode in modes}
+        settings |= {} if quick else {f"compile-{mode}": {"compile": mode} for mode in ("default", "reduce-overhead")}
+    elif not quick:
+        settings["bf16"] = {"precision": "bf16"}
+        if has_compiler(device):
+            settings |= {"compile-default": {"compile": "default"}}
+            settings |= {"compile-default-bf16": {"compile": "default", "precision": "bf16"}}
     return [_enter(name, data, model, batch_size, device, changes) for name, changes in settings.items()]
+
+
+def choose(ours: list[Variant], model: ModelConfig, device: torch.device) -> tuple[Variant, dict[str, float]]:
+    """Return the variant that a long training on a CPU takes, and the images/s that `auto` measures to choose it, by name."""
+    rows = {}
+    for variant in ours:
+        config = variant.run.config
+        precision = "fp32" if config.precision == "auto" else config.precision
+        with fast_arithmetic(device):
+            rows[variant.name] = speed.measure_way(model, variant.batch_size, precision, config.compile, device)
+    best = best_way(list(rows.values()), LONG)
+    return next(variant for variant in ours if rows[variant.name] is best), {name: row.images_per_s for name, row in rows.items()}
 
 
 def _enter(name: str, data: Data, model: ModelConfig, batch_size: int, device: torch.device, changes: dict[str, Any]) -> Variant:

@@ -14,6 +14,8 @@ PANEL = "Make"
 def release(
     preset: Preset = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="your own photos; the preset is `photos` then")] = None,
+    minutes: Annotated[float | None, typer.Option(help="what the whole release may take on this machine")] = None,
+    dollars: Annotated[float | None, typer.Option(help="what the training may cost on Modal")] = None,
     sets: Set = None,
     overrides: Overrides = "{}",
     keep_results: Annotated[bool, typer.Option("--keep-results", help="use results of stages whose code has changed")] = False,
@@ -22,13 +24,16 @@ def release(
 ) -> None:
     """Train, judge and publish a generator. The same command again resumes, or finds everything done.
 
-    Without options it makes the smoke release from drawn cats, in a few minutes on a laptop.
+    Without options it makes the smoke release from drawn cats, in a few minutes on a laptop. With --minutes, the speed of this
+    machine and the number of photos decide the network and the steps; what is set by hand stays.
     """
-    from tinycats_core.presets import resolve
+    from tinycats_core.presets import merge, resolve
     from tinycats_core.release.history import check_why
 
     preset = preset or ("photos" if data else "smoke")
     given = chosen(overrides, sets, {"data": {"source": "folder", "folder": str(data)}} if data else None)
+    amounts = {"minutes": minutes, "dollars": dollars}
+    given = merge(given, {"budget": amount} if (amount := {k: v for k, v in amounts.items() if v is not None}) else {})
     resolve(preset, given)  # before a server is started for a typo
     if force is not None:
         check_why(force)

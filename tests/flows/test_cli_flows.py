@@ -66,6 +66,7 @@ def test_each_command_calls_its_flow_with_the_settings(
             {"train": {"steps": 8000, "seed": 1}, "publish": {"name": "7"}},
             {"keep_results": True, "force": "they wait", "dry_run": True},
         ),
+        ("release", "--minutes", "60"): ("release_model", "smoke", {"budget": {"minutes": 60.0}}, options),
         ("evaluate", "hub:a/b", "--set", "sample.guidance=2"): ("evaluate_model", "hub:a/b", {"sample": {"guidance": 2}}, {}),
         ("classifier", "--preset", "photos"): ("train_classifier", "photos", {}, {}),
     }.items():
@@ -93,6 +94,13 @@ def test_a_setting_that_is_none_is_one_line(
     for command in (["release"], ["evaluate", "somewhere"], ["classifier"], ["costs"]):
         status, out, err = run(capsys, *command, "--set", text)
         assert (status, out, len(err.splitlines()), asked) == (1, "", 1, [])
+
+
+@pytest.mark.parametrize("text", ["--minutes 0", "--minutes 10000", "--minutes nan", "--dollars 5", "--minutes 5 --dollars 5"])
+def test_a_wrong_budget_is_one_line(text: str, asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]):
+    status, out, err = run(capsys, "release", *text.split())
+    assert (status, out, len(err.splitlines()), asked) == (1, "", 1, [])
+    assert "budget." in err
 
 
 def test_a_value_is_typed_by_the_setting(asked: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from tasks.data import prepare_data, validate_data
 from tasks.preflight import check_judgeable, check_ready
 from tasks.sampling import generate_samples
-from tasks.sweep import choose_sampling
+from tasks.sweep import choose_sampling, train_and_watch
 from tasks.training import train_generator
 from tinycats_core.compute import remote
+from tinycats_core.compute.clock import Clock
 from tinycats_core.config import ComputeConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, SampleOptions, TrainConfig
 from tinycats_core.errors import ConfigError, DataError, EvaluationError
+from tinycats_core.files import read_json, write_json
 from tinycats_core.presets import resolve
-from tinycats_core.records import Course, Dataset, Trained
+from tinycats_core.records import Course, Dataset, SweepRow, Trained, Weights
 from tinycats_core.training import start
 
 DATA = DataConfig(source="toycats", image_size=16, toy_train_per_class=3, toy_val_per_class=1, toy_test_per_class=2)
@@ -51,6 +54,31 @@ def test_a_choice_is_made_without_prefect(dataset: Dataset, caplog: pytest.LogCa
         choice = choose_sampling.fn(checkpoint, Course(), *arguments)
     assert (choice.weights.sha256, choice.sample.guidance) == (checkpoint.ema.sha256, 1.5)
     assert "EMA 0.9999, guidance 1.5 in [0.0, 1.0]: there was one average and one setting" in caplog.text
+
+
+def test_a_training_by_the_clock_keeps_the_averages_of_each_snapshot(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(average: Weights, *_: Any) -> SweepRow:
+        setting = {"ema_decay": 0.9, "guidance": 1.5, "guidance_interval": (0.0, 1.0)}
+        return SweepRow.model_validate(setting | {"step": average.step, "kid_breed": 0.1, "copy_rate": 0.0})
+
+    monkeypatch.setattr("tasks.sweep.judge_snapshot", judge)
+    monkeypatch.setattr("tasks.sweep.train_generator", train_generator.fn)
+    train = {"steps": 9, "snapshots": 2, "batch_size": 4, "warmup_steps": 1, "ema_decays": [0.9, 0.5]}
+    config = resolve(
+        "smoke", {"model": MODEL.model_dump(), "data": DATA.model_dump(mode="json"), "train": train | {"snapshots": 2}}
+    )
+    decided = {"stops": [2, 4], "pace": {"step": 1, "judging": 1, "closing": 1}}  # by a command that was stopped
+    path = write_json(tmp_path / "clock.json", decided)
+    clock = Clock(path, 5, time.monotonic())
+    trained, course = train_and_watch(dataset, config, None, clock)
+    found = [(average.step, average.facts["ema_decay"]) for average in trained.verify().averages]
+    assert found == [(4, 0.9), (4, 0.5), (2, 0.9), (2, 0.5)]
+    assert trained.raw.step == 4
+    assert [row.step for row in course.rows] == [2, 4]
+    assert str(course.ended).startswith("at step 4 of at most 9: the rest of the 5 minutes")
+    assert read_json(path)["stops"] == [2, 4]
 
 
 def test_what_training_took_is_recorded_and_said(

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from tinycats_core.config.base import MOST_CLASSES, Part
+from tinycats_core.config.budget import BudgetConfig
 from tinycats_core.config.data import (
     BREEDS,
     CLASSES,
@@ -31,8 +32,9 @@ from tinycats_core.errors import ConfigError
 
 __all__ = [
     "BREEDS", "CLASSES", "GUIDANCE_SETTINGS", "MIN_IMAGES", "MOST_CLASSES", "NAME_PATTERN", "OTHER", "PLACES", "SIGSTORE",
-    "ClassifierConfig", "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "ModelConfig", "Part",
-    "PublishConfig", "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart", "TrainConfig",
+    "BudgetConfig", "ClassifierConfig", "ClassifierShape", "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
+    "ModelConfig", "Part", "PublishConfig", "ReleaseConfig", "ReleaseName", "SampleConfig", "SampleOptions", "SamplerPart",
+    "TrainConfig",
 ]  # fmt: skip
 
 
@@ -48,6 +50,7 @@ class ReleaseConfig(Part):
     export: ExportConfig = ExportConfig()
     publish: PublishConfig = Field(default_factory=PublishConfig)  # made when asked for: its folder is relative to here
     compute: ComputeConfig = ComputeConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -64,6 +67,7 @@ class ReleaseConfig(Part):
             raise ValueError(
                 "train.resume_from is a path on this machine, and compute.where is 'modal'; set compute.where to 'local'"
             )
+        self._budget_fits()
         if self.train.other_share == 0 and self.evaluate.other_share != 0:
             raise ValueError(
                 f"train.other_share is 0 but evaluate.other_share is {self.evaluate.other_share}: a class that was never seen "
@@ -74,6 +78,19 @@ class ReleaseConfig(Part):
             if count <= least:
                 raise ValueError(f"{name} is {count}; it must be more than evaluate.neighbours, which is {least}")
         return self
+
+    def _budget_fits(self) -> None:
+        minutes, dollars, where = self.budget.minutes, self.budget.dollars, self.compute.where
+        if minutes is not None and where != "local":
+            raise ValueError(
+                f"budget.minutes is {minutes:g} but compute.where is {where!r}, where no speed is measured beforehand; "
+                "give budget.dollars, or set compute.where to 'local'"
+            )
+        if dollars is not None and where != "modal":
+            raise ValueError(
+                f"budget.dollars is {dollars:g} but compute.where is {where!r}, which costs none; give budget.minutes, "
+                "or set compute.where to 'modal'"
+            )
 
     def for_data(self, classes: int, photos: int) -> Self:
         """Return this configuration for data of so many classes and training photos. Raises ConfigError as `for_classes` does."""

@@ -68,6 +68,7 @@ class ComputeConfig(Part):
     where: Literal["local", "modal"] = "local"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # mps: the GPU of an Apple computer
     processes: Positive = 1  # devices of one machine that share the batch, a process each
+    threads: Positive | None = None  # of PyTorch on a CPU while it trains; None: as many as are measured to be fastest
     gpu: str = "A100-80GB"  # Modal's name of a GPU, with ":N" for N of them
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 24.0  # of one attempt on Modal; a call makes retries + 1 at most
     retries: Annotated[int, Field(ge=0, le=10)] = 10
@@ -83,6 +84,15 @@ class ComputeConfig(Part):
     def _device_is_there(self) -> Self:
         if self.where == "modal" and self.device == "mps":
             raise ValueError("compute.device is 'mps', which Modal does not have; set it to 'auto', or compute.where to 'local'")
+        return self
+
+    @model_validator(mode="after")
+    def _threads_are_of_one_process(self) -> Self:
+        if self.threads is not None and (self.where == "modal" or self.processes > 1):
+            raise ValueError(
+                f"compute.threads is {self.threads}, with compute.where {self.where!r} and compute.processes {self.processes}; "
+                "it is for one process on this machine: leave it out"
+            )
         return self
 
     @property

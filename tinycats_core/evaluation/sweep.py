@@ -3,12 +3,16 @@
 The test images play no part in it: they are used once, for the figures of the chosen pair.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from tinycats_core.config import EvaluateConfig, SampleConfig, SampleOptions
 from tinycats_core.data import groups
+from tinycats_core.data.splits import Split
 from tinycats_core.evaluation.memorization import COPY_RATES
+from tinycats_core.evaluation.reference import Judge
 from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import digest_of, sha256_of, write_json
 from tinycats_core.generator.weights import ema_decay
@@ -37,6 +41,18 @@ def judge_snapshot(
         EvaluationError: the extractor is unavailable, or a metric is not finite.
     """
     return Trials.load(dataset, options, config, classifier, folder, device).measure(average, options.candidates()[0])
+
+
+def measure_real(dataset: Dataset, config: EvaluateConfig, classifier: Weights | None, folder: Path, device: str = "auto") -> float:
+    """Put the statistics of the real images into the cache of the evaluations. Returns the images/s.
+
+    Raises:
+        EvaluationError: the extractor is unavailable.
+    """
+    judge, since = Judge.load(dataset, config, classifier, folder, device), time.perf_counter()
+    for split in get_args(Split):
+        judge.reference(split)
+    return (dataset.train_count + dataset.val_count + dataset.test_count) / (time.perf_counter() - since)
 
 
 def why_stop(rows: Sequence[SweepRow], kid: str, patience: int) -> str | None:

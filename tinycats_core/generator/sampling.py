@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinycats_core import threads
 from tinycats_core.config import SampleConfig
-from tinycats_core.device import fast_arithmetic, one_torch_thread
+from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of, write_atomically
 from tinycats_core.generator.samplers import SAMPLERS, Sampler, noise, time_grid
@@ -94,7 +95,8 @@ def sample(
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
     sampler, times, done = find_sampler(config.sampler), time_grid(config.steps, config.shift), []
-    with one_torch_thread() if getattr(velocity, "own_threads", False) else nullcontext():
+    # beside a library with threads of its own, PyTorch's would spin while they wait for work, and slow it down
+    with threads.limited(1) if getattr(velocity, "own_threads", False) else nullcontext():
         for indices in steps(torch.arange(len(labels)).split(config.batch_size), "drawing"):
             batch = labels[indices].to(device)
             start = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)

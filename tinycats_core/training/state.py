@@ -98,10 +98,11 @@ class Run:
         _allocate_moments(optimizer, net)
         step_net = net if ranks.world_size() == 1 else DistributedDataParallel(net, broadcast_buffers=False)
         share = -(-config.batch_size // ranks.world_size())
+        mode = compile_mode(config, device, ranks.world_size())
         return cls(
             config=config,
             net=net,
-            step_net=torch.compile(step_net, mode=mode) if (mode := compile_mode(config, device)) else step_net,
+            step_net=torch.compile(step_net, mode=mode) if mode else step_net,
             weights=weights,
             emas={
                 decay: {name: tensor.clone() for name, tensor in without_label_layer(weights).items()}
@@ -153,7 +154,7 @@ def _allocate_moments(optimizer: torch.optim.Optimizer, net: TinyDiT) -> None:
         }
 
 
-def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
+def compile_mode(config: TrainConfig, device: torch.device, processes: int = 1) -> str | None:
     """Return the mode for `torch.compile`, None for no compilation.
 
     `auto` compiles on a GPU, for runs that are long enough to regain the minute that it takes.
@@ -163,12 +164,18 @@ def compile_mode(config: TrainConfig, device: torch.device) -> str | None:
     """
     ready = has_compiler(device)
     if config.compile == "auto":
-        return "default" if device.type == "cuda" and ready and config.steps >= COMPILE_PAYS_AFTER else None
+        pays = device.type == "cuda" and ready and config.steps >= COMPILE_PAYS_AFTER
+        return fastest_mode(device, processes) if pays else None
     if config.compile == "off":
         return None
     if not ready:
         raise ComputeError(f"train.compile is {config.compile!r}, which needs a C++ compiler here; install g++, or set it to 'off'")
     return config.compile
+
+
+def fastest_mode(device: torch.device, processes: int) -> str:
+    """Return the fastest mode of `torch.compile`: on one GPU with CUDA graphs, which several that exchange gradients rule out."""
+    return "reduce-overhead" if device.type == "cuda" and processes == 1 else "default"
 
 
 def save_checkpoint(run: Run, folder: RunFolder, identity: dict[str, Any]) -> Path:

@@ -683,7 +683,8 @@ def test_compiling_is_for_long_runs_on_a_gpu_unless_it_is_asked_for(monkeypatch:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(state, "has_compiler", lambda device: True)
     long = config(steps=10_000)
-    assert state.compile_mode(long, gpu) == "default"
+    assert state.compile_mode(long, gpu) == "reduce-overhead"
+    assert state.compile_mode(long, gpu, processes=2) == "default"
     assert state.compile_mode(config(), gpu) is None
     assert state.compile_mode(long, cpu) is None
     assert state.compile_mode(config(compile="reduce-overhead"), cpu) == "reduce-overhead"
