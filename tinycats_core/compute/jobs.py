@@ -7,7 +7,7 @@ holds the files of the training, `meter.json` (what the attempts took) and, writ
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -147,7 +147,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
             found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
             raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
-        _fetch_base(request, site.data)
+        fetch_base(request, site.data)
         with meter.running(stop):
             site.keep(False)  # the attempt is metered from here on, however it ends
             if stop.requested:
@@ -305,15 +305,20 @@ def base_file(base: BaseRelease) -> str:
     return f"{BASES}/{base.sha256}.safetensors"
 
 
-def _fetch_base(request: Request, data: Path) -> None:
+def fetch_base(request: Request, data: Path) -> None:
     """Put the weights that a training starts from where it looks for them. Raises ComputeError."""
-    if "train" in request and (base := TrainConfig(**request["train"]).base):
+    if base := base_of(request):
         try:
             keep(data / base_file(base), base)
         except CheckpointError as error:
             raise ComputeError(
                 f"{error}; remove {BASES} from the data volume, and run the same command to upload them again"
             ) from None
+
+
+def base_of(settings: Mapping[str, Any]) -> BaseRelease | None:
+    """Return the release whose weights a job starts from; None if it starts at random, or trains no generator."""
+    return TrainConfig(**settings["train"]).base if "train" in settings else None
 
 
 def _dataset(request: Request, data: Path) -> Dataset:

@@ -53,7 +53,7 @@ class Job(Generic[Made]):
     @property
     def base(self) -> BaseRelease | None:
         """The release whose weights the training starts from."""
-        return TrainConfig(**self.settings["train"]).base if "train" in self.settings else None
+        return jobs.base_of(self.settings)
 
     def request(self, compute: ComputeConfig) -> jobs.Request:
         """Return the argument of the remote function."""

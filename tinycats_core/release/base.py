@@ -1,5 +1,6 @@
 """The base of a training: the release that `train.start_from` names, found and checked before anything expensive."""
 
+import re
 from pathlib import Path
 
 from tinycats_core.config import ReleaseConfig
@@ -53,9 +54,12 @@ def _find(text: str, registry: Path, wanted: BaseRelease | None) -> tuple[Releas
     """Return a verified release, and what it is called apart from where it lies."""
     if text.startswith("hub:"):
         source = wanted.source if wanted else text
-        found = hub.download_release(source.removeprefix("hub:"), home("downloads"), wanted.version if wanted else None)
+        repo_id = source.removeprefix("hub:")
+        if not re.fullmatch(r"[^/@\s]+/[^/@\s]+", repo_id):
+            raise RegistryError("that is no repository. Give hub:owner/name.")
+        found = hub.download_release(repo_id, home("downloads"), wanted.version if wanted else None)
         if found is None:
-            raise RegistryError("it holds no release. Give another repository.")
+            raise RegistryError("it holds no release, or this machine may not read it. Check the name, or set HF_TOKEN.")
         return found, source
     try:
         here = expanded(text)

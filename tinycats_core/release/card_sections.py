@@ -227,7 +227,8 @@ def base(settings: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"The training started from the weights of `{base.source}`, version `{base.version}` (sha256 `{base.sha256[:12]}…`), which "
-        "were trained on the images that its card names. Classes of the same name kept their embedding."
+        "were trained on the images that its card names. Classes of the same name kept their embedding. The figures of this card "
+        "compare with the images of this training alone: they do not see copies of the images of the base."
     ]
 
 
