@@ -145,9 +145,10 @@ def keep(must: bool) -> None:
 def train(preset: str = "high-accuracy", overrides: str = "{}") -> None:
     """Prepare the data here, train on Modal, and download the checkpoint to .tinycats/modal/."""
     from tinycats_core.data.preparation import prepare
+    from tinycats_core.release import base
 
     with exit_on_error():
-        config = resolve(preset, parse_overrides(overrides))
+        config = base.resolve(resolve(preset, parse_overrides(overrides)))
         compute = config.compute.model_copy(update={"where": "modal"})
         costs.check_budget(costs.estimate(config.model, config.train, compute), compute)
         dataset = prepare(config.data, home("data"))

@@ -13,7 +13,7 @@ from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
 from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
-from tasks.preflight import check_force, check_ready, configure, fit_to_data
+from tasks.preflight import check_force, check_ready, configure, find_base, fit_to_data
 from tasks.publishing import (
     build_bundle,
     find_published,
@@ -48,6 +48,7 @@ def release_model(
         dry_run: print what publishing would change, and publish nothing.
     """
     config, reason = configure(preset, overrides, keep_results), check_force(force)
+    config = find_base(config)
     check_ready(config)
     config, speeds = measure_and_choose(config, overrides)
 

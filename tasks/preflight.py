@@ -21,7 +21,7 @@ from tinycats_core.files import check_writable, home
 from tinycats_core.generator import sampling
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
-from tinycats_core.release import history, hub, registry, signature
+from tinycats_core.release import base, history, hub, registry, signature
 from tinycats_core.training import run_folder, start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +48,14 @@ def check_names(config: ReleaseConfig) -> None:
 def check_force(why: str | None) -> str | None:
     """Return the reason for publishing what the gate refuses, on one line. Raises RegistryError if it says nothing."""
     return None if why is None else history.check_why(why)
+
+
+def find_base(config: ReleaseConfig) -> ReleaseConfig:
+    """Return the configuration with the release of `train.start_from` named in full. Raises RegistryError."""
+    found = base.resolve(config)
+    if found.train.base:
+        log().info("the training starts from the weights of %s %s", *found.train.base[:2])
+    return found
 
 
 def check_ready(config: ReleaseConfig) -> None:

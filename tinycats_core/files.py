@@ -15,8 +15,8 @@ from typing import Any, Literal
 from tinycats_core.errors import TinycatsError, printable
 
 HomeFolder = Literal[
-    "data", "budgets", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "results",
-    "code",
+    "data", "budgets", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "bases",
+    "results", "code",
 ]  # fmt: skip
 HOME: dict[HomeFolder, str] = {  # the map of home()
     "data": "decoded data sets, and downloaded archives",
@@ -29,6 +29,7 @@ HOME: dict[HomeFolder, str] = {  # the map of home()
     "decisions": "decisions of the gate",
     "export": "ONNX files and their checks",
     "downloads": "releases from the Hub",
+    "bases": "weights that trainings start from",
     "results": "Prefect's task results: the cache of the stages",
     "code": "which code has run for the results of the stages",
 }

@@ -191,6 +191,7 @@ def test_a_candidate_is_judged_beside_the_published_one(tiny: dict[str, Any], re
         ({"model": {"patch_size": 5}}, "model.patch_size is 5, which does not divide"),
         ({"data": {"source": "folder", "folder": "/nowhere/at/all"}}, "/nowhere/at/all"),
         ({"train": {"resume_from": "/nowhere/run"}}, "train.resume_from is /nowhere/run, which does not exist"),
+        ({"train": {"start_from": "nowhere"}}, "train.start_from is nowhere: there is no release, neither in that folder nor"),
         ({"compute": {"where": "modal"}}, "modal token new"),
         ({"publish": {"to": "hub"}}, "there is no Hugging Face token here"),
     ],

@@ -7,7 +7,7 @@ holds the files of the training, `meter.json` (what the attempts took) and, writ
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,17 +18,20 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tinycats_core.compute.budget import USED_UP, Budget, Meter
 from tinycats_core.config import ClassifierConfig, DataConfig, EvaluateConfig, ModelConfig, SampleConfig, TrainConfig
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.device import fast_arithmetic, is_out_of_memory
-from tinycats_core.errors import ComputeError, TinycatsError
+from tinycats_core.errors import CheckpointError, ComputeError, TinycatsError
 from tinycats_core.files import atomic_path, digest_of, make_folder, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.signals import Stop, stop_on_signals
 from tinycats_core.source_code import code_of
+from tinycats_core.training.base_weights import keep
 from tinycats_core.training.run_folder import RunFolder
 
 KEEP_SECONDS = 30.0  # a killed attempt loses at most the checkpoints, and the metered seconds, of this time
 DEPLOY = "run `modal deploy deployments/modal_app.py`"
 LARGER = "a larger compute.gpu, or more compute.memory_gb if it was no GPU's memory"
+BASES = "bases"  # on the data volume: weights that trainings start from
 PRUNE = "`tinycats prune --keep 3`"
 Request = dict[str, Any]
 OnLog = Callable[[dict[str, Any]], None]
@@ -144,6 +147,7 @@ def _work(request: Request, site: Site, work: Work, folder: Path, meter: Meter, 
             found = sha256_of(dataset.path)[:12] if dataset.path.is_file() else None
             what = f"has the sha256 {found}… instead of {dataset.sha256[:12]}…" if found else "is not there"
             raise ComputeError(f"the data set on the data volume {what}; run the same command to upload it again")
+        fetch_base(request, site.data)
         with meter.running(stop):
             site.keep(False)  # the attempt is metered from here on, however it ends
             if stop.requested:
@@ -294,6 +298,27 @@ def run_folder(run: str) -> str:
 def data_folder(dataset_sha256: str) -> str:
     """Return the folder of a data set on the data volume."""
     return f"datasets/{dataset_sha256}"
+
+
+def base_file(base: BaseRelease) -> str:
+    """Return the path of the weights of a base on the data volume."""
+    return f"{BASES}/{base.sha256}.safetensors"
+
+
+def fetch_base(request: Request, data: Path) -> None:
+    """Put the weights that a training starts from where it looks for them. Raises ComputeError."""
+    if base := base_of(request):
+        try:
+            keep(data / base_file(base), base)
+        except CheckpointError as error:
+            raise ComputeError(
+                f"{error}; remove {BASES} from the data volume, and run the same command to upload them again"
+            ) from None
+
+
+def base_of(settings: Mapping[str, Any]) -> BaseRelease | None:
+    """Return the release whose weights a job starts from; None if it starts at random, or trains no generator."""
+    return TrainConfig(**settings["train"]).base if "train" in settings else None
 
 
 def _dataset(request: Request, data: Path) -> Dataset:

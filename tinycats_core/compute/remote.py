@@ -19,9 +19,10 @@ from tinycats_core.compute.budget import Budget
 from tinycats_core.compute.gpus import charge, parse_gpu, usd_per_second
 from tinycats_core.compute.jobs import OnLog, run_folder
 from tinycats_core.compute.modal_client import ModalClient, explained, is_over
-from tinycats_core.compute.volumes import download, read_result, upload
+from tinycats_core.compute.volumes import download, read_result, upload, upload_base
 from tinycats_core.compute.watch import CallEnded, KnownCall, Watch
 from tinycats_core.config import ClassifierConfig, ComputeConfig, ModelConfig, TrainConfig
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.errors import ComputeError
 from tinycats_core.evaluation import classifier
 from tinycats_core.files import check_writable, digest_of, read_json
@@ -48,6 +49,11 @@ class Job(Generic[Made]):
     def run(self) -> str:
         """Name of the training: equal for equal data and settings, so that a new call resumes from its files."""
         return digest_of([self.function, self.dataset.content, self.settings])[:16]
+
+    @property
+    def base(self) -> BaseRelease | None:
+        """The release whose weights the training starts from."""
+        return jobs.base_of(self.settings)
 
     def request(self, compute: ComputeConfig) -> jobs.Request:
         """Return the argument of the remote function."""
@@ -193,6 +199,8 @@ def _start_call(client: ModalClient, job: Job, compute: ComputeConfig) -> str:
     request = job.request(compute)
     with explained():
         upload(client, job.dataset)
+        if job.base:
+            upload_base(client, job.base)
         call_id = client.spawn(job.function, request, compute)
     logger.info("started call %s on %s", call_id, compute.gpu)
     return call_id

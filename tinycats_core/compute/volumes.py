@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tinycats_core.compute import jobs
-from tinycats_core.compute.jobs import data_folder, run_folder
+from tinycats_core.compute.jobs import BASES, base_file, data_folder, run_folder
 from tinycats_core.compute.modal_client import DATA_VOLUME, OUTPUTS_VOLUME, ModalClient, explained, is_over
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.errors import ComputeError
 from tinycats_core.files import atomic_path, sha256_of
 from tinycats_core.records import Dataset
+from tinycats_core.training.base_weights import base_path
 
 logger = logging.getLogger("tinycats.remote")
 
@@ -66,6 +68,14 @@ def upload(client: ModalClient, dataset: Dataset) -> None:
             f"the data set did not arrive intact on {DATA_VOLUME}: its sha256 is {str(found)[:12]}… there and "
             f"{dataset.sha256[:12]}… here; run the same command to upload it again"
         )
+
+
+def upload_base(client: ModalClient, base: BaseRelease) -> None:
+    """Put the weights that a training starts from on the data volume under their digest, unless they are there."""
+    path, remote = base_path(base), base_file(base)
+    if client.list_data(BASES).get(Path(remote).name) != path.stat().st_size:
+        client.upload({remote: path})
+        logger.info("uploaded the weights of %s to %s/%s", base.source, DATA_VOLUME, remote)
 
 
 def _data_there(client: ModalClient, dataset: Dataset) -> str | None:

@@ -1,14 +1,33 @@
 """The settings of the generator's training."""
 
 import math
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tinycats_core.config.base import Fraction, FullPath, Part, Positive, Seed, Share, numbers
+from tinycats_core.errors import ConfigError
 
 Augmentation = Literal["none", "basic", "medium", "full"]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
+
+
+class BaseRelease(NamedTuple):
+    """The release whose weights a training starts from: its name or `hub:owner/name`, its version, and the weights' sha256."""
+
+    source: str
+    version: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return "@".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> "BaseRelease | None":
+        """Return the base that a text names in full, as a release records it; None for anything else."""
+        found = re.fullmatch(r"([^@]+)@([^@/]+)@([0-9a-f]{64})", text)
+        return cls(*found.groups()) if found else None
 
 
 class TrainConfig(Part):
@@ -42,6 +61,7 @@ class TrainConfig(Part):
         0  # steps whose loss or gradient is not finite are left out; more than this stop
     )
     resume_from: FullPath | None = None  # a training's folder or checkpoint to continue from, as with more steps
+    start_from: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None  # a release: docs/training.md
     checkpoint_every: Positive = 5_000
     sample_every: Positive = 10_000
     log_every: Positive = 100
@@ -56,6 +76,17 @@ class TrainConfig(Part):
         if len(set(self.ema_decays)) < len(self.ema_decays):
             raise ValueError(f"train.ema_decays is {list(self.ema_decays)}, which names one twice")
         return self
+
+    @property
+    def base(self) -> BaseRelease | None:
+        """The release of `start_from`. Raises ConfigError if it has not been resolved (`release.base.resolve`)."""
+        if self.start_from is None:
+            return None
+        if (base := BaseRelease.parse(self.start_from)) is None:
+            raise ConfigError(
+                f"train.start_from is {self.start_from!r}, which has not been resolved; release.base.resolve does that"
+            )
+        return base
 
     @property
     def last_step(self) -> int:

@@ -34,6 +34,7 @@ from tinycats_core.records import (
 from tinycats_core.release import card, contents, signature
 from tinycats_core.release.manifest import inspect, read_release, seal
 from tinycats_core.release.registry import open_registry
+from tinycats_core.training.base_weights import base_record
 
 GRID_PER_CLASS = 8
 BREED_SHEET = 40  # images on the sheet of one breed
@@ -98,6 +99,7 @@ def _parents(parts: ReleaseParts) -> dict[str, dict[str, str] | None]:
     made_of: dict[str, FileRecord | None] = {
         "dataset": parts.dataset,
         "checkpoint": parts.choice.weights,
+        "base": parts.config.train.base and base_record(parts.config.train.base),
         "choice": parts.choice,
         "samples": parts.samples,
         "report": parts.report,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.data import groups, sources
 from tinycats_core.evaluation.metrics import DETAILS
 from tinycats_core.files import read_json
@@ -13,7 +14,7 @@ from tinycats_core.release.card_sections import number, table
 from tinycats_core.release.card_words import FILES, HEADLINES
 
 TASK = "unconditional-image-generation"
-PARTS = ("sweep", "data", "metrics", "benchmark", "decision")
+PARTS = ("sweep", "data", "metrics", "benchmark", "decision", "release_config")
 
 
 def model_card(
@@ -26,12 +27,12 @@ def model_card(
         repo_id: where it is published on the Hub, `owner/name`; None: in a folder.
     """
     facts = {part: read_json(folder / f"{part}.json") for part in PARTS}
-    header = _header(name, facts["data"], facts["metrics"]["candidate"])
+    header = _header(name, facts["data"], facts["metrics"]["candidate"], sections.base_of(facts["release_config"]))
     body = [*_front(name, version, repo_id, facts, kept or {}), *_details(folder, facts)]
     return f"---\n{header}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
-def _header(name: str, data: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+def _header(name: str, data: Mapping[str, Any], candidate: Mapping[str, Any], base: BaseRelease | None) -> str:
     """Return the YAML header that the Hub reads. The model index has no standard errors and no ends of intervals."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -57,6 +58,7 @@ def _header(name: str, data: Mapping[str, Any], candidate: Mapping[str, Any]) ->
         license_link="LICENSE" if source.licence == "other" else None,
         datasets=list(source.hub_datasets) or None,
         library_name="tinycats",
+        base_model=base.source.removeprefix("hub:") if base and base.source.startswith("hub:") else None,
         pipeline_tag=TASK,
         tags=["cats", "flow-matching", "diffusion-transformer", "class-conditional", "onnx"],
         model_name=name,
@@ -80,6 +82,7 @@ def _front(name: str, version: str, repo_id: str | None, facts: Mapping[str, Any
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in sections.limits(data, candidate, benchmark)),
         f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
+        *sections.base(facts["release_config"]),
     ]
 
 

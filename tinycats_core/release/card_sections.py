@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.data import sources
 from tinycats_core.files import read_json
 from tinycats_core.release.card_words import ENDINGS, METRICS
@@ -212,6 +213,22 @@ def classifier(path: Path) -> list[str]:
             ["class", "precision", "recall", "F1", "test images"],
             [[row["class"], *(number(row[key]) for key in ("precision", "recall", "f1", "support"))] for row in report["classes"]],
         ),
+    ]
+
+
+def base_of(settings: Mapping[str, Any]) -> BaseRelease | None:
+    """Return the release whose weights the training started from, by the settings of a release."""
+    return BaseRelease.parse(str(settings["train"].get("start_from")))
+
+
+def base(settings: Mapping[str, Any]) -> list[str]:
+    """Return where the weights came from; nothing if they began at random."""
+    if (base := base_of(settings)) is None:
+        return []
+    return [
+        f"The training started from the weights of `{base.source}`, version `{base.version}` (sha256 `{base.sha256[:12]}…`), which "
+        "were trained on the images that its card names. Classes of the same name kept their embedding. The figures of this card "
+        "compare with the images of this training alone: they do not see copies of the images of the base."
     ]
 
 

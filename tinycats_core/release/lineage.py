@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from tinycats_core.config import PLACES
+from tinycats_core.config.training import BaseRelease
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import digest_of, read_json
 from tinycats_core.records import Dataset, Decision, FidelityReport, FileRecord, OnnxModel, Release, SampleSet, Weights
@@ -157,6 +158,9 @@ def _weights(shipped: Shipped) -> Pairs:
     yield "model.safetensors", shipped.sha256("checkpoint"), shipped.file("model.safetensors")
     header = contents.check(read_header(shipped.folder / "model.safetensors", "generator"), "model.safetensors", contents.Header)
     yield from shipped.content("checkpoint", Weights, kind="generator", step=header.step, facts=header.facts)
+    started_from = BaseRelease.parse(str(shipped.settings.get("train", {}).get("start_from")))
+    yield "base in release_config.json", shipped.sha256("base"), started_from.sha256 if started_from else None
+    yield "base in model.safetensors", shipped.sha256("base"), _named(header.facts, "base")
 
 
 def _choice(shipped: Shipped) -> Pairs:

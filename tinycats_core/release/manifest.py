@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -154,7 +155,9 @@ def inspect(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, ValueError) as error:
         return {}, [f"{NAME} cannot be read ({printable(error)})"]
     if not isinstance(manifest, dict) or manifest.get("format") not in FORMATS:
-        return {}, [f"{NAME} is not a manifest of the format {' or '.join(FORMATS)}"]
+        later = isinstance(manifest, dict) and re.fullmatch(r"tinycats-release/\d{1,6}", str(manifest.get("format")))
+        made = f"has the format {later[0]}, of a later tinycats; this one reads" if later else "is not a manifest of the format"
+        return {}, [f"{NAME} {made} {' or '.join(FORMATS)}"]
     unsealed = {key: value for key, value in manifest.items() if key != "digest"}
     # The bytes are compared too: a change of spacing or of a number's spelling is a change.
     if digest_of(unsealed) != manifest.get("digest") or text != _text(manifest).encode():

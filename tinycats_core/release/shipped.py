@@ -20,7 +20,7 @@ from tinycats_core.release import contents, hub, manifest
 from tinycats_core.release.contents import JSON_LIMIT, read
 
 MACHINE: dict[str, tuple[str, ...] | None] = {  # settings that a release of the Hub does not decide; None: all of the part
-    "train": ("resume_from",),
+    "train": ("resume_from", "start_from"),
     "sample": ("batch_size",),
     "evaluate": ("batch_size",),
     "publish": None,

@@ -23,6 +23,7 @@ from tinycats_core.records import Dataset, Trained, Weights
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import ranks
 from tinycats_core.training.augmentation import LABELS, without_label_layer
+from tinycats_core.training.base_weights import adopt
 from tinycats_core.training.recipe import Groups, learning_rate, make_optimizer
 from tinycats_core.training.run_folder import FREE, RunFolder, find_checkpoint, require_same
 
@@ -90,6 +91,8 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = TinyDiT(model, LABELS[config.augmentation])
+        if config.base:
+            adopt(net, classes, config.base)
         net = net.to(device).train()
         net.gradient_checkpointing = config.gradient_checkpointing
         autocast = pick_precision(config.precision, device)
@@ -238,6 +241,8 @@ def save_raw(run: Run, folder: Path) -> None:
 
 def _save(run: Run, path: Path, weights: dict[str, Tensor], decay: float | None) -> None:
     facts = {"ema_decay": decay, "images_seen": run.step * run.config.batch_size, "dataset": run.dataset}
+    if run.config.base:
+        facts["base"] = run.config.base.sha256
     save_generator(path, weights, run.net.config, run.classes, run.step, facts)
 
 
