@@ -96,7 +96,7 @@ class Trials:
             **measured,
         )
 
-    def conditions(self) -> dict[str, str | int | float | None]:
+    def conditions(self) -> dict[str, Any]:
         """Return what the figures of the trials depend on."""
         images = len(self.judge.group(self.split, self.group)[1])
         return {
