@@ -318,7 +318,8 @@ def fetch_base(request: Request, data: Path) -> None:
 
 def base_of(settings: Mapping[str, Any]) -> BaseRelease | None:
     """Return the release whose weights a job starts from; None if it starts at random, or trains no generator."""
-    return TrainConfig(**settings["train"]).base if "train" in settings else None
+    train = settings.get("train")
+    return TrainConfig(**train).base if isinstance(train, Mapping) else None
 
 
 def _dataset(request: Request, data: Path) -> Dataset:

@@ -99,7 +99,7 @@ def test_images_are_enlarged_as_by_pillow() -> None:
     for image, large in zip(images, found, strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
         apart = (large * DEVIATION + MEAN) * 255 - torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
-        assert apart.abs().mean() < 0.1  # of 255: Pillow rounds and clamps between rows and columns
+        assert apart.abs().mean() < 0.2  # of 255: Pillow rounds and clamps between rows and columns
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_number_of_the_training_stands_in_its_record(built: Release):
 
 
 def test_a_training_without_dollars_says_why(built: Release, tmp_path: Path):
-    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
+    for file in card.PARTS:
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     cost = json.loads((built.folder / "training_cost.json").read_text())
     local = {"gpu": None, "gpus": None, "device": "cpu", "price": None, "dollars": None, "charge": costs.HERE}
