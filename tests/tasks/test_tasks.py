@@ -61,7 +61,9 @@ def test_a_training_by_the_clock_keeps_the_averages_of_each_snapshot(
 ) -> None:
     def judge(average: Weights, *_: Any) -> SweepRow:
         setting = {"ema_decay": 0.9, "guidance": 1.5, "guidance_interval": (0.0, 1.0)}
-        return SweepRow.model_validate(setting | {"step": average.step, "kid_breed": 0.1, "copy_rate": 0.0, "altered_copy_rate": 0.0})
+        return SweepRow.model_validate(
+            setting | {"step": average.step, "kid_breed": 0.1, "copy_rate": 0.0, "altered_copy_rate": 0.0}
+        )
 
     monkeypatch.setattr("tasks.sweep.judge_snapshot", judge)
     monkeypatch.setattr("tasks.sweep.train_generator", train_generator.fn)

@@ -96,10 +96,12 @@ def _other(report: FidelityReport) -> list[Term]:
     """Require of the images of `other`, whose quality is not judged, what holds for any image: neither noise nor a copy."""
     if (other := report.of_group(OTHER)) is None:
         return []
-    terms = [_learnt(other), _no_copies("no_copies", other, "copy_rate")]
-    terms.append(_no_copies("no_altered_copies", other, "altered_copy_rate"))
-    why = f"of the images of {OTHER}, "
-    return [term.model_copy(update={"name": f"other_{term.name}", "why": why + term.why}) for term in terms]
+    terms = (
+        _learnt(other).model_copy(update={"name": "other_learnt"}),
+        _no_copies("other_no_copies", other, "copy_rate"),
+        _no_copies("other_no_altered_copies", other, "altered_copy_rate"),
+    )
+    return [term.model_copy(update={"why": f"of the images of {OTHER}, {term.why}"}) for term in terms]
 
 
 def _learnt(report: FidelityReport) -> Term:

@@ -14,8 +14,8 @@ from tinycats_core.pictures import contact_sheet, first_of_each_class
 COPY_RATIO = 1 / 3  # of the distances to the nearest and the second nearest training image
 COPY_SIZE = 16  # pixels: larger images are averaged down to it, which is cheap and removes noise from a copy
 
-# An altered copy is mirrored, turned, cropped or recoloured. Grey thumbnails of equal contrast do not depend on colours; the
-# training images are also seen turned and cropped. `benchmarks.copies` compares this with features, which find far fewer.
+# An altered copy is mirrored, turned, cropped or recoloured. Grey thumbnails of equal contrast hardly depend on colours; the
+# training images are also seen turned and cropped.
 ALTERED_RATIO = 0.65  # of the distances to the nearest and the third nearest training image: a photo taken twice hides no copy
 TURNS = (-18, -12, -6, 6, 12, 18)  # degrees
 CROPS = ((0.9, 3), (0.8, 5))  # the share of the width that is left, and at how many places along each side

@@ -81,7 +81,7 @@ def test_the_choice_is_told_with_all_that_was_tried(built: Release, tmp_path: Pa
     assert "![KID and copy rates over the steps](samples/course.png)" in section
     rows = [(row[0], row[3], row[5], row[-1]) for row in tables(section)[1:]]
     assert rows == [("14", "1.5", "0.0333", "no"), ("7", "2.5", "0.0555", "no"), ("7", "1.5", "0.0444", "yes")]
-    for file in ("data", "metrics", "benchmark", "decision"):
+    for file in ("data", "metrics", "benchmark", "decision", "release_config"):
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     sweep = json.loads((built.folder / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(
@@ -116,7 +116,7 @@ def test_copies_of_training_images_are_told(built: Release, tmp_path: Path):
     assert rows["`kid_breed_low`"][4].startswith("lower end of its 95 % interval")
     assert rows["`kid_breed_std`"][4] == "its standard error"
     assert rows["`coverage`"][:1] == ["0.5678"]
-    for file in ("data", "benchmark", "decision", "sweep", "metrics"):
+    for file in card.PARTS:
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     del metrics["candidate"]["metrics"]["copy_rate"]
@@ -125,7 +125,7 @@ def test_copies_of_training_images_are_told(built: Release, tmp_path: Path):
 
 
 def test_other_measurements_give_another_card(built: Release, tmp_path: Path):
-    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
+    for file in card.PARTS:
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text().replace("0.0345", "0.9876"))
     text = card.model_card(tmp_path, "tinycats", "abc")
     assert "0.9876" in text
@@ -149,7 +149,7 @@ def test_the_header_is_read_by_the_library(built: Release, parts: dict[str, Any]
     [("oxford_pets", "cc-by-sa-4.0", "Parkhi"), ("folder", "other", "your own photos"), ("toycats", "mit", "No photo was used")],
 )
 def test_the_licence_follows_the_data(built: Release, source: str, licence: str, text: str, tmp_path: Path):
-    for file in ("sweep", "data", "metrics", "benchmark", "decision"):
+    for file in card.PARTS:
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     data = json.loads((tmp_path / "data.json").read_text())
     (tmp_path / "data.json").write_text(json.dumps(data | {"source": source}))
@@ -206,7 +206,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 def test_a_forced_release_says_so_in_plain_words(built: Release, tmp_path: Path):
     assert f"model-index:\n- name: {built.name}\n" in (built.folder / "README.md").read_text()
-    for file in ("sweep", "data", "metrics", "benchmark"):
+    for file in card.PARTS:
         (tmp_path / f"{file}.json").write_text((built.folder / f"{file}.json").read_text())
     decision = json.loads((built.folder / "decision.json").read_text())
     (tmp_path / "decision.json").write_text(json.dumps(decision | {"promoted": False, "forced": "<b> they wait"}))
