@@ -205,8 +205,7 @@ def refusals(scratch: Path, resamples: int, quick: bool) -> dict[str, Any]:
     sets = [judge.extract_features(images[cats].flatten(0, 1)) for images in (good, worse)]
     layer, tolerance = judge.extractor.feature_layer, config.evaluate.tolerance
     real = judge.features("test", groups.CATS)[layer]
-    asked = labels[cats].repeat_interleave(POOL)
-    needed = images_needed(sets[0][layer], sets[1][layer], asked, real, tolerance, resamples)
+    needed = images_needed(sets[0][layer], sets[1][layer], real, tolerance, resamples)
     generator = torch.Generator().manual_seed(0)
     verdicts, reasons = Counter[str](), Counter[str]()
     for number in range(resamples):

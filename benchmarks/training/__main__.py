@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(given: argparse.Namespace, device: Any, scratch: Path) -> dict[str, Any]:
     """Return the figures of a device."""
+    import torch
+
     from benchmarks.training import contest
     from tinycats_core.compute.costs import training_flops
     from tinycats_core.config import ModelConfig, TrainConfig
@@ -64,7 +66,8 @@ def measure(given: argparse.Namespace, device: Any, scratch: Path) -> dict[str, 
     ours = contest.enter_ours(data, model, batch_size, device, quick=given.quick)
     chosen, measured = (ours[0], {}) if on_gpu else contest.choose(ours, model, device)
     peers = contest.enter_peers(data, model, batch_size, device)
-    peaks = contest.take_turns([*ours, *peers], rounds, steps, device)
+    dtype = torch.bfloat16 if on_gpu or chosen.run.config.precision == "bf16" else torch.float32
+    peaks = contest.take_turns([*ours, *peers], rounds, steps, device, dtype)
 
     working = [variant for variant in ours if variant.error is None]
     best = max(working, key=lambda variant: variant.images_per_s) if on_gpu else chosen

@@ -245,7 +245,9 @@ def enter_peers(data: Data, model: ModelConfig, batch_size: int, device: torch.d
     ]
 
 
-def take_turns(entries: list[Entry], rounds: int, steps: int, device: torch.device) -> tuple[list[float], list[float]]:
+def take_turns(
+    entries: list[Entry], rounds: int, steps: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[float], list[float]]:
     """Let everybody take a step, and then turns. Returns the FLOP/s of matrix products in each round, ours and PyTorch's own.
 
     A variant of ours that fails is out, with its error kept; a peer that fails ends the benchmark.
@@ -255,7 +257,6 @@ def take_turns(entries: list[Entry], rounds: int, steps: int, device: torch.devi
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         _try(entry, lambda entry=entry: _first_step(entry, device))
         resident[entry.name] = torch.cuda.memory_allocated() - before if device.type == "cuda" else 0
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ours, default = [], []
     for _ in range(rounds):
         with fast_arithmetic(device):
