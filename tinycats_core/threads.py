@@ -121,6 +121,7 @@ def sharing() -> Iterator[None]:
 def _watch(openmp: ctypes.CDLL, threads: int, ended: threading.Event) -> None:
     """Look at the load until the end, and keep sleeping threads while the machine is busy."""
     release: threading.Event | None = None
+    level = logging.INFO  # the first time; the load may come and go every few seconds
     calm, before, pause = 0, reading(), WINDOW  # the first look is a short one
     while not ended.wait(pause):
         pause, after = LOOK_EVERY, reading()
@@ -130,11 +131,14 @@ def _watch(openmp: ctypes.CDLL, threads: int, ended: threading.Event) -> None:
         if release is None and calm == 0 and load is not None:
             release = threading.Event()
             threading.Thread(target=_keep_sleepers, args=(openmp, release), name="tinycats-sleepers", daemon=True).start()
-            logger.info("other programs take %.1f of %d cores: threads that wait for others sleep meanwhile", load, len(_cores()))
+            logger.log(
+                level, "other programs take %.1f of %d cores: threads that wait for others sleep meanwhile", load, len(_cores())
+            )
         elif release is not None and calm >= CALM:
             release.set()
             release = None
-            logger.info("the cores are free again: threads that wait for others stay awake, which is faster")
+            logger.log(level, "the cores are free again: threads that wait for others stay awake, which is faster")
+            level = logging.DEBUG
     if release is not None:
         release.set()
 
