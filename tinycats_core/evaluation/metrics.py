@@ -168,11 +168,18 @@ def _authenticity(of: Comparison) -> Values:
 
 
 def _share(found: Tensor) -> Values:
-    """Return the share of True in a mask and its 95 % interval (Wilson, 1927), which holds for shares near 0 too."""
-    count, share, squared = len(found), found.double().mean().item(), 1.96**2
+    """Return the share of True in a mask and its 95 % interval."""
+    share = found.double().mean().item()
+    low, high = share_interval(share, len(found))
+    return {"": share, "_low": low, "_high": high}
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `count` images (Wilson, 1927), which holds for shares near 0 too."""
+    squared = 1.96**2
     middle, reach = share + squared / (2 * count), 1.96 * math.sqrt(share * (1 - share) / count + squared / (4 * count**2))
     low, high = ((middle + sign * reach) / (1 + squared / count) for sign in (-1, 1))
-    return {"": share, "_low": max(low, 0.0), "_high": min(high, 1.0)}
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _breed_accuracy(of: Comparison) -> Values:

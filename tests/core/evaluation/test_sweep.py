@@ -1,5 +1,6 @@
 """The sweep picks what is measured to be best on the validation images, and looks at no other images to do so."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tinycats_core.data.splits import load_split
 from tinycats_core.errors import EvaluationError, TinycatsError
 from tinycats_core.evaluation import sweep
 from tinycats_core.evaluation.classifier import train_classifier
+from tinycats_core.evaluation.gate import copy_bar
+from tinycats_core.evaluation.memorization import COPY_RATES
 from tinycats_core.evaluation.trials import Trials
 from tinycats_core.files import read_json
 from tinycats_core.generator.weights import load_generator, save_generator
@@ -70,6 +73,14 @@ def test_the_better_average_is_chosen_wherever_it_stands(
         choice = sweep.choose(both, cats, ONE, CONFIG, classifier, folder, "cpu")
         assert choice.weights == good
         assert {row.ema_decay: row.chosen for row in choice.rows} == {0.9: True, 0.1: False}
+
+
+def test_what_passes_the_bars_of_the_sweep_passes_those_of_the_gate(cats: Dataset, classifier: Weights, folder: Path) -> None:
+    trials = Trials.load(cats, ONE, CONFIG, classifier, folder, "cpu")
+    assert {*trials.bars} == {*COPY_RATES}
+    for name, rate in trials.bars.items():
+        at_gate = copy_bar(getattr(trials.left_out, name), CONFIG.samples, trials.left_out.images + cats.test_count)
+        assert 0 < rate + 1.96 * math.sqrt(rate * (1 - rate) / ONE.sweep_images) == pytest.approx(at_gate)
 
 
 @pytest.fixture(scope="module")
