@@ -145,7 +145,7 @@ def test_what_the_stages_run() -> None:
     assert not {"evaluation", "release", "compute"} & rooms(start.train)
     assert "tinycats_core/evaluation/distances.py" in code_of(fidelity.evaluate).files
     assert "tinycats_core/generator/samplers.py" in code_of(draw_samples).files
-    assert "tinycats_core/generator/samplers.py" in code_of(bundle.build).files  # shipped as sample.py
+    assert "tinycats_core/generator/drawing.py" in code_of(bundle.build).files  # shipped as sample.py
     assert "tinycats_core/release/card.py" in code_of(bundle.build).files
     assert "tinycats_core/generator/sampling.py" in code_of(inference.benchmark).files
     assert "tinycats_core/evaluation/gate.py" in code_of(gate.decide).files

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tinycats_core.generator.sampling import Velocity
 
-DENOISER, CLASSIFIER = "tinycats-denoiser/1", "tinycats-classifier/1"  # formats
+DENOISER, GRAPH, CLASSIFIER = "tinycats-denoiser/1", "tinycats-graph/1", "tinycats-classifier/1"  # formats
 OUTPUT = "velocity"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -37,11 +37,14 @@ def onnx_devices() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider in offered]
 
 
-def open_session(path: Path, format: str, device: str = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
+def open_session(
+    path: Path, format: str, device: str = "cpu", threads: int = 0, content: bytes | None = None
+) -> "onnxruntime.InferenceSession":
     """Open an ONNX file of this project. Imports no PyTorch.
 
     Args:
         threads: 0 for as many as onnxruntime takes by itself.
+        content: what is opened in place of what lies in the file, which it was made of.
 
     Raises:
         ExportError: as `onnx_velocity`.
@@ -54,7 +57,7 @@ def open_session(path: Path, format: str, device: str = "cpu", threads: int = 0)
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised; what it prints of a file may hold anything
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+        session = onnxruntime.InferenceSession(content or path, options, providers=[PROVIDERS[device]])
     except Exception as error:  # its many kinds of errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"{path} is not a complete ONNX file ({reason}). Delete it and export again.") from error

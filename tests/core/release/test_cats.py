@@ -46,7 +46,7 @@ def test_the_same_call_draws_the_same_cats(built: Release):
 
 def test_the_shipped_script_draws_the_same_pixels_as_onnxruntime_here(built: Release, tmp_path: Path):
     cats = tinycats_core.load(str(built.folder), runtime="onnx")
-    options = ["--class", "Siamese", "-n", "2", "--seed", "3", "--model", "denoiser-int8.onnx", "--out", str(tmp_path / "out")]
+    options = ["--class", "Siamese", "-n", "2", "--seed", "3", "--model", "cats-int8.onnx", "--out", str(tmp_path / "out")]
     subprocess.run([sys.executable, built.folder / "sample.py", *options], check=True, cwd=tmp_path)
     from PIL import Image
 
