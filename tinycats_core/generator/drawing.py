@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+FORMAT = "tinycats-graph/1"  # of the ONNX files that this draws with, in their metadata
+
 
 def noise(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
     """Return the noise of the images with these indices, float32 (N, 3, size, size): a function of (seed, index) alone."""
@@ -75,12 +77,12 @@ def load(path: Path) -> Any:
     try:
         session = onnxruntime.InferenceSession(path, options)
     except Exception as error:  # its many kinds of errors have no common base
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[-300:]
         sys.exit(
             f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {reason}\n"
             "Download the file again, or install a newer onnxruntime: pip install -U onnxruntime"
         )
-    if "images" not in [output.name for output in session.get_outputs()]:
+    if session.get_modelmeta().custom_metadata_map.get("format") != FORMAT:
         sys.exit(f"{path} does not draw whole images; give cats-fp32.onnx or cats-int8.onnx.")
     return session
 
@@ -107,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"-n is {given.n} and --seed is {seed}; at least 1 and 0 are needed")
     if not math.isfinite(guidance):
         parser.error(f"--guidance is {guidance}; give a number, or 1 for none")
+    if given.out.exists() and not given.out.is_dir():
+        parser.error(f"--out is {given.out}, a file; give a folder")
     if given.out.resolve().is_relative_to(release):
         parser.error(f"--out is {given.out}, inside the release, which would damage it; give a folder elsewhere")
     labels = np.repeat([classes.index(given.name)] if given.name else np.arange(len(classes)), given.n)

@@ -15,7 +15,8 @@ class Evaluation(NamedTuple):
     """One evaluation of the velocity, v, at the present images and the time t, and the move that follows.
 
     The images become start + step · (v + Σ weights[k] · (v − v_k)). v_k is the velocity that was evaluated k + 1 evaluations
-    before, and start are the images that the last move with `lands` led to, at first the noise.
+    before; if there was none, the term is left out. start are the images that the last move with `lands` led to, at first the
+    noise.
     """
 
     t: float

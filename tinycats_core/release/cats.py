@@ -1,9 +1,10 @@
 """A finished release as an object that draws cats."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,7 @@ from tinycats_core.release import contents, manifest, shipped
 Draw = Callable[[np.ndarray, SampleConfig], np.ndarray]  # labels to images, uint8 (N, S, S, 3)
 SHEET_COLUMNS = 16  # pictures of a class on a contact sheet, at most
 Runtime = Literal["pytorch", "onnx"]
-BAKED = ("sampler", "steps", "shift", "guidance_interval")  # settings that a graph cannot change
+BAKED = {"sampler", "steps", "shift", "guidance_interval"}  # settings that a graph cannot change
 
 
 class Cats:
@@ -57,10 +58,9 @@ class Cats:
         data = contents.read(self.release.folder, "data.json", contents.Data)
         self.classes, self.image_size = tuple(data.classes), data.image_size
         facts = session.get_modelmeta().custom_metadata_map
-        if (facts.get("image_size"), facts.get("null_class")) != (str(self.image_size), str(len(self.classes))):
+        if (facts.get("image_size"), facts.get("classes")) != (str(self.image_size), json.dumps(self.classes)):
             raise ExportError(f"{path} draws other classes or another size than its release says. Make the release again.")
-        baked = SampleConfig.model_validate_json(facts.get("sampling", "{}"))
-        if any(getattr(baked, name) != getattr(self.settings, name) for name in BAKED):
+        if _baked(facts) != self.settings.model_dump(include=BAKED):
             raise ExportError(f"{path} draws by other settings than its release says. Make the release again.")
         return lambda labels, settings: drawing.draw(
             session,
@@ -167,3 +167,11 @@ class Cats:
             advice = f"did you mean {self.classes[by_name[near[0]]]}?" if near else f"allowed: {', '.join(self.classes)}"
             raise ConfigError(f"there is no class {name!r}; {advice}")
         return [by_name[wanted]]
+
+
+def _baked(facts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings that a graph cannot change, from its metadata; None if it does not say."""
+    try:
+        return SampleConfig.model_validate_json(facts.get("sampling", "")).model_dump(include=BAKED)
+    except ValidationError:
+        return None

@@ -43,6 +43,7 @@ def compose(model: OnnxModel, config: SampleConfig) -> "onnx.ModelProto":
     pixels = ("batch", *(dim.dim_value for dim in x.dim[1:]))
     nodes = _Nodes()
     nodes.add("Shape", ["labels"], "rows")
+    nodes.add("Split", ["noise", "rows"], "begin")  # into one part, which fails if there is not one noise for each label
     nodes.add("Not", [nodes.add("Equal", ["guidance", nodes.value("one", np.float32(1))], "unguided")], "guided")
     nodes.add("Mul", ["rows", nodes.add("Cast", ["guided"], "factor", to=TensorProto.INT64)], "free")  # rows without a class
     end = _loop(nodes, denoiser.graph, plan_of(config), config.guidance_interval, int(facts["null_class"]), pixels)
@@ -109,7 +110,7 @@ def _loop(
     outputs += [typed(name, TensorProto.FLOAT, pixels) for name in ends]
     graph = helper.make_graph(body.nodes, "evaluation", inputs, outputs, body.constants)
     count, always = nodes.value("count", np.int64(len(plan))), nodes.value("always", np.bool_(True))
-    begins = ["noise"] * len(carried)  # the first velocities before are of no weight, and any number will do
+    begins = ["begin"] * len(carried)  # the first velocities before are of no weight, and any number will do
     names = [f"{name}_end" for name in carried]
     nodes.nodes.append(helper.make_node("Loop", [count, always, *begins], names, "evaluations", body=graph))
     return names[0]
@@ -159,7 +160,7 @@ def _move(body: _Nodes, plan: Sequence[Evaluation], memory: int, v: str, at: str
     """Add one move of `samplers.integrate`, and return the name of the images that it leads to."""
     slope = v
     for k in range(memory):
-        weights = [row.weights[k] if k < len(row.weights) else 0 for row in plan]
+        weights = [row.weights[k] if k < min(len(row.weights), i) else 0 for i, row in enumerate(plan)]
         weight = body.add("Gather", [body.value(f"weights{k}", np.array(weights, np.float32)), at], f"weight{k}")
         change = body.add("Mul", [weight, body.add("Sub", [v, f"v{k}"], f"change{k}")], f"bend{k}")
         slope = body.add("Add", [slope, change], f"slope{k}")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinycats_core.config import ExportConfig, SampleConfig
 from tinycats_core.errors import ExportError
+from tinycats_core.files import atomic_path
 from tinycats_core.generator import drawing, onnx_file, sampling
 from tinycats_core.records import OnnxModel
 from tinycats_core.release import export, graph, stranger
@@ -32,18 +33,20 @@ def export_graph(model: OnnxModel, settings: SampleConfig, config: ExportConfig,
     """Write the graph of a denoiser file as `cats-<precision>.onnx`. Its record holds what `check` and `check_alone` found.
 
     Raises:
-        ExportError: the denoiser file cannot be used, or a pixel differs by more than export.pixel_tolerance.
+        ExportError: the denoiser file cannot be used, or a pixel differs by more than export.pixel_tolerance. No file is left then.
     """
-    made = export.write(graph.compose(model, settings), folder / f"cats-{model.precision}.onnx", model.precision)
-    found = {"denoiser_bytes": model.path.stat().st_size, **check(made, model, settings), **check_alone(made, model, settings)}
-    for name in ("max_abs_diff", "alone_max_abs_diff", "script_max_abs_diff"):
-        if not found[name] <= config.pixel_tolerance:
-            made.path.unlink()
-            raise ExportError(
-                f"{made.path.name} does not draw what the sampler draws with {model.path.name}: {name} is {found[name]} of 255, "
-                f"allowed is {config.pixel_tolerance} (export.pixel_tolerance). Try another export.opset, or allow more."
-            )
-    return made.model_copy(update={"facts": made.facts | found | {"tolerance": config.pixel_tolerance}})
+    final = folder / f"cats-{model.precision}.onnx"
+    with atomic_path(final) as path:
+        made = export.write(graph.compose(model, settings), path, model.precision)
+        found: dict[str, Any] = check(made, model, settings) | check_alone(made, model, settings, final.name)
+        for name in ("max_abs_diff", "alone_max_abs_diff", "script_max_abs_diff"):
+            if not found[name] <= config.pixel_tolerance:
+                raise ExportError(
+                    f"{final.name} does not draw what the sampler draws with {model.path.name}: {name} is {found[name]} of 255, "
+                    f"allowed is {config.pixel_tolerance} (export.pixel_tolerance). Try another export.opset, or allow more."
+                )
+    allowed = {"tolerance": config.pixel_tolerance, "denoiser_bytes": model.path.stat().st_size}
+    return made.model_copy(update={"path": final, "facts": made.facts | found | allowed})
 
 
 def check(made: OnnxModel, model: OnnxModel, settings: SampleConfig) -> dict[str, int]:
@@ -61,8 +64,11 @@ def check(made: OnnxModel, model: OnnxModel, settings: SampleConfig) -> dict[str
     return {"max_abs_diff": worst, "images": images}
 
 
-def check_alone(made: OnnxModel, model: OnnxModel, settings: SampleConfig) -> dict[str, int | str]:
+def check_alone(made: OnnxModel, model: OnnxModel, settings: SampleConfig, name: str) -> dict[str, int | str]:
     """Return the same of a fresh process that has Python, NumPy and onnxruntime alone, and of the release's sample.py there.
+
+    Args:
+        name: of the file in a release.
 
     Raises:
         ExportError: it does not end, or ends with an error.
@@ -83,10 +89,10 @@ def check_alone(made: OnnxModel, model: OnnxModel, settings: SampleConfig) -> di
         )
         (place / "release").mkdir()
         shutil.copyfile(drawing.__file__, place / "release" / "sample.py")
-        shutil.copyfile(made.path, place / "release" / made.path.name)
-        done = _run(place, made.path.name)
-        drawn = np.stack([np.asarray(Image.open(place / "cats" / f"{name}-0.png")) for name in classes])
-    return {**{f"alone_{name}": value for name, value in done.items()}, "script_max_abs_diff": _difference(drawn, wanted)}
+        shutil.copyfile(made.path, place / "release" / name)
+        done = _run(place, name)
+        drawn = np.stack([np.asarray(Image.open(place / "cats" / f"{breed}-0.png")) for breed in classes])
+    return {**{f"alone_{key}": value for key, value in done.items()}, "script_max_abs_diff": _difference(drawn, wanted)}
 
 
 def _run(place: Path, model: str) -> dict[str, int | str]:
