@@ -121,7 +121,7 @@ def race(
                 for name, pool in pools.items():
                     times, load = pool.submit(_turn, batch, seconds).result()
                     taken[batch][name] += times
-                    loads[batch][name] += [load] * (load is not None)
+                    loads[batch][name] += [] if load is None else [load]
     return {
         str(batch): {
             name: _figures(np.array(times) * 1000 / batch) | {"load": float(np.mean(loads[batch][name] or [0]))}
