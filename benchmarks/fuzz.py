@@ -62,7 +62,7 @@ def make_release(scratch: Path) -> None:
     from tinycats_core.generator import sampling
     from tinycats_core.presets import resolve
     from tinycats_core.records import ReleaseParts
-    from tinycats_core.release import bundle, export, inference
+    from tinycats_core.release import bundle, export, graph_check, inference
     from tinycats_core.training.start import train
 
     small = {**TINY, "train": {**TINY["train"], "steps": 60, "checkpoint_every": 60, "sample_every": 60, "ema_decays": [0.9]}}
@@ -89,6 +89,7 @@ def make_release(scratch: Path) -> None:
         report=measured,
         decision=gate.decide(measured, None, None, config.evaluate, scratch / "decision"),
         models=models,
+        graphs=tuple(graph_check.export_graph(model, choice.sample, config.export, scratch / "onnx") for model in models),
         classifier=judge,
         classifier_onnx=export.export_classifier(judge, dataset, config.export, scratch / "onnx"),
         baseline=None,

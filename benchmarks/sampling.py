@@ -45,14 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
     """Return a row for each sampler, and what the default amounts to."""
-    import torch
-
     from tinycats_core.config import SampleConfig
     from tinycats_core.data.preparation import prepare
     from tinycats_core.evaluation.classifier import train_classifier
     from tinycats_core.evaluation.fidelity import evaluate
     from tinycats_core.evaluation.samples import draw_samples
-    from tinycats_core.generator.samplers import SAMPLERS, time_grid
+    from tinycats_core.generator.samplers import plan_of
     from tinycats_core.presets import resolve
     from tinycats_core.training.start import train
 
@@ -70,8 +68,6 @@ def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
     def row(sampler: str, steps: int, shift: float) -> dict[str, Any]:
         settings = SampleConfig(sampler=sampler, steps=steps, shift=shift, guidance=GUIDANCE, seed=config.sample.seed)
         path = scratch / "samples" / f"{sampler}-{steps}-{shift}.safetensors"
-        times: list[float] = []
-        SAMPLERS[sampler](lambda x, t: times.append(t) or x, torch.zeros(1), time_grid(steps, shift))
         started = time.perf_counter()
         samples = draw_samples(weights, unseen, settings, count, path, "cpu")
         seconds = time.perf_counter() - started
@@ -83,7 +79,7 @@ def measure(scratch: Path, count: int, quick: bool) -> dict[str, Any]:
             "sampler": sampler,
             "steps": steps,
             "shift": shift,
-            "evaluations": 2 * len(times),
+            "evaluations": 2 * len(plan_of(settings)),
             **measured,
             "seconds": round(seconds, 2),
         }

@@ -12,7 +12,7 @@ from tasks.budget import measure_and_choose, plan_budget
 from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
-from tasks.export import benchmark_inference, check_onnx, export_classifier, export_onnx, quantize
+from tasks.export import benchmark_inference, check_onnx, export_classifier, export_graph, export_onnx, quantize
 from tasks.preflight import check_force, check_ready, configure, find_base, fit_to_data
 from tasks.publishing import (
     build_bundle,
@@ -80,6 +80,7 @@ def release_model(
         report=report,
         decision=decision,
         models=models,
+        graphs=tuple(export_graph(model, choice.sample, config.export) for model in models),
         classifier=classifier,
         classifier_onnx=export_classifier(classifier, dataset, config.export) if classifier else None,
         baseline=baseline,

@@ -19,7 +19,7 @@ from tinycats_core.config import ComputeConfig, DataConfig, Part, SamplerPart
 from tinycats_core.data import preparation, sources
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import digest_of, home, read_json, write_json
-from tinycats_core.generator.sampling import find_sampler
+from tinycats_core.generator.samplers import find_sampler
 from tinycats_core.records import OnnxModel, Record, Release, StageCode
 from tinycats_core.release import manifest
 from tinycats_core.source_code import Entry, code_of, foreign, parse, plain

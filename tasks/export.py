@@ -1,4 +1,4 @@
-"""The export stages: ONNX files of the denoiser and the classifier, checked against PyTorch, and how fast the denoiser draws."""
+"""The export stages: ONNX files of the denoiser, of the whole sampler and of the classifier, checked, and how fast it draws."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from tinycats_core.config import ComputeConfig, ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.progress import waiting
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
-from tinycats_core.release import export, inference
+from tinycats_core.release import export, graph_check, inference
 
 
 @stage(export.export_denoiser)
@@ -36,6 +36,16 @@ def check_onnx(checkpoint: Weights, model: OnnxModel, config: ExportConfig) -> O
         checked = export.check(checkpoint, model, config, home("export") / key_of(checkpoint, model, config))
     show.table(f"onnx-{model.precision}", _frame(checked), f"denoiser-{model.precision}.onnx against PyTorch")
     return checked
+
+
+@stage(graph_check.export_graph)
+def export_graph(model: OnnxModel, sample: SampleConfig, config: ExportConfig) -> OnnxModel:
+    """Write the denoiser and the whole sampler as one ONNX file, and compare what it draws, here and without tinycats."""
+    folder = home("export") / key_of(model, sample, config)
+    with waiting("building the graph"):
+        made = graph_check.export_graph(model, sample, config, folder)
+    show.table(f"graph-{model.precision}", _frame(made), f"{made.path.name} against the sampler on {model.path.name}")
+    return made
 
 
 @stage(inference.benchmark)

@@ -18,7 +18,7 @@ from tinycats_core.data import groups, preparation, sources
 from tinycats_core.evaluation import classifier, dinov2, extractors, fidelity
 from tinycats_core.evaluation.samples import labels_to_draw
 from tinycats_core.files import check_writable, home
-from tinycats_core.generator import sampling
+from tinycats_core.generator import samplers
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
 from tinycats_core.release import base, history, hub, registry, signature
@@ -42,7 +42,7 @@ def configure(preset: str, overrides: Mapping[str, Any] | None = None, keep: boo
 def check_names(config: ReleaseConfig) -> None:
     """Raise ConfigError if the source or the sampler is unknown, or the source does not go with the other settings."""
     sources.check(config.data)
-    sampling.find_sampler(config.sample.sampler)
+    samplers.find_sampler(config.sample.sampler)
 
 
 def check_force(why: str | None) -> str | None:

@@ -108,6 +108,7 @@ def test_a_publication_survives_faults_and_kills():
     [
         ("augmentation", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
         ("crops", ["--oxford", "/nowhere"], "/nowhere/annotations.tar.gz is not a readable archive"),
+        ("export", ["--release", "/nowhere"], "/nowhere is not an intact release"),
         ("judge", ["--photos", "/nowhere"], "data.folder /nowhere does not exist"),
         ("judge", ["--photos", "/nowhere", "--size", "4"], "data.image_size is 4: "),
         ("recipe", ["--photos", "~nobody.here"], "data.folder is "),
@@ -143,6 +144,7 @@ def test_too_few_photos_are_one_line(script: str, said: str, tmp_path: Path, cap
         ("corruption", "--cases"),
         ("crops", "--photos"),
         ("decode", "--photos"),
+        ("export", "--rounds"),
         ("folders", "--folders"),
         ("fuzz", "--mutations"),
         ("judge", "--resamples"),

@@ -17,9 +17,9 @@ AT_HOME_IN = {
     "torchvision": {"evaluation.classifier"},
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "timm": {"evaluation.dinov2"},
-    "onnx": {"generator.onnx_file", "release.export"},
+    "onnx": {"generator.onnx_file", "release.export", "release.graph"},
     "google": {"generator.onnx_file"},  # protobuf, what onnx reads with
-    "onnxruntime": {"generator.onnx_file", "generator.samplers", "release.export"},
+    "onnxruntime": {"generator.onnx_file", "generator.drawing", "release.export", "release.graph_check", "release.stranger"},
     "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained", "data.parquet_mirror"},
     "httpx2": {"release.hub_access", "data.parquet_mirror"},  # what huggingface_hub talks through
     "model_signing": {"release.signature"},

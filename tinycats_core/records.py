@@ -252,7 +252,7 @@ class Decision(FileRecord):
 
 
 class OnnxModel(FileRecord):
-    """One ONNX file, of the denoiser or the classifier, and what was measured of it (size in bytes, parity)."""
+    """One ONNX file, of the denoiser, the graph or the classifier, and what was measured of it (size in bytes, parity)."""
 
     precision: str  # "fp32" | "int8"
     facts: dict[str, float | int | str | None] = {}
@@ -298,6 +298,7 @@ class ReleaseParts(Part):
     report: FidelityReport
     decision: Decision
     models: tuple[OnnxModel, ...]
+    graphs: tuple[OnnxModel, ...]  # of the same precisions
     classifier: Weights | None
     classifier_onnx: OnnxModel | None
     baseline: FidelityReport | None

@@ -18,7 +18,7 @@ from tinycats_core.generator import sampling
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.presets import load
 from tinycats_core.records import Dataset, Decision, OnnxModel, ParentRelease, Term, Weights
-from tinycats_core.release import export
+from tinycats_core.release import export, graph_check
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +95,7 @@ def parts(
         ),
         "decision": Decision(path=decision, sha256=sha256_of(decision), promoted=True, terms=terms, baseline="0123456789ab"),
         "models": [export.check(checkpoint, model, config.export, folder) for model in (fp32, int8)],
+        "graphs": [graph_check.export_graph(model, choice.sample, config.export, folder) for model in (fp32, int8)],
         "classifier": None,
         "classifier_onnx": None,
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),

@@ -18,7 +18,7 @@ from tinycats_core.data.preparation import prepare
 from tinycats_core.data.splits import load_split
 from tinycats_core.data.validation import validate
 from tinycats_core.evaluation import fidelity, metrics
-from tinycats_core.generator.samplers import SAMPLERS
+from tinycats_core.generator.samplers import SAMPLERS, integrate
 from tinycats_core.generator.sampling import sample
 from tinycats_core.presets import PRESETS, resolve
 from tinycats_core.records import Dataset, Weights
@@ -59,7 +59,7 @@ def test_a_sampler():
     images = sample(towards_grey, torch.tensor([0, 1]), 8, 2, settings)
     assert (images.int() - round((0.3 + 1) * 127.5)).abs().max() <= 1
     times = [i / 64 for i in range(65)]
-    end = SAMPLERS["midpoint"](lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), times)
+    end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), SAMPLERS["midpoint"](times))
     assert float(end) == pytest.approx(math.exp(math.sin(1)), abs=1e-2)
 
 

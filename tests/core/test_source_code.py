@@ -13,7 +13,7 @@ from tinycats_core.data import toy_drawing
 from tinycats_core.evaluation import classifier, fidelity, gate
 from tinycats_core.evaluation.reference import Judge
 from tinycats_core.evaluation.samples import draw_samples
-from tinycats_core.generator import samplers
+from tinycats_core.generator import drawing, samplers
 from tinycats_core.release import bundle, inference
 from tinycats_core.source_code import code_of, edited, foreign, plain
 from tinycats_core.training import start
@@ -145,13 +145,13 @@ def test_what_the_stages_run() -> None:
     assert not {"evaluation", "release", "compute"} & rooms(start.train)
     assert "tinycats_core/evaluation/distances.py" in code_of(fidelity.evaluate).files
     assert "tinycats_core/generator/samplers.py" in code_of(draw_samples).files
-    assert "tinycats_core/generator/samplers.py" in code_of(bundle.build).files  # shipped as sample.py
+    assert "tinycats_core/generator/drawing.py" in code_of(bundle.build).files  # shipped as sample.py
     assert "tinycats_core/release/card.py" in code_of(bundle.build).files
     assert "tinycats_core/generator/sampling.py" in code_of(inference.benchmark).files
     assert "tinycats_core/evaluation/gate.py" in code_of(gate.decide).files
     assert "generator" not in rooms(classifier.train_classifier)
     assert code_of(Judge.features) == code_of(Judge)  # a method stands for its class
-    assert code_of(samplers).files.keys() == {"tinycats_core/generator/samplers.py"}
+    assert code_of(drawing).files.keys() == {"tinycats_core/generator/drawing.py"}
     assert code_of(toy_drawing.generate) != code_of(toy_drawing.generate, apart_from=(toy_drawing,))
 
 

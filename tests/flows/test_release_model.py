@@ -48,6 +48,8 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "model.safetensors",
         "denoiser-fp32.onnx",
         "denoiser-int8.onnx",
+        "cats-fp32.onnx",
+        "cats-int8.onnx",
         "classifier.onnx",
         "classifier.json",
         "metrics.json",
@@ -57,6 +59,7 @@ def test_a_release_is_published_and_intact(tiny: dict[str, Any], capsys: pytest.
         "README.md",
     } <= files.keys()
     benchmark = json.loads((release.folder / "benchmark.json").read_text())
+    assert [facts["max_abs_diff"] for facts in benchmark["graphs"].values()] == [0, 0]
     assert [row["runtime"] for row in benchmark["inference"]["rows"]] == ["pytorch", "onnx-fp32", "onnx-int8"]
     assert (
         benchmark["inference"]["sample"]["guidance"]
@@ -115,6 +118,7 @@ def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_
         ("evaluations/fidelity-*.json", "gone", "measure"),
         ("export/*/denoiser-fp32.onnx", "gone", "export_onnx"),
         ("export/*/denoiser-int8.onnx", "changed", "quantize"),
+        ("export/*/cats-int8.onnx", "changed", "export_graph"),
         ("export/*/inference.json", "gone", "benchmark_inference"),
         ("export/*/classifier.onnx", "changed", "export_classifier"),
     ],

@@ -37,6 +37,7 @@ class ExportConfig(Part):
     fp32_tolerance: Annotated[float, Field(gt=0)] = 1e-3  # relative error of the velocity against PyTorch
     int8_tolerance: Annotated[float, Field(gt=0)] = 0.15  # at t = 1, where the velocity is small, it is largest
     int8: bool = True
+    pixel_tolerance: Annotated[int, Field(ge=0, le=255)] = 0  # of a pixel of cats-*.onnx against the sampler on the denoiser file
 
 
 class PublishConfig(Part):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinycats_core.errors import ExportError, printable
+from tinycats_core.generator import drawing
 
 if TYPE_CHECKING:
     import onnx
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from tinycats_core.generator.sampling import Velocity
 
-DENOISER, CLASSIFIER = "tinycats-denoiser/1", "tinycats-classifier/1"  # formats
+DENOISER, GRAPH, CLASSIFIER = "tinycats-denoiser/1", drawing.FORMAT, "tinycats-classifier/1"
 OUTPUT = "velocity"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -37,11 +38,14 @@ def onnx_devices() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider in offered]
 
 
-def open_session(path: Path, format: str, device: str = "cpu", threads: int = 0) -> "onnxruntime.InferenceSession":
+def open_session(
+    path: Path, format: str, device: str = "cpu", threads: int = 0, content: bytes | None = None
+) -> "onnxruntime.InferenceSession":
     """Open an ONNX file of this project. Imports no PyTorch.
 
     Args:
         threads: 0 for as many as onnxruntime takes by itself.
+        content: what is opened in place of what lies in the file, which it was made of.
 
     Raises:
         ExportError: as `onnx_velocity`.
@@ -54,10 +58,13 @@ def open_session(path: Path, format: str, device: str = "cpu", threads: int = 0)
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised; what it prints of a file may hold anything
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+        session = onnxruntime.InferenceSession(content or path, options, providers=[PROVIDERS[device]])
     except Exception as error:  # its many kinds of errors have no common base
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{path} is not a complete ONNX file ({reason}). Delete it and export again.") from error
+        reason = " ".join(str(error).split())[-300:]  # what is wrong stands at the end
+        raise ExportError(
+            f"{path} is not a complete ONNX file ({reason}). Delete it and export again; if its opset is newer "
+            "than onnxruntime knows, install a newer one."
+        ) from error
     if PROVIDERS[device] not in session.get_providers():  # it falls back to the CPU and says so in its log alone
         raise ExportError(
             f"onnxruntime cannot run {path} on {device}. Install what it needs there, or set compute.device to 'cpu'."

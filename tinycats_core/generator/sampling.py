@@ -13,7 +13,8 @@ from tinycats_core.config import SampleConfig
 from tinycats_core.device import fast_arithmetic
 from tinycats_core.errors import ConfigError
 from tinycats_core.files import sha256_of, write_atomically
-from tinycats_core.generator.samplers import SAMPLERS, Sampler, noise, time_grid
+from tinycats_core.generator.drawing import noise
+from tinycats_core.generator.samplers import integrate, plan_of
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.pictures import contact_sheet
 from tinycats_core.progress import steps
@@ -60,13 +61,6 @@ def guide(velocity: Velocity, labels: Tensor, null: int, guidance: float, interv
     return guided
 
 
-def find_sampler(name: str) -> Sampler:
-    """Return the sampler of this name. Raises ConfigError."""
-    if name not in SAMPLERS:
-        raise ConfigError(f"sample.sampler is {name!r}; allowed: {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
-
-
 def sample(
     velocity: Velocity,
     labels: Tensor,
@@ -94,7 +88,7 @@ def sample(
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
-    sampler, times, done = find_sampler(config.sampler), time_grid(config.steps, config.shift), []
+    plan, done = plan_of(config), []
     # beside a library with threads of its own, PyTorch's would spin while they wait for work, and slow it down
     with threads.limited(1) if getattr(velocity, "own_threads", False) else nullcontext():
         for indices in steps(torch.arange(len(labels)).split(config.batch_size), "drawing"):
@@ -102,7 +96,7 @@ def sample(
             start = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
             field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)
             with torch.inference_mode():
-                end = sampler(field, start, times)
+                end = integrate(field, start, plan)
             done.append(to_uint8(end))
     return torch.cat(done) if done else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
 

@@ -16,7 +16,7 @@ from tinycats_core.data.splits import Split, load_split, read_manifest
 from tinycats_core.errors import RegistryError
 from tinycats_core.evaluation.memorization import neighbour_sheet
 from tinycats_core.files import atomic_path, digest_of, read_json, write_json, write_text
-from tinycats_core.generator import samplers
+from tinycats_core.generator import drawing
 from tinycats_core.generator.sampling import load_samples
 from tinycats_core.pictures import contact_sheet, course, sheet_names
 from tinycats_core.records import (
@@ -109,6 +109,7 @@ def _parents(parts: ReleaseParts) -> dict[str, dict[str, str] | None]:
         "baseline": parts.baseline,
         "ema-and-raw": parts.ema_and_raw,
         **{f"denoiser-{model.precision}": model for model in parts.models},
+        **{f"cats-{graph.precision}": graph for graph in parts.graphs},
         **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
     return {name: part and {"sha256": part.sha256, "content": shipped_content(part)} for name, part in made_of.items()}
@@ -132,6 +133,7 @@ def _copy_files(folder: Path, parts: ReleaseParts) -> None:
         "model.safetensors": weights,
         "sweep.json": parts.choice,
         **{f"denoiser-{model.precision}.onnx": model for model in parts.models},
+        **{f"cats-{graph.precision}.onnx": graph for graph in parts.graphs},
         "classifier.safetensors": parts.classifier,
         "classifier.onnx": parts.classifier_onnx,
         "samples/ema_and_raw.png": parts.ema_and_raw,
@@ -139,7 +141,7 @@ def _copy_files(folder: Path, parts: ReleaseParts) -> None:
     for file, part in files.items():
         if part is not None:
             shutil.copyfile(part.path, folder / file)
-    shutil.copyfile(samplers.__file__, folder / "sample.py")
+    shutil.copyfile(drawing.__file__, folder / "sample.py")
     source = sources.find(parts.dataset.source)
     write_text(folder / "LICENSE", (source.licence_text or source.note).strip() + "\n")
     for name, shipped_as in TRAINING.items():
@@ -157,6 +159,7 @@ def _write_facts(folder: Path, parts: ReleaseParts) -> None:
         "metrics.json": _metrics(parts.report, parts.decision, parts.baseline, parts.onnx_reports),
         "benchmark.json": {
             "onnx": {model.precision: model.facts for model in parts.models},
+            "graphs": {graph.precision: graph.facts for graph in parts.graphs},
             "inference": parts.inference.facts,
             "training": {"step": weights.step, **weights.facts},
             "classifier": parts.classifier and parts.classifier.facts,

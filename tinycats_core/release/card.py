@@ -100,7 +100,7 @@ def _details(folder: Path, facts: Mapping[str, Any]) -> list[str]:
             *sections.choice(facts["sweep"], folder / "samples" / "course.png"),
             *sections.raw(folder / "samples" / "ema_and_raw.png"),
         ],
-        "ONNX files and speed": [*sections.onnx(benchmark), *sections.speed(benchmark["inference"])],
+        "ONNX files and speed": [*sections.onnx(benchmark), *sections.graphs(benchmark), *sections.speed(benchmark["inference"])],
         "Breed classifier": sections.classifier(folder / "classifier.json"),
         "Training": sections.training(folder / "training_cost.json"),
         "Files": [
@@ -152,7 +152,7 @@ def _use(example: str, name: str, repo_id: str | None) -> list[str]:
     where = "" if repo_id else f" `{folder}` is the folder of this file."
     return [
         f"## Use\n\nThis draws four images of a class, with the sampler and the settings that were measured.{where}\n\n"
-        f"```sh\npip install {library}numpy onnxruntime pillow\n{download}"
+        f"```sh\npip install {library}numpy onnxruntime\n{download}"
         f"python {folder}/sample.py --class {shlex.quote(example)} -n 4 --out cats\n```\n\n"
         f"Without `--class` it draws every class; `python {folder}/sample.py --help` lists the other options.",
         "With tinycats installed, the same in Python:\n\n"

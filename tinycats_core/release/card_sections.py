@@ -95,6 +95,25 @@ def onnx(benchmark: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def graphs(benchmark: Mapping[str, Any]) -> list[str]:
+    """Return the section on the ONNX files that hold the whole sampler; none if there are none."""
+    if not (rows := benchmark.get("graphs")):
+        return []
+    keys = ("bytes", "max_abs_diff", "alone_max_abs_diff", "script_max_abs_diff", "tolerance")
+    facts = next(iter(rows.values()))
+    return [
+        "## From noise to image\n\n`cats-*.onnx` hold the network and the whole sampler: `noise` (B, 3, S, S) float32, "
+        "`labels` (B,) int64 and `guidance` () float32 go in, `images` (B, 3, S, S) uint8 come out. The differences are those of a "
+        "pixel, of 255, from what the sampler draws with the denoiser file: here over "
+        f"{number(facts['images'])} images of all classes, in a fresh process with NumPy {facts['alone_numpy']} and onnxruntime "
+        f"{facts['alone_onnxruntime']} alone, and by `sample.py` there.",
+        table(
+            ["file", "bytes", "difference", "without tinycats", "by sample.py", "allowed"],
+            [[f"`cats-{precision}.onnx`", *(number(row[key]) for key in keys)] for precision, row in rows.items()],
+        ),
+    ]
+
+
 def neighbours(path: Path) -> list[str]:
     """Return the section on what the images are nearest to; none if its picture is not in the release."""
     if not path.is_file():

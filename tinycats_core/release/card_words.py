@@ -28,7 +28,7 @@ ENDINGS = {  # of metrics that say more about another one
 }
 HEADLINES = ("kid_{extractor}", "{frechet}_{extractor}", "coverage", "copy_rate", "altered_copy_rate", "breed_accuracy")
 FILES = {
-    "sample.py": "draws images with one of the ONNX files, without tinycats",
+    "sample.py": "draws images with one of the graphs, `cats-*.onnx`, without tinycats",
     "LICENSE": "the licence of the weights",
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",

@@ -1,9 +1,10 @@
 """A finished release as an object that draws cats."""
 
 import difflib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from tinycats_core.config import SampleConfig
 from tinycats_core.errors import ConfigError, ExportError
 from tinycats_core.files import write_together
-from tinycats_core.generator import onnx_file, samplers
+from tinycats_core.generator import drawing, onnx_file
 from tinycats_core.pictures import contact_sheet, sheet_names
 from tinycats_core.presets import explain
 from tinycats_core.progress import steps
@@ -23,6 +24,7 @@ from tinycats_core.release import contents, manifest, shipped
 Draw = Callable[[np.ndarray, SampleConfig], np.ndarray]  # labels to images, uint8 (N, S, S, 3)
 SHEET_COLUMNS = 16  # pictures of a class on a contact sheet, at most
 Runtime = Literal["pytorch", "onnx"]
+BAKED = {"sampler", "steps", "shift", "guidance_interval"}  # settings that a graph cannot change
 
 
 class Cats:
@@ -32,7 +34,7 @@ class Cats:
 
     Args:
         folder: a release folder, or a link to one.
-        runtime: pytorch, or onnx for the smallest ONNX file of the release.
+        runtime: pytorch, or onnx for the smallest graph of the release.
         device: auto, cpu, cuda or mps; onnx runs on the CPU where it is auto.
 
     Raises:
@@ -50,14 +52,31 @@ class Cats:
     def _with_onnxruntime(self, device: str) -> Draw:
         if device not in ("auto", *onnx_file.PROVIDERS):
             raise ConfigError(f"device is {device!r}; onnxruntime runs on: auto, {', '.join(onnx_file.PROVIDERS)}")
-        path = shipped.onnx(self.release).path
-        session = onnx_file.open_session(path, onnx_file.DENOISER, "cpu" if device == "auto" else device)
+        graph = shipped.graph(self.release)
+        path, content = (graph.path, None) if graph else self._composed()
+        session = onnx_file.open_session(path, onnx_file.GRAPH, "cpu" if device == "auto" else device, content=content)
         data = contents.read(self.release.folder, "data.json", contents.Data)
         self.classes, self.image_size = tuple(data.classes), data.image_size
         facts = session.get_modelmeta().custom_metadata_map
-        if (facts.get("image_size"), facts.get("null_class")) != (str(self.image_size), str(len(self.classes))):
+        if (facts.get("image_size"), facts.get("classes")) != (str(self.image_size), json.dumps(self.classes)):
             raise ExportError(f"{path} draws other classes or another size than its release says. Make the release again.")
-        return lambda labels, settings: samplers.draw(session, labels, settings.model_dump(), lambda parts: steps(parts, "drawing"))
+        if _baked(facts) != self.settings.model_dump(include=BAKED):
+            raise ExportError(f"{path} draws by other settings than its release says. Make the release again.")
+        return lambda labels, settings: drawing.draw(
+            session,
+            labels.tolist(),
+            settings.seed,
+            settings.guidance,
+            settings.batch_size,
+            lambda parts: steps(parts, "drawing"),
+        )
+
+    def _composed(self) -> tuple[Path, bytes]:
+        """Return the denoiser file of a release from before there were graphs, and the graph that is made of it."""
+        from tinycats_core.release import graph
+
+        denoiser = shipped.onnx(self.release)
+        return denoiser.path, graph.compose(denoiser, self.settings).SerializeToString()
 
     def _with_pytorch(self, device: str) -> Draw:
         import torch
@@ -148,3 +167,11 @@ class Cats:
             advice = f"did you mean {self.classes[by_name[near[0]]]}?" if near else f"allowed: {', '.join(self.classes)}"
             raise ConfigError(f"there is no class {name!r}; {advice}")
         return [by_name[wanted]]
+
+
+def _baked(facts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings that a graph cannot change, from its metadata; None if it does not say."""
+    try:
+        return SampleConfig.model_validate_json(facts.get("sampling", "")).model_dump(include=BAKED)
+    except ValidationError:
+        return None

@@ -189,9 +189,10 @@ class Metrics(Content):
 
 
 class Benchmark(Content):
-    """`benchmark.json`: of the ONNX files, by precision, and of the machine."""
+    """`benchmark.json`: of the ONNX files, by precision, and of the machine. Earlier releases have no graphs."""
 
     onnx: Annotated[dict[Text, dict[Text, Fact]], Field(min_length=1)]
+    graphs: dict[Text, dict[Text, Fact]] = {}
     inference: dict[Text, Any] = {}
 
 

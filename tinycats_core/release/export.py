@@ -56,7 +56,7 @@ def export_denoiser(checkpoint: Weights, config: ExportConfig, folder: Path) -> 
         "source_sha256": checkpoint.sha256,
     }
     _describe(model, facts)
-    return _write(model, folder / "denoiser-fp32.onnx", "fp32")
+    return write(model, folder / "denoiser-fp32.onnx", "fp32")
 
 
 def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
@@ -84,7 +84,7 @@ def quantize(model: OnnxModel, folder: Path) -> OnnxModel:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=products[-1:],
         )
-        return _write(onnx.load(quantized), folder / "denoiser-int8.onnx", "int8")
+        return write(onnx.load(quantized), folder / "denoiser-int8.onnx", "int8")
 
 
 def check(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: Path) -> OnnxModel:
@@ -153,7 +153,7 @@ def export_classifier(checkpoint: Weights, dataset: Dataset, config: ExportConfi
     images = images[torch.linspace(0, len(images) - 1, min(len(images), PARITY_IMAGES)).long()]  # of every class
     wanted = predict(network, images)
     with atomic_path(folder / "classifier.onnx") as path:
-        written = _write(model, path, "fp32")
+        written = write(model, path, "fp32")
         found = onnx_logits(path)(images)
         error = float((found - wanted).abs().max() / wanted.abs().max())
         same = (found.argmax(1) == wanted.argmax(1)).double().mean().item()
@@ -218,7 +218,8 @@ def _describe(model: "onnx.ModelProto", facts: Mapping[str, str]) -> None:
     set_model_props(model, dict(facts))
 
 
-def _write(model: "onnx.ModelProto", path: Path, precision: str) -> OnnxModel:
+def write(model: "onnx.ModelProto", path: Path, precision: str) -> OnnxModel:
+    """Write a valid model in one step, and return its record."""
     import onnx
 
     onnx.checker.check_model(model, full_check=True)

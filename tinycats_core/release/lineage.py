@@ -198,6 +198,16 @@ def _onnx(shipped: Shipped) -> Pairs:
         yield from shipped.content(name, OnnxModel, precision=precision, facts=facts)
 
 
+def _graphs(shipped: Shipped) -> Pairs:
+    for precision, facts in shipped.benchmark.graphs.items():
+        file, name = f"cats-{precision}.onnx", f"cats-{precision}"
+        yield file, shipped.sha256(name), shipped.file(file)
+        made_of = _metadata(shipped, file)
+        yield f"weights in {file}", shipped.file("model.safetensors"), made_of.get("source_sha256")
+        yield f"denoiser in {file}", shipped.file(f"denoiser-{precision}.onnx"), made_of.get("denoiser_sha256")
+        yield from shipped.content(name, OnnxModel, precision=precision, facts=facts)
+
+
 def _classifier(shipped: Shipped) -> Pairs:
     yield "classifier.safetensors", shipped.sha256("classifier"), shipped.file("classifier.safetensors")
     yield "classifier.onnx", shipped.sha256("classifier-onnx"), shipped.file("classifier.onnx")
@@ -232,9 +242,14 @@ def _files(shipped: Shipped) -> Pairs:
 
 def _source(shipped: Shipped, file: str) -> str | None:
     """Return the weights that an ONNX file says it was made of."""
+    return _metadata(shipped, file).get("source_sha256")
+
+
+def _metadata(shipped: Shipped, file: str) -> dict[str, str]:
+    """Return what an ONNX file says of itself, nothing if it does not ship."""
     from tinycats_core.generator.onnx_file import require_self_contained
 
-    return require_self_contained(shipped.folder / file).get("source_sha256") if shipped.file(file) else None
+    return require_self_contained(shipped.folder / file) if shipped.file(file) else {}
 
 
 def _named(facts: Mapping[str, Any], name: str) -> str | None:
@@ -257,6 +272,7 @@ LINKS: dict[str, Callable[[Shipped], Pairs]] = {
     "samples": _samples,
     "metrics": _metrics,
     "onnx": _onnx,
+    "graphs": _graphs,
     "classifier": _classifier,
     "decision": _decision,
     "version": _version,

@@ -44,6 +44,8 @@ LINEAGE = {  # the links, and the file of the release that each stands for; None
     "metrics": "metrics.json",
     "denoiser-fp32": "denoiser-fp32.onnx",
     "denoiser-int8": "denoiser-int8.onnx",
+    "cats-fp32": "cats-fp32.onnx",
+    "cats-int8": "cats-int8.onnx",
     "classifier": "classifier.safetensors",
     "classifier-onnx": "classifier.onnx",
     "decision": "decision.json",

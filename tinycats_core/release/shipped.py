@@ -99,6 +99,22 @@ def onnx(release: Release) -> OnnxModel:
     return onnx_models(release)[-1]
 
 
+def graph(release: Release) -> OnnxModel | None:
+    """Return the record of the smallest graph, None in a release from before there were graphs.
+
+    Raises:
+        ExportError: the file is damaged, or refers to a file outside of itself.
+        RegistryError: benchmark.json holds something else than it should.
+    """
+    measured = read(release.folder, "benchmark.json", contents.Benchmark).graphs
+    precision = next((precision for precision in ("int8", "fp32") if precision in measured), None)
+    if precision is None:
+        return None
+    record = _file(release, f"cats-{precision}.onnx")
+    require_self_contained(record["path"])
+    return OnnxModel(**record, precision=precision, facts=measured[precision])
+
+
 def onnx_report(release: Release) -> FidelityReport:
     """Return what was measured of that ONNX file when the release was made. Raises EvaluationError and RegistryError."""
     runtime = f"onnx-{onnx(release).precision}"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tinycats_core.config import SampleConfig
 from tinycats_core.errors import ConfigError
-from tinycats_core.generator.samplers import SAMPLERS, euler, time_grid
+from tinycats_core.generator.samplers import SAMPLERS, Evaluation, euler, integrate, time_grid
 from tinycats_core.generator.sampling import generate, guide, initial_noise, labels_like, load_samples, sample
 
 
@@ -34,7 +35,7 @@ def test_samples_land_on_the_data(sampler: str, shift: float):
 def test_samplers_converge_at_their_order(sampler: str, order: int, shift: float):
     def error(steps: int) -> float:
         times = time_grid(steps, shift)
-        end = SAMPLERS[sampler](lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), times)
+        end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), SAMPLERS[sampler](times))
         return abs(float(end) - math.exp(math.sin(1)))
 
     assert error(80) / error(160) == pytest.approx(2**order, rel=0.15)
@@ -42,26 +43,43 @@ def test_samplers_converge_at_their_order(sampler: str, order: int, shift: float
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 8), ("ab2", 8), ("heun", 15)])
 def test_what_a_sampler_costs(sampler: str, evaluations: int):
-    times = []
-
-    def field(x: torch.Tensor, t: float) -> torch.Tensor:
-        times.append(t)
-        return -x
-
-    SAMPLERS[sampler](field, torch.ones(1), time_grid(8, 0.5))
-    assert len(times) == evaluations
-    assert max(times) < 1  # where nothing is left to divide by
+    plan = SAMPLERS[sampler](time_grid(8, 0.5))
+    assert len(plan) == evaluations
+    assert max(evaluation.t for evaluation in plan) < 1  # where nothing is left to divide by
 
 
 def test_one_step_is_eulers_for_every_sampler():
-    ends = {name: float(sampler(lambda x, t: x + 1 + t, torch.ones(1), [0.0, 1.0])) for name, sampler in SAMPLERS.items()}
+    ends = {name: float(integrate(lambda x, t: x + 1 + t, torch.ones(1), plan([0.0, 1.0]))) for name, plan in SAMPLERS.items()}
     assert set(ends.values()) == {3.0}
 
 
 def test_a_sampler_is_added_by_one_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(SAMPLERS, "twice", lambda field, x, times: euler(field, x, sorted({*times, 0.95})))
+    monkeypatch.setitem(SAMPLERS, "twice", lambda times: euler(sorted({*times, 0.95})))
     images = sample(towards_grey, torch.tensor([3]), 8, 6, SampleConfig(sampler="twice", steps=2, guidance=1))
     assert (images.int() - 166).abs().max() <= 1
+
+
+def runge_kutta(times: Sequence[float]) -> list[Evaluation]:
+    """The classical method of fourth order, which looks back three evaluations."""
+    plan = []
+    for t, t_next in itertools.pairwise(times):
+        step, middle = t_next - t, (t + t_next) / 2
+        plan += [
+            Evaluation(t, step / 2, lands=False),
+            Evaluation(middle, step / 2, lands=False),
+            Evaluation(middle, step, lands=False),
+            Evaluation(t_next, step, (-1 / 3, -1 / 3, -1 / 6)),
+        ]
+    return plan
+
+
+def test_a_plan_may_look_back_as_far_as_it_likes():
+    def error(steps: int) -> float:
+        plan = runge_kutta(time_grid(steps, 1.0))
+        end = integrate(lambda x, t: x * math.cos(t), torch.ones(1, dtype=torch.float64), plan)
+        return abs(float(end) - math.exp(math.sin(1)))
+
+    assert error(10) / error(20) == pytest.approx(2**4, rel=0.15)
 
 
 def test_an_unknown_sampler_is_refused():

@@ -30,6 +30,8 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
             "model.safetensors",
             "denoiser-fp32.onnx",
             "denoiser-int8.onnx",
+            "cats-fp32.onnx",
+            "cats-int8.onnx",
             "config.json",
             "release_config.json",
             "metrics.json",

@@ -170,7 +170,7 @@ def test_the_snippets_of_the_card_run_from_anywhere_and_leave_the_release_intact
     text = (built.folder / "README.md").read_text().replace("RELEASE", str(built.folder))
     (shell,) = re.findall(r"```sh\n(.*?)\n```", text, re.DOTALL)
     install, command = shell.splitlines()
-    assert install == "pip install numpy onnxruntime pillow"
+    assert install == "pip install numpy onnxruntime"
     python, *arguments = command.split()
     assert python == "python"
     subprocess.run([sys.executable, "-W", "error", *arguments], cwd=tmp_path, check=True)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hub_server import Hub, loopback_hub
 
 import tinycats_core
-from tinycats_core.config import PublishConfig
-from tinycats_core.errors import ConfigError, RegistryError
+from tinycats_core.config import PublishConfig, SampleConfig
+from tinycats_core.errors import ConfigError, ExportError, RegistryError
+from tinycats_core.files import read_json, write_json
+from tinycats_core.generator import onnx_file
 from tinycats_core.records import Release
 from tinycats_core.release import hub, manifest
 from tinycats_core.release.cats import Cats
@@ -46,7 +49,7 @@ def test_the_same_call_draws_the_same_cats(built: Release):
 
 def test_the_shipped_script_draws_the_same_pixels_as_onnxruntime_here(built: Release, tmp_path: Path):
     cats = tinycats_core.load(str(built.folder), runtime="onnx")
-    options = ["--class", "Siamese", "-n", "2", "--seed", "3", "--model", "denoiser-int8.onnx", "--out", str(tmp_path / "out")]
+    options = ["--class", "Siamese", "-n", "2", "--seed", "3", "--model", "cats-int8.onnx", "--out", str(tmp_path / "out")]
     subprocess.run([sys.executable, built.folder / "sample.py", *options], check=True, cwd=tmp_path)
     from PIL import Image
 
@@ -93,6 +96,43 @@ def test_what_cannot_be_drawn_is_named(built: Release, release: Path, tmp_path: 
         tinycats_core.from_pretrained(str(built.folder)).push_to_hub("someone/cats")  # pyright: ignore
 
 
+def resealed(release: Path) -> None:
+    """Seal a release again over what its files are now."""
+    made = read_json(release / "release.json")
+    (release / "release.json").unlink()
+    manifest.seal(release, made["name"], made["version"], made["key"], made["parents"])
+
+
+def test_a_release_from_before_there_were_graphs_draws_the_same(built: Release, release: Path):
+    wanted = pixels(tinycats_core.load(str(built.folder), runtime="onnx").sample("Siamese", n=3, guidance=2))
+    for path in release.glob("cats-*.onnx"):
+        path.unlink()
+    benchmark = read_json(release / "benchmark.json")
+    write_json(release / "benchmark.json", {name: value for name, value in benchmark.items() if name != "graphs"})
+    resealed(release)
+    assert np.array_equal(pixels(tinycats_core.load(str(release), runtime="onnx").sample("Siamese", n=3, guidance=2)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"classes": '["dark", "bright"]'}, "draws other classes or another size than its release says"),
+        ({"image_size": "32"}, "draws other classes or another size"),
+        ({"sampling": "no JSON"}, "draws by other settings than its release says"),
+        ({"sampling": SampleConfig(steps=99).model_dump_json()}, "draws by other settings"),
+        ({"format": onnx_file.DENOISER}, "is not a graph of this project"),
+    ],
+)
+def test_a_graph_that_is_not_that_of_its_release_is_refused(release: Path, facts: dict[str, str], why: str):
+    model = onnx.load(release / "cats-int8.onnx")
+    for entry in model.metadata_props:
+        entry.value = facts.get(entry.key, entry.value)
+    onnx.save(model, release / "cats-int8.onnx")
+    resealed(release)
+    with pytest.raises(ExportError, match=why):
+        tinycats_core.load(str(release), runtime="onnx")
+
+
 def test_a_saved_copy_is_the_same_release(built: Release, tmp_path: Path):
     cats = tinycats_core.from_pretrained(str(built.folder))
     cats.save_pretrained(tmp_path / "copy")  # pyright: ignore
@@ -107,6 +147,17 @@ def test_three_lines_of_python_run_as_the_page_shows_them(built: Release, tmp_pa
     names: dict[str, Any] = {}
     exec(code, names)
     assert np.array_equal(pixels(names["pictures"]), pixels(tinycats_core.load(str(built.folder)).sample("Siamese", n=4, seed=3)))
+
+
+def test_the_graph_draws_as_the_page_shows_it(built: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "releases" / "tinycats-smoke").mkdir(parents=True)
+    (tmp_path / "releases" / "tinycats-smoke" / "latest").symlink_to(built.folder)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "drawing.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    wanted = pixels(tinycats_core.load(str(built.folder)).sample("Siamese", seed=3, guidance=1.5))
+    assert np.abs(names["images"].transpose(0, 2, 3, 1).astype(int) - wanted).max() <= 1  # fp32 of another runtime
 
 
 def test_prefect_is_not_imported(built: Release):

@@ -18,7 +18,7 @@ from tinycats_core.files import sha256_of
 from tinycats_core.generator import onnx_file, sampling
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.records import Dataset, OnnxModel, Weights
-from tinycats_core.release import export
+from tinycats_core.release import export, graph, graph_check
 
 
 def measure(checkpoint: Weights, model: OnnxModel, config: ExportConfig, folder: Path) -> dict[str, Any]:
@@ -89,6 +89,10 @@ def test_other_opsets_compute_the_same(checkpoint: Weights, opset: int, tmp_path
     assert measure(checkpoint, model, config, tmp_path)["relative_error"] < 1e-4
     int8 = export.quantize(model, tmp_path)
     assert measure(checkpoint, int8, config, tmp_path)["relative_error"] < config.int8_tolerance
+    for denoiser in (model, int8):
+        settings = SampleConfig(steps=3, guidance=1.5, batch_size=5)
+        made = export.write(graph.compose(denoiser, settings), tmp_path / "cats.onnx", denoiser.precision)
+        assert (made.facts["opset"], graph_check.check(made, denoiser, settings)["max_abs_diff"]) == (opset, 0)
 
 
 def test_int8_is_smaller_close_and_not_the_same(checkpoint: Weights, fp32: OnnxModel, int8: OnnxModel, tmp_path: Path):

@@ -34,7 +34,7 @@ def test_a_release_names_what_it_comes_from_each_with_its_digest(built: Release,
     chain = sealed["lineage"]
     assert list(chain) == [
         *("data", "configuration", "code", "environment", "parent", "weights", "choice", "samples", "metrics"),
-        *("denoiser-fp32", "denoiser-int8", "decision"),
+        *("denoiser-fp32", "denoiser-int8", "cats-fp32", "cats-int8", "decision"),
     ]
     for name, link in chain.items():
         assert link["sha256"] == (sealed["files"][link["file"]]["sha256"] if link["file"] else digest_of(sealed[name]))

@@ -1,4 +1,4 @@
-"""The sample.py of a release, run as it stands, against the samplers of the project on the same ONNX file."""
+"""The sample.py of a release, run as it stands, against the samplers of the project on the denoiser file."""
 
 import json
 import subprocess
@@ -12,22 +12,21 @@ import torch
 from PIL import Image
 
 from tinycats_core.generator import onnx_file, sampling
-from tinycats_core.generator.samplers import SAMPLERS
 from tinycats_core.records import Release
 from tinycats_core.release import manifest
 
 ALONE = """
 import runpy, sys
-for name in ("torch", "tinycats_core", "pydantic", "safetensors"):
+for name in ("torch", "tinycats_core", "pydantic", "safetensors", "PIL", "onnx"):
     sys.modules[name] = None  # importing it fails as if it were not installed
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", ALONE, str(folder / "sample.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def read(path: Path) -> torch.Tensor:
@@ -36,16 +35,11 @@ def read(path: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_it_draws_what_the_sampler_draws(release: Path, parts: dict[str, Any], sampler: str, precision: str, tmp_path: Path):
-    chosen = {"sampler": sampler, "steps": 4, "shift": 0.6, "guidance": 2.5, "guidance_interval": (0.1, 0.9), "batch_size": 10}
-    settings = parts["choice"].sample.model_copy(update=chosen)
-    sweep = json.loads((release / "sweep.json").read_text())
-    (release / "sweep.json").write_text(json.dumps(sweep | {"sample": settings.model_dump(mode="json")}))
-    model = f"denoiser-{precision}.onnx"
-    done = run(release, "--model", model, "--out", str(tmp_path / "out"))
+def test_it_draws_what_the_sampler_draws(release: Path, parts: dict[str, Any], precision: str, tmp_path: Path):
+    done = run(release, "--model", f"cats-{precision}.onnx", "--out", str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (0, "")
-    wanted = sampling.sample(onnx_file.onnx_velocity(release / model), torch.arange(13), 16, 13, settings)
+    velocity = onnx_file.onnx_velocity(release / f"denoiser-{precision}.onnx")
+    wanted = sampling.sample(velocity, torch.arange(13), 16, 13, parts["choice"].sample)
     for label, name in enumerate(parts["dataset"].classes):
         assert torch.equal(read(tmp_path / "out" / f"{name}-0.png"), wanted[label])
 
@@ -63,14 +57,25 @@ def test_class_count_seed_and_guidance_are_options(release: Path, parts: dict[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--class", "Lion"], "invalid choice: 'Lion' (choose from"),
+        (["--class", "Lion"], "--class is 'Lion'; choose from Abyssinian, Bengal"),
         (["-n", "0"], "-n is 0 and --seed is 1; at least 1 and 0 are needed"),
+        (["--guidance", "nan"], "--guidance is nan; give a number, or 1 for none"),
+        (["--out", "{release}/mine"], "inside the release, which would damage it"),
+        (["--out", "{release}/sample.py"], "sample.py, a file; give a folder"),
+        (["--model", "denoiser-fp32.onnx"], "does not draw whole images; give cats-fp32.onnx or cats-int8.onnx"),
+        (["--model", "none.onnx"], "none.onnx cannot be loaded by onnxruntime"),
+        (["--model", "short.onnx"], "Download the file again, or install a newer onnxruntime"),
     ],
 )
-def test_impossible_options_are_refused(release: Path, arguments: list[str], message: str):
-    done = run(release, *arguments)
-    assert done.returncode == 2
+def test_what_cannot_be_drawn_is_said_and_writes_nothing(release: Path, arguments: list[str], message: str, tmp_path: Path):
+    whole = (release / "cats-int8.onnx").read_bytes()
+    (release / "short.onnx").write_bytes(whole[: len(whole) // 2])
+    before = sorted(tmp_path.rglob("*"))
+    done = run(release, *[argument.format(release=release) for argument in arguments], cwd=tmp_path)
+    assert done.returncode in (1, 2)
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_it_is_part_of_the_release_and_a_release_without_it_is_still_read(built: Release, release: Path):
