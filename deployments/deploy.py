@@ -76,12 +76,14 @@ def create(names: list[str]) -> None:
 
 def update(client: SyncPrefectClient, deployment: DeploymentResponse, entrypoint: str) -> None:
     """Tell a deployment where its flow lies now and which parameters it takes."""
-    schema = parameter_schema(load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False))
-    steps = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
-    now = DeploymentUpdate(entrypoint=entrypoint, pull_steps=steps, parameter_openapi_schema=schema)
-    kept = (deployment.entrypoint, deployment.pull_steps, deployment.parameter_openapi_schema)
-    if kept != (entrypoint, steps, schema.model_dump(mode="json")):
-        client.update_deployment(deployment.id, now)
+    flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    now = {
+        "entrypoint": entrypoint,
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(mode="json"),
+    }
+    if {name: getattr(deployment, name) for name in now} != now:
+        client.update_deployment(deployment.id, DeploymentUpdate.model_validate(now))
 
 
 if __name__ == "__main__":

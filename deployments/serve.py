@@ -108,12 +108,17 @@ class Service:
     def stop(self, interrupts: Interrupts) -> None:
         """Ask it to end, and kill it with all that it started if it does not."""
         if not self.has_died():
-            self.process.send_signal(signal.SIGINT)
+            self.send(signal.SIGINT)
+            self.send(signal.SIGCONT)  # one that was stopped gets the SIGINT first
             deadline = time.monotonic() + STOP_SECONDS
             while not self.has_died() and time.monotonic() < deadline and not interrupts.hurried:
                 time.sleep(0.1)
         self.kill()
         self.process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
 
     def kill(self) -> None:
         """Kill what is left of its process group: the server runs in a child of its command."""
@@ -173,9 +178,10 @@ class Up:
     def stop(self) -> None:
         """End the runs on this machine, then the worker, then the server."""
         if self.worker:
-            self.worker.stop(self.interrupts)
+            self.worker.send(signal.SIGSTOP)  # it begins no run meanwhile; and ended by SIGINT it would kill its runs at once
             left = [process for run in processes.of_runs(self.url).values() for process in run.all]
             processes.end(left, STOP_SECONDS, lambda: self.interrupts.hurried)
+            self.worker.stop(self.interrupts)
             if answers(self.url):
                 with self._client() as client:
                     self._settle_all(client)
