@@ -64,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
 def one_kill(site: "Site", kind: str, number: int, moment: float) -> dict[str, Any]:
     """Kill something so many seconds after a release has begun, and run the same release again.
 
-    Returns how long it took, and how much was `lost` (results of finished stages that were made again), `wedged` (a next run
-    that did not complete, a killed run without a final state), `late` (a next run that took longer than BAR) and `zombies` (processes of runs that have ended).
+    Returns how long the next run took, and counts: `lost` results of finished stages that were made again; `wedged` runs (the
+    next one did not complete, the killed one has no final state); `late` ones, which took longer than BAR; and `zombies`, the
+    processes of runs that have ended.
     """
     from deployments import processes
 
