@@ -32,6 +32,11 @@ def tally() -> str:
     return f"{ran} stage{'s' if ran > 1 else ''} executed, {cached} came from the cache"
 
 
+def ran_nothing() -> bool:
+    """Return whether every stage of the current flow run came from the cache."""
+    return not _tallies[flow_run_id()]["ran"]
+
+
 def log() -> logging.Logger | logging.LoggerAdapter[Any]:
     """Return the run's logger, or an ordinary one if a task is called as a plain function."""
     try:

@@ -36,10 +36,9 @@ def client(prefect_server: str) -> Iterator[SyncPrefectClient]:
 def deployment(client: SyncPrefectClient) -> UUID:
     """A deployment of its own in the pool, of which one run may run at a time."""
     deploy.create_pool(client)
-    number = client.create_deployment(
+    return client.create_deployment(
         client.create_flow(idle), name=f"idle {uuid4()}", work_pool_name=deploy.POOL, concurrency_limit=1, entrypoint="old.py:idle"
     )
-    return number
 
 
 def run_in(client: SyncPrefectClient, deployment: UUID, *states: State) -> FlowRun:
