@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = TINY | {"export": {"int8": False}}
 WITHIN = 40.0  # seconds of a release in which it is hit: about as long as it takes on two idle cores
 BAR = 60.0  # seconds from the start-up, or from the kill where nothing has to be started by hand, to the end of the next run
 LONGEST = 600.0  # seconds that anything here may take
+EXIT_SECONDS = 30.0  # for the process of a run that has ended to exit
 
 
 @command_line
@@ -41,11 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="three kills")
     given = parser.parse_args(arguments)
     kills, rng = 3 if given.quick else given.kills, random.Random(given.seed)
+    rows: list[dict[str, Any]] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends it with the figures so far, in the background too
     with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
         site = Site(Path(scratch))
         try:
             site.start()
-            rows = [one_kill(site, KINDS[number % len(KINDS)], number, rng.uniform(0, WITHIN)) for number in range(kills)]
+            for number in range(kills):
+                rows.append(one_kill(site, KINDS[number % len(KINDS)], number, rng.uniform(0, WITHIN)))
+        except KeyboardInterrupt:
+            print(f"interrupted after {len(rows)} kills", file=sys.stderr)
         finally:
             left = site.stop()
     figures = {
@@ -54,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "late": sum(row["late"] for row in rows),
         "lost": sum(row["lost"] for row in rows),
         "zombies": sum(row["zombies"] for row in rows) + left,
-        "seconds_max": max(row["seconds"] for row in rows),
+        "seconds_max": max((row["seconds"] for row in rows), default=0.0),
         "rows": rows,
     }
     report("operations", figures, given)
@@ -86,6 +92,7 @@ def one_kill(site: "Site", kind: str, number: int, moment: float) -> dict[str, A
         until(lambda: is_final(client.read_flow_run(run.id)), fail=False)
         old = client.read_flow_run(run.id)
     after = site.results()
+    until(lambda: not processes.of_runs(site.url), fail=False, longest=EXIT_SECONDS)  # they say goodbye to the server
     zombies = [one for one in processes.of_runs(site.url) if one in (run.id, again.id)]
     row = {
         "kind": kind,
@@ -200,13 +207,13 @@ def is_final(run: "FlowRun") -> bool:
     return run.state is not None and run.state.is_final()
 
 
-def until(condition: Callable[[], bool], fail: bool = True) -> None:
-    """Wait until a condition holds, at most LONGEST seconds. Raises TimeoutError, unless `fail` is false."""
-    deadline = time.monotonic() + LONGEST
+def until(condition: Callable[[], bool], fail: bool = True, longest: float = LONGEST) -> None:
+    """Wait until a condition holds, at most `longest` seconds. Raises TimeoutError, unless `fail` is false."""
+    deadline = time.monotonic() + longest
     while not condition():
         if time.monotonic() > deadline:
             if fail:
-                raise TimeoutError(f"nothing happened within {LONGEST:g} s")
+                raise TimeoutError(f"nothing happened within {longest:g} s")
             return
         time.sleep(0.3)
 

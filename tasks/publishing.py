@@ -137,7 +137,7 @@ def _page(release: Release, lines: Mapping[str, str], frame: "pd.DataFrame") -> 
     errors = frame["metric"].str.endswith("_std")
     names = [next((name for name in frame["metric"][~errors] if name.startswith(kind)), None) for kind in FIGURES]
     listed = "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
-    tables = (frame[frame["metric"].isin(names)], frame[~errors], frame[errors])
-    five, all_figures, deviations = (show.markdown_table(table) for table in tables)
+    chosen = (frame["metric"].isin(names), ~errors, errors)
+    five, all_figures, deviations = (show.markdown_table(frame.loc[rows, :]) for rows in chosen)
     parts = (f"![samples]({grid})", five, listed, "### All figures", all_figures, "### Standard errors", deviations)
     return "\n\n".join(parts)

@@ -12,9 +12,9 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolUpdate
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.states import Cancelling, Pending, Running, State
+from prefect.states import Cancelling, Pending, Running
 
 from deployments import deploy, processes, serve, settle
 
