@@ -1,17 +1,15 @@
 """What this machine has, what it lacks for a release, and what to do about it."""
 
 import importlib.util
-import json
 import os
 import shutil
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from flows.server import version_of
 from tinycats_core.errors import TinycatsError
 from tinycats_core.files import home
 
@@ -110,10 +108,7 @@ def _prefect() -> Iterator[Finding]:
             "Prefect server", "ok", f"none; Prefect {ours} starts one for each release", "`tinycats up` keeps one running"
         )
         return
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/admin/version", timeout=5) as response:
-            theirs = str(json.load(response))
-    except (OSError, HTTPException, ValueError):
+    if (theirs := version_of(url)) is None:
         advice = "start it with `tinycats up`, or unset PREFECT_API_URL"
         yield Finding("Prefect server", "missing", f"nothing answers at PREFECT_API_URL={url}", advice)
         return

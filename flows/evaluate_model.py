@@ -59,8 +59,8 @@ def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> Fid
     check_inputs(config)
     dataset = compare_data(opened, prepare_data(config.data))
     config = config.for_classes(len(dataset.classes))
-    report = evaluate(shipped.generator(opened), sample, dataset, config, shipped.classifier(opened)).report
-    return present(report, f"{opened.name} {opened.version}")
+    samples, report = evaluate(shipped.generator(opened), sample, dataset, config, shipped.classifier(opened))
+    return present(report, samples, dataset, f"{opened.name} {opened.version}")
 
 
 def main(arguments: list[str] | None = None) -> int:

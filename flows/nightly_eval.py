@@ -36,8 +36,8 @@ def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dic
     dataset = shipped.require_same_data(opened, prepare_data(config.data))
     config = config.for_classes(len(dataset.classes))
     occasion = f"nightly {opened.version}"
-    report = evaluate(shipped.onnx(opened), sample, dataset, config, shipped.classifier(opened), occasion).report
-    present(report, f"{opened.name} {opened.version}")
+    samples, report = evaluate(shipped.onnx(opened), sample, dataset, config, shipped.classifier(opened), occasion)
+    present(report, samples, dataset, f"{opened.name} {opened.version}")
     return require_promoted(decide(report, shipped.onnx_report(opened), opened, config.evaluate), opened.name, "regressed")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate_model import evaluate, evaluate_published
-from flows.shell import add_settings, run, settings
+from flows.shell import Preset, add_settings, run, settings
 from tasks.budget import measure_and_choose, plan_budget
 from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
@@ -32,7 +32,7 @@ from tinycats_core.records import Release, ReleaseParts
 
 @flow(name="release-model")
 def release_model(
-    preset: str = "smoke",
+    preset: Preset = "smoke",
     overrides: dict[str, Any] | None = None,
     keep_results: bool = False,
     force: str | None = None,

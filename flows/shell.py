@@ -4,14 +4,19 @@ import argparse
 import errno
 import logging
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 from prefect.settings import PREFECT_API_URL
+from pydantic import Field
 
+from flows.server import check_server, give_temporary_server_a_port
 from tinycats_core.errors import TinycatsError, report_error
 from tinycats_core.presets import PRESETS, parse_overrides, resolve
+
+Preset = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]  # a drop-down in Prefect's form
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str, preset: bool = True) -> None:
@@ -35,6 +40,10 @@ def run(call: Callable[[], object]) -> int:
     for handler in logging.getLogger("prefect").handlers:  # what the core says, on the same console
         logging.getLogger("tinycats").addHandler(handler)
     try:
+        if url := PREFECT_API_URL.value():
+            check_server(str(url))
+        else:
+            give_temporary_server_a_port()
         call()
     except TinycatsError as error:
         return report_error(error)
@@ -50,6 +59,7 @@ def run(call: Callable[[], object]) -> int:
             f"no Prefect server answers at PREFECT_API_URL={url}. Start one with `make serve`, or unset PREFECT_API_URL."
         )
     except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command resumes", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

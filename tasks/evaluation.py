@@ -5,7 +5,8 @@ from prefect import task
 
 from tasks import show
 from tasks.cache import key_of, uncached
-from tasks.runs import log, tally
+from tasks.runs import log, ran_nothing, tally
+from tasks.sampling import show_samples
 from tasks.stage import stage
 from tinycats_core.config import ComputeConfig, EvaluateConfig, ReleaseConfig
 from tinycats_core.data import splits
@@ -40,9 +41,12 @@ def measure(
     return report
 
 
-def present(report: FidelityReport, title: str) -> FidelityReport:
-    """Print the figures, and whether they come from the cache."""
+def present(report: FidelityReport, samples: SampleSet, dataset: Dataset, title: str) -> FidelityReport:
+    """Print the figures, and whether they come from the cache; then show them and the images as the stages would have."""
     frame = show.report_frame(report, "measured")
+    if ran_nothing():
+        show.table("fidelity", frame, title)
+        show_samples(samples, dataset)
     print(f"{title}: {tally()}", frame.to_string(index=False), report.path, sep="\n\n")
     return report
 
@@ -79,4 +83,6 @@ def require_promoted(decision: Decision, name: str, otherwise: str = "rejected")
     if not decision.promoted and decision.forced is None:
         failed = {term.name: term.why for term in decision.terms if not term.passed}
         show.event(f"tinycats.release.{otherwise}", f"tinycats.release.{name}", failed)
+        reasons = "\n".join(f"- **{term}**: {why}" for term, why in failed.items())
+        show.markdown("reason", reasons, f"{name} is {otherwise}, because:")
     return gate.require_promoted(decision)

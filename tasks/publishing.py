@@ -1,6 +1,7 @@
 """The last stages: look up what is published, bundle the release, publish it, and read it back."""
 
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 from PIL import Image
 from prefect import pause_flow_run, task
@@ -18,6 +19,10 @@ from tinycats_core.records import Dataset, Release, ReleaseParts
 from tinycats_core.release import bundle, hub, promotion, registry, shipped
 from tinycats_core.release.plan import plan_lines
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIGURES = ("kid_", "f", "precision", "recall", "copy_rate")  # how the names of those begin that a summary starts with
 APPROVAL_SECONDS = 7 * 24 * 3600
 
 
@@ -122,8 +127,17 @@ def summarize(release: Release, what: str) -> Release:
         "stages": tally(),
     }
     print("\n".join(f"{name:9} {value}" for name, value in lines.items()), frame.to_string(index=False), sep="\n\n")
-    grid = show.data_uri(Image.open(release.folder / "samples" / "grid.png"))
-    listed = "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
-    table = show.markdown_table(frame)
-    show.markdown("summary", f"{listed}\n\n{table}\n\n![samples]({grid})", f"{release.name} {release.version}: {what}")
+    show.markdown("summary", _page(release, lines, frame), f"{release.name} {release.version}: {what}")
     return release
+
+
+def _page(release: Release, lines: Mapping[str, str], frame: "pd.DataFrame") -> str:
+    """Return the summary as markdown: the pictures, five figures, what was decided, every figure, and the standard errors last."""
+    grid = show.data_uri(Image.open(release.folder / "samples" / "grid.png"))
+    errors = frame["metric"].str.endswith("_std")
+    names = [next((name for name in frame["metric"][~errors] if name.startswith(kind)), None) for kind in FIGURES]
+    listed = "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
+    chosen = (frame["metric"].isin(names), ~errors, errors)
+    five, all_figures, deviations = (show.markdown_table(frame.loc[rows, :]) for rows in chosen)
+    parts = (f"![samples]({grid})", five, listed, "### All figures", all_figures, "### Standard errors", deviations)
+    return "\n\n".join(parts)

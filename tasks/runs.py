@@ -13,6 +13,8 @@ from prefect.exceptions import MissingContextError
 
 from tinycats_core.errors import TinycatsError, masked
 
+CRASH = "Crash detected! "  # what Prefect says of every signal, Ctrl-C too
+
 _tallies: dict[UUID | None, Counter[str]] = defaultdict(Counter)
 
 
@@ -28,6 +30,11 @@ def tally() -> str:
     if ran == 0:
         return f"nothing to do: no stage executed, {cached} came from the cache"
     return f"{ran} stage{'s' if ran > 1 else ''} executed, {cached} came from the cache"
+
+
+def ran_nothing() -> bool:
+    """Return whether every stage of the current flow run came from the cache."""
+    return not _tallies[flow_run_id()]["ran"]
 
 
 def log() -> logging.Logger | logging.LoggerAdapter[Any]:
@@ -52,6 +59,10 @@ class _Brief(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "prefect.task_runs" and record.msg.startswith("Finished in state"):
             return False  # the stage has said it with its time; a failure is told by its error
+        if record.msg.startswith(CRASH):
+            if record.name == "prefect.task_runs":
+                return False  # the flow run tells it
+            record.msg = record.msg.removeprefix(CRASH).replace("Execution was aborted", "The run was stopped")
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, TinycatsError):
             record.exc_info = record.exc_text = None

@@ -27,10 +27,15 @@ def generate_samples(
     """Draw `count` images with the classes in the proportions of the test images, anew for each occasion."""
     path = home("samples") / key_of(model, dataset, config, count, occasion, other_share) / "samples.safetensors"
     samples = draw_samples(model, dataset, config, count, path, compute.device, occasion, other_share)
+    show_samples(samples, dataset)
+    return samples
+
+
+def show_samples(samples: SampleSet, dataset: Dataset) -> None:
+    """Show the first images of a sample set."""
     images, labels = sampling.load_samples(samples)
     sheet = pictures.contact_sheet(images, labels, dataset.classes, scale=max(1, 64 // dataset.image_size))
     show.picture("sample-grid", sheet, f"Images drawn with {samples.settings['runtime']}, a row a class")
-    return samples
 
 
 @stage(sampling.draw_ema_and_raw)

@@ -62,11 +62,11 @@ def picture(key: str, image: Image.Image, description: str) -> None:
 
 
 def data_uri(image: Image.Image) -> str:
-    """Return a picture as a data URI of at most LARGEST_PICTURE bytes."""
+    """Return a picture as a data URI of at most LARGEST_PICTURE bytes: WebP, a fifth of PNG, so that most keep their size."""
     while True:
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        image.convert("RGB").save(buffer, format="WEBP", quality=90)
+        uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         if len(uri) <= LARGEST_PICTURE:
             return uri
         image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)

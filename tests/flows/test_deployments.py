@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
 
 from flows.release_model import release_model
 from flows.train_classifier import train_classifier
@@ -35,6 +36,7 @@ def test_the_presets_are_listed_everywhere_as_they_are() -> None:
     sentence = f"preset: {', '.join(others)} or {last}."
     for flow in (release_model, train_classifier):
         assert sentence in (inspect.getdoc(flow.fn) or "")
+        assert parameter_schema(flow).properties["preset"]["enum"] == list(PRESETS)
     deployed = [item["parameters"]["preset"] for item in DEPLOYMENTS if "release_model" in item["entrypoint"]]
     assert deployed == list(PRESETS)
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.release_model import main, release_model
 from tinycats_core.errors import ReleaseRejected, TinycatsError
@@ -90,6 +97,16 @@ def test_the_second_run_finds_it_published(
     assert again.version == released.version
     assert executed(caplog) == set()
     assert "no stage executed" in capsys.readouterr().out
+    with get_client(sync_client=True) as client:
+        of_summaries = ArtifactFilter(key=ArtifactFilterKey(any_=["summary"]))
+        newest = client.read_artifacts(artifact_filter=of_summaries, sort=ArtifactSort.CREATED_DESC)[0]
+    page = str(newest.data)
+    assert page.startswith("![samples](data:image/webp")
+    before, after = page.split("- **release**")[0], page.split("### Standard errors")[1]
+    found = [line.split(" | ")[0].strip("| ") for line in before.splitlines() if line.startswith("| ")][2:]
+    assert found == ["kid_breed", "fd_breed", "precision", "recall", "copy_rate"]
+    assert "kid_breed_std" in after
+    assert "kid_breed_std" not in page.split("### Standard errors")[0]
 
 
 def test_the_same_configuration_elsewhere_takes_every_stage_but_the_bundle_from_the_cache(
@@ -154,7 +171,7 @@ def test_a_rejected_candidate_ends_the_run_and_leaves_the_published_one(tiny: di
         of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         artifacts = client.read_artifacts(artifact_filter=of_this_run)
         (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-    assert {"decision", "sweep", "ema-and-raw"} <= {artifact.key for artifact in artifacts}
+    assert {"decision", "reason", "sweep", "ema-and-raw"} <= {artifact.key for artifact in artifacts}
     assert run.state_name == "Failed"
 
 

@@ -169,6 +169,11 @@ def test_a_place_without_a_release_is_an_error_of_one_line(tmp_path: Path, capsy
 def test_a_release_is_evaluated_alone_and_gives_its_own_numbers(latest: Path) -> None:
     report = evaluate_model(str(latest))
     assert report.metrics == read_json(latest / "metrics.json")["candidate"]["metrics"]
+    state = evaluate_model(str(latest), return_state=True)  # everything from the cache, and shown all the same
+    assert state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+        assert {artifact.key for artifact in client.read_artifacts(artifact_filter=of_this_run)} == {"fidelity", "sample-grid"}
     other = evaluate_model(str(latest), {"sample": {"seed": 5}})
     assert other.metrics != report.metrics
 

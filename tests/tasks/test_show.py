@@ -56,7 +56,7 @@ def test_a_picture_is_made_smaller_until_it_fits() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     uri = show.data_uri(Image.fromarray(noise))
     assert len(uri) <= show.LARGEST_PICTURE
-    picture = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,"))))
     assert picture.width / picture.height == pytest.approx(800 / 600, rel=0.02)
     assert picture.width > 200
 
