@@ -6,6 +6,7 @@ reloaded, and others see what it has committed; retries, restarts after a preemp
 of other code.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -33,6 +34,39 @@ from tinycats_core.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_SECONDS = 30.0  # from the signal of a preemption to the kill
+
+
+class Nursery:
+    """A process that has imported everything, and forks a process for each call: PyTorch is imported once, not for each call.
+
+    It ends with the process that started it. The calls do not.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, root: Path, call: Path) -> int:
+        """Start a call. Returns the id of its process, which leads a group of its own."""
+        with self.lock:
+            if not self.process:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", "from deployments.fake_modal import nurse; nurse()"],
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+                atexit.register(self.process.communicate)  # closes its stdin and waits for it
+            assert self.process.stdin
+            assert self.process.stdout
+            self.process.stdin.write(json.dumps([str(root), str(call), dict(os.environ)]) + "\n")
+            self.process.stdin.flush()
+            return int(self.process.stdout.readline())
+
+
+_nursery = Nursery()
 
 
 class FakeModal(modal_client.ModalClient):
@@ -78,18 +112,7 @@ class FakeModal(modal_client.ModalClient):
         call = self._new_call()
         limits = {"retries": compute.retries, "timeout": compute.timeout_hours * 3600, "usd_per_second": usd_per_second(compute)}
         write_json(call / "request.json", {"function": function, "request": request, **limits})
-        code = "import sys; from deployments.fake_modal import supervise; supervise(*sys.argv[1:])"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with open(call / "output.txt", "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, str(self.root), str(call)],
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        threading.Thread(target=process.wait, daemon=True).start()  # so that it does not stay a zombie
-        (call / "pid").write_text(str(process.pid))
+        (call / "pid").write_text(str(_nursery.start(self.root, call)))
         return call.name
 
     def poll(self, call_id: str, seconds: float) -> jobs.Result:
@@ -232,6 +255,32 @@ def install(root: Path) -> FakeModal:
     """Replace Modal by a folder in this process."""
     remote.ModalClient = partial(FakeModal, root)  # pyright: ignore[reportAttributeAccessIssue]
     return FakeModal(root)
+
+
+def nurse() -> None:
+    """Fork a process for each call that a line of stdin names: root, folder of the call, environment."""
+    import tinycats_core.evaluation.classifier
+    import tinycats_core.training.start  # noqa: F401
+
+    def reap(*_: object) -> None:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        if os.fork() == 0:
+            root, call, environment = json.loads(line)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            print(os.getpid(), flush=True)
+            output = os.open(Path(call) / "output.txt", os.O_WRONLY | os.O_CREAT)
+            for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+                os.dup2(file, number)
+            os.environ.clear()
+            os.environ.update(environment)
+            supervise(root, call)
+            os._exit(0)
 
 
 def supervise(root: str, call: str) -> None:

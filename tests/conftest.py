@@ -69,18 +69,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """A Prefect server with an empty database, which flows and tasks of this process use. Returns its address."""
+    from prefect import settings
     from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    # No test asks this server for events or for runs of tasks, whose keeping takes most of its time. That of test_serve.py
+    # keeps them.
+    unused = {
+        settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,
+        settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: False,
+    }
+    with settings.temporary_settings(unused), prefect_test_harness(server_startup_timeout=120):
         server = SubprocessASGIServer().server_process  # that of the harness
         assert server
         # However this process ends, its end of the pipe closes, and the server ends with it: a worker of pytest-xdist is
         # killed, without a chance to stop what it started, when its controller is interrupted.
         watch = ["sh", "-c", 'trap "" INT; read -r _; kill "$1" 2>/dev/null', "sh", str(server.pid)]
         with subprocess.Popen(watch, stdin=subprocess.PIPE):
-            yield str(PREFECT_API_URL.value())
+            yield str(settings.PREFECT_API_URL.value())
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "sample_every": 2000,
             "log_every": 40,
         },
-        "classifier": {"backbone": "resnet18", "epochs": 3},
+        "classifier": {"backbone": "resnet8", "epochs": 3},
         "sample": {"guidance": [1.5, 1.0, 2.0], "sweep_images": 260},
         "evaluate": {"extractor": "breed", "samples": 520},
         "publish": {"name": "tinycats-smoke"},

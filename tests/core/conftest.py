@@ -54,8 +54,8 @@ def dataset(config: ReleaseConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def classifier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """A resnet18 that has seen each drawing once."""
-    return train_classifier(dataset, ClassifierConfig(epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
+    """A small network that has seen each drawing once."""
+    return train_classifier(dataset, ClassifierConfig(backbone="resnet8", epochs=1), tmp_path_factory.mktemp("classifier"), "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,7 @@ def test_resolved_configuration_survives_json():
         ("smoke", {"train": {"stpes": 3}}, ["train.stpes is not a setting", "steps, passes, batch_size"]),
         ("smoke", {"trian": {}}, ["trian is not a setting", "data, model, train"]),
         ("smoke", {"model": {"patch_size": 5}}, ["model.patch_size is 5", "32", "1, 2, 4, 8, 16"]),
+        ("smoke", {"classifier": {"pretrained": True}}, ["classifier.pretrained is true", "resnet8", "resnet18"]),
         ("smoke", {"model": {"heads": 5}}, ["model.width is 192", "model.heads 5"]),
         ("standard", {"data": {"image_size": 256}}, ["data.image_size is 256", "model.image_size is 128"]),
         ("standard", {"train": {"accumulation": 3}}, ["train.batch_size is 256", "train.accumulation 3"]),

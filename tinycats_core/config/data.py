@@ -14,7 +14,7 @@ OTHER = "other"  # the class of whatever is no cat
 CLASSES = (*BREEDS, OTHER)
 MIN_IMAGES = 16  # of each set that is judged: with fewer a KID subset has not even eight images
 PLACES = {"folder": ("photos", "folder"), "boxes": ("boxes", "file")}  # settings of data that name places: what lies in them
-Backbone = Literal["resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
+Backbone = Literal["resnet8", "resnet18", "resnet34", "resnet50", "mobilenet_v3_small"]
 
 
 class DataConfig(Part):
@@ -79,6 +79,15 @@ class ClassifierConfig(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     balance: Fraction = 1.0  # 1: every class weighs the same in the loss, 0: every image does
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> Self:
+        if self.pretrained and self.backbone == "resnet8":
+            raise ValueError(
+                "classifier.pretrained is true but there are no ImageNet weights of resnet8; set classifier.backbone to "
+                "another one, such as resnet18"
+            )
+        return self
 
 
 class ClassifierShape(Part):

@@ -1,4 +1,4 @@
-"""The breed classifier, a torchvision network: released on its own, and a feature extractor of the evaluation."""
+"""The breed classifier, a network of torchvision or a small one: released on its own, and a feature extractor of the evaluation."""
 
 import logging
 import math
@@ -17,6 +17,7 @@ from tinycats_core.config import ClassifierConfig, ClassifierShape
 from tinycats_core.data.splits import load_split
 from tinycats_core.device import pick_device, pick_precision
 from tinycats_core.errors import CheckpointError, DataError, TrainingError, printable
+from tinycats_core.evaluation.backbones import make_backbone
 from tinycats_core.files import check_writable, digest_of, read_json, sha256_of, write_json
 from tinycats_core.records import Dataset, Weights
 from tinycats_core.signals import Stop
@@ -31,9 +32,10 @@ OnLog = Callable[[Row], None]
 
 
 class BreedClassifier(nn.Module):
-    """A torchvision network that takes images as they are stored and normalises them itself.
+    """A network that takes images as they are stored and normalises them itself.
 
     Args:
+        backbone: the name of a torchvision network, or `resnet8` (`backbones.narrow_resnet`).
         first_stride: of the first convolution. torchvision's is 2; with 1 a small image keeps more of its resolution up to
             the last layer. It is written to the file's header, because the weights do not determine it.
         pretrained: start from ImageNet weights, downloaded by torchvision.
@@ -46,7 +48,7 @@ class BreedClassifier(nn.Module):
         super().__init__()
         self.backbone_name, self.image_size, self.classes = backbone, image_size, tuple(classes)
         self.first_stride = first_stride
-        self.backbone = _torchvision_network(backbone, pretrained)
+        self.backbone = make_backbone(backbone, pretrained)
         modules = dict(self.backbone.named_modules())
         next(m for m in modules.values() if isinstance(m, nn.Conv2d)).stride = (first_stride, first_stride)
         for module in modules.values():
@@ -345,15 +347,3 @@ def _finished(folder: Path, key: str) -> Weights:
             f"{folder} holds a classifier of other data or another configuration. Give another folder, or delete it."
         )
     return Weights(path=folder / "classifier.safetensors", **made["checkpoint"]).verify()
-
-
-def _torchvision_network(backbone: str, pretrained: bool) -> nn.Module:
-    from torchvision.models import get_model
-
-    try:
-        return get_model(backbone, weights="DEFAULT" if pretrained else None, progress=False)
-    except (OSError, RuntimeError) as error:  # no network, no such page, or a file that does not match its hash
-        raise TrainingError(
-            f"the ImageNet weights of {backbone} cannot be downloaded ({error}). Set classifier.pretrained to false, "
-            f"or put torchvision's file into {torch.hub.get_dir()}/checkpoints."
-        ) from None

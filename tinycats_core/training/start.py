@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,12 @@ from tinycats_core.source_code import code_of
 from tinycats_core.tensors import read_header, read_safetensors
 from tinycats_core.training import loop, ranks
 from tinycats_core.training.loop import OnLog, train_here
-from tinycats_core.training.ranks import AGREE
+from tinycats_core.training.ranks import AGREE, RankLost
 from tinycats_core.training.run_folder import RunFolder
 from tinycats_core.training.state import record_of, weight_paths
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 logger = logging.getLogger("tinycats.training")
 
@@ -204,6 +207,8 @@ def _be_agent(request: dict[str, Any], path: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for number in range(request["processes"]):
+        _said(request, number).unlink(missing_ok=True)
     launch = LaunchConfig(  # what `torchrun --standalone --nproc-per-node N` amounts to
         min_nodes=1,
         max_nodes=1,
@@ -218,25 +223,40 @@ def _be_agent(request: dict[str, Any], path: str) -> int:
     except SignalException as error:
         return 128 + error.sigval
     except ChildFailedError as error:
-        first = min(error.failures.items(), key=lambda item: (item[1].exitcode in (1, -signal.SIGTERM), item[1].timestamp))
-        number, failure = first  # a rank that was killed rather than one that failed because the other was gone
-        said = Path(request["folder"]) / f"rank-{number}.json"
-        if failure.exitcode < 0:
-            message = f"rank {number} of {request['processes']} was ended by {signal.Signals(-failure.exitcode).name}"
-        elif said.is_file():
-            message = read_json(said)["message"].rstrip(".")
-        else:
-            message = f"rank {number} of {request['processes']} ended with {failure.exitcode}"
-        write_json(Path(request["folder"]) / FAILURE, {"message": message})
+        write_json(Path(request["folder"]) / FAILURE, {"message": _why(error.failures, request)})
         return 1
     return 0
+
+
+def _why(failures: Mapping[int, "ProcessFailure"], request: dict[str, Any]) -> str:
+    """Return why the ranks ended: of the first one, not of those that ended because another was gone.
+
+    When one is gone the others fail within the same second, so the time does not tell which was first. A rank that was killed
+    comes before one that has said its error, and that before one that has not: it may have lost the connection at the start.
+    """
+    told = {number: path for number in failures if (path := _said(request, number)).is_file()}
+    said = {number: read_json(path) for number, path in told.items()}
+
+    def order(number: int) -> tuple[bool, bool, bool]:
+        code = failures[number].exitcode
+        follows = code == -signal.SIGTERM or (number in said and said[number]["follows"])
+        return follows, code > 0, number not in said
+
+    number = min(failures, key=order)
+    if (code := failures[number].exitcode) < 0:
+        return f"rank {number} of {request['processes']} was ended by {signal.Signals(-code).name}"
+    return said[number]["message"].rstrip(".") if number in said else f"rank {number} of {request['processes']} ended with {code}"
+
+
+def _said(request: dict[str, Any], number: int) -> Path:
+    """Return the file in which a rank says its error, and whether it follows from that of another rank."""
+    return Path(request["folder"]) / f"rank-{number}.json"
 
 
 def _be_rank(request: dict[str, Any]) -> int:
     folder, number = Path(request["folder"]), int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO, format=f"rank {number}: %(message)s")
-    said = folder / f"rank-{number}.json"
-    said.unlink(missing_ok=True)
+    stop: Stop | None = None
     if request["device"] == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
@@ -252,7 +272,8 @@ def _be_rank(request: dict[str, Any]) -> int:
                 code=request["code"],
             )
     except TinycatsError as error:
-        write_json(said, {"time": datetime.now(UTC).isoformat(), "message": str(error)})
+        follows = isinstance(error, RankLost) or bool(stop and stop.requested)  # the agent stops those that are left
+        write_json(_said(request, number), {"message": str(error), "follows": follows})
         logger.error("%s", error)
         return 1
     dist.destroy_process_group()

@@ -305,20 +305,22 @@ def test_interrupt_of_what_another_started_ends_it_as_well(job: Job, client: Fak
 
 def test_preemptions_change_nothing_in_the_result(finished: Finished, job: Job, client: FakeModal, tmp_path: Path) -> None:
     left = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+    outcome = client.root / "calls" / "fc-0000" / "outcome.json"
 
     def preempt(row: dict[str, Any]) -> None:
         if left and (before := client.container("fc-0000")):
             client.preempt("fc-0000", left.pop())
-            until(lambda: client.container("fc-0000") not in (None, before))
+            until(lambda: client.container("fc-0000") not in (None, before) or outcome.is_file())
 
     slow = TRAIN.model_copy(update={"steps": 300, "checkpoint_every": 10, "sample_every": 300, "log_every": 5})
     longer = generator_job(job.dataset, MODEL, slow)
     there = train_on_modal(longer, COMPUTE, tmp_path / "there", preempt, client)
     here = train(job.dataset, MODEL, slow, tmp_path / "here", "cpu")
-    assert len(left) < 3, "the training was over before it could be preempted"
     assert there.content == here.content
     assert client.calls() == ["fc-0000"]
-    assert len(list((client.root / "calls" / "fc-0000").glob("attempt-*"))) == 4 - len(left)
+    attempts = len(list(outcome.parent.glob("attempt-*")))
+    assert attempts > 1, "the training was over before it could be preempted"
+    assert attempts in (4 - len(left), 3 - len(left))  # the last signal may have come when the result had been written
 
 
 def test_cancel_that_fails_keeps_the_call_and_the_interrupt(

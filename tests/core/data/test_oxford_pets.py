@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import json
@@ -37,7 +38,8 @@ def photo(seed: int) -> bytes:
 
 def tar(members: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    # mtime: without it the header holds the present second, and the same members are other bytes a second later
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)

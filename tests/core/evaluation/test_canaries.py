@@ -38,7 +38,7 @@ def cats(drawn: tuple[Tensor, Tensor], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def classifier(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    config = ClassifierConfig(backbone="resnet18", epochs=4, batch_size=24)
+    config = ClassifierConfig(backbone="resnet8", epochs=4, batch_size=24)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
 

@@ -38,7 +38,7 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def classifier(cats: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    config = ClassifierConfig(backbone="resnet18", epochs=2, batch_size=16)
+    config = ClassifierConfig(backbone="resnet8", epochs=2, batch_size=16)
     return train_classifier(cats, config, tmp_path_factory.mktemp("classifier"), "cpu")
 
 

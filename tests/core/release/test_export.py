@@ -216,7 +216,7 @@ def test_the_classifier_says_what_it_is_and_how_it_was_checked(
     assert os.fsencode(Path(export.__file__).parents[1]) not in text
     facts = metadata(classifier_onnx)
     assert json.loads(facts["classes"]) == list(CLASSES)
-    assert (facts["image_size"], facts["backbone"]) == ("16", "resnet18")
+    assert (facts["image_size"], facts["backbone"]) == ("16", "resnet8")
     assert facts["source_sha256"] == classifier.sha256
     assert "uint8 RGB" in facts["images"]
     session = onnxruntime.InferenceSession(classifier_onnx.path)

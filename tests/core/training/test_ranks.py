@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from small_runs import MODEL, config
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from benchmarks.ranks import pid_of
 from tinycats_core.errors import TrainingError
+from tinycats_core.files import write_json
 from tinycats_core.records import Dataset
-from tinycats_core.training import ranks
+from tinycats_core.training import ranks, start
 from tinycats_core.training.run_folder import RunFolder, read_log
 from tinycats_core.training.start import train
 
@@ -83,6 +85,23 @@ def test_a_killed_rank_ends_the_job_with_a_checkpoint_and_its_name(two_colours: 
 def test_the_error_of_a_rank_is_the_error_of_the_job(two_colours: Dataset, tmp_path: Path):
     with pytest.raises(TrainingError, match=r"2 classes but model\.num_classes is 3.*resumes from the start"):
         train(two_colours, MODEL.model_copy(update={"num_classes": 3}), config(), tmp_path / "run", "cpu", processes=2)
+
+
+@pytest.mark.parametrize(
+    ("codes", "said", "message"),
+    [
+        ((1, 1), {0: ("no space", False)}, "no space"),  # 1 lost the connection before it could say anything
+        ((1, 1), {0: ("another rank is gone", True)}, "rank 1 of 2 ended with 1"),
+        ((1, 1), {0: ("stopped", True), 1: ("no space", False)}, "no space"),
+        ((-signal.SIGTERM, 1), {}, "rank 1 of 2 ended with 1"),
+        ((1, -signal.SIGKILL), {0: ("another rank is gone", True)}, "rank 1 of 2 was ended by SIGKILL"),
+    ],
+)
+def test_the_first_rank_to_fail_is_named(codes: tuple[int, int], said: dict[int, tuple[str, bool]], message: str, tmp_path: Path):
+    for number, (text, follows) in said.items():
+        write_json(tmp_path / f"rank-{number}.json", {"message": text, "follows": follows})
+    failures = {number: ProcessFailure(number, 1, code, "nowhere") for number, code in enumerate(codes)}
+    assert start._why(failures, {"folder": str(tmp_path), "processes": 2}) == message
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(two_colours: Dataset, tmp_path: Path):
