@@ -202,7 +202,7 @@ def test_the_rare_class_weighs_as_much_as_balance_says(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "noise", (images[:60], labels[:60]), (images[60:], labels[60:]), ("common", "rare"))
     found = {}
     for balance in (0.0, 0.5, 1.0):
-        settings = ClassifierConfig(backbone="resnet8", epochs=8, batch_size=20, balance=balance)
+        settings = ClassifierConfig(backbone="resnet8", epochs=20, batch_size=20, balance=balance)
         made = train_classifier(dataset, settings, tmp_path / str(balance), "cpu")
         found[balance] = predict(load_classifier(made.path), images[60:]).softmax(1)[:, 1].mean().item()
     assert found[0.0] < 0.15
