@@ -177,12 +177,24 @@ def test_what_a_publication_survives_is_what_its_benchmark_measured():
 
 def test_what_the_classifier_gets_right_is_what_its_benchmark_measured():
     block = TEXTS["docs/training.md"].split("<!-- classifier:begin -->")[1].split("<!-- classifier:end -->")[0]
-    found = load("benchmarks/results/classifier.json")
+    drawn = load("benchmarks/results/classifier.json")
+    found = load("benchmarks/results/classifier-photos.json") | drawn
     images = found["runs"][0]["images"]
     assert f"on {images['train']} of them" in block
     assert f"of {images['test']} unseen ones" in block
     assert {run["settings"]["image_size"] for run in found["runs"]} == {32}
-    names = ("toy_accuracy", "breed_accuracy", "breed_interval", "breed_majority", "cat_accuracy", "cat_interval", "cat_majority")
+    assert f"{drawn['resnet18_onnx']['bytes'] / drawn['toy_onnx']['bytes']:.0f} times as large" in block
+    assert drawn["toy_backbone"] == resolve("smoke").classifier.backbone
+    names = (
+        "toy_accuracy",
+        "resnet18_accuracy",
+        "breed_accuracy",
+        "breed_interval",
+        "breed_majority",
+        "cat_accuracy",
+        "cat_interval",
+        "cat_majority",
+    )
     names += ("breed_accuracy_balance_1", "macro_recall_balance_1", "macro_recall_balance_0", "macro_recall_chance")
     values = [value for name in names for value in (found[name] if isinstance(found[name], list) else [found[name]])]
     assert re.findall(r"\d+\.\d(?=[ –])", block) == [f"{value:.1%}".rstrip("%") for value in values]

@@ -14,7 +14,7 @@ FILES = sorted(CORE.rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 ALWAYS_THERE = {"torch", "filelock", "numpy", "PIL", "pydantic", "safetensors", "tqdm"}
 AT_HOME_IN = {
-    "torchvision": {"evaluation.classifier"},
+    "torchvision": {"evaluation.backbones"},
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "timm": {"evaluation.dinov2"},
     "onnx": {"generator.onnx_file", "release.export", "release.graph"},
