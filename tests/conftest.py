@@ -75,7 +75,7 @@ def prefect_server() -> Iterator[str]:
 
     # No test asks this server for events or for runs of tasks, whose keeping takes most of its time. That of test_serve.py
     # keeps them.
-    unused = {
+    unused: dict[Any, Any] = {
         settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,
         settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: False,
     }
