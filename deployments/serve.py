@@ -1,7 +1,7 @@
 """`make serve`: a Prefect server, a process work pool, every deployment and a worker, until Ctrl-C.
 
-A server or worker that dies is started again. Runs go on without their worker; those whose process is gone are marked, so
-that nothing waits for them. Ctrl-C ends the runs first, each with its checkpoint, then the worker, then the server.
+A server or worker that dies is started again. Runs whose process is gone are marked, so that nothing waits for them. Ctrl-C ends
+the runs first, each with its checkpoint, then the worker, then the server.
 """
 
 import os

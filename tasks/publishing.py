@@ -135,9 +135,9 @@ def _page(release: Release, lines: Mapping[str, str], frame: "pd.DataFrame") -> 
     """Return the summary as markdown: the pictures, five figures, what was decided, every figure, and the standard errors last."""
     grid = show.data_uri(Image.open(release.folder / "samples" / "grid.png"))
     errors = frame["metric"].str.endswith("_std")
-    names = [next((name for name in frame["metric"][~errors] if name.startswith(kind)), None) for kind in FIGURES]
+    values = frame.loc[~errors, :]
+    first = [next(row for row, name in values["metric"].items() if name.startswith(kind)) for kind in FIGURES]
     listed = "\n".join(f"- **{name}**: {value}" for name, value in lines.items())
-    chosen = (frame["metric"].isin(names), ~errors, errors)
-    five, all_figures, deviations = (show.markdown_table(frame.loc[rows, :]) for rows in chosen)
+    five, all_figures, deviations = map(show.markdown_table, (values.loc[first, :], values, frame.loc[errors, :]))
     parts = (f"![samples]({grid})", five, listed, "### All figures", all_figures, "### Standard errors", deviations)
     return "\n\n".join(parts)
