@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.events.clients import AssertingPassthroughEventsClient
+from prefect.events.worker import EventsWorker
 
 from flows import cli
 from flows import nightly_eval as nightly
@@ -33,15 +35,20 @@ def latest(released: Release) -> Path:
     return released.folder.parent / "latest"
 
 
-def events(name: str) -> list[dict[str, Any]]:
-    """Return the events of a name that have reached the server; they travel beside the run, so there is a moment to wait."""
-    with get_client(sync_client=True) as client:
-        for _ in range(50):
-            found = client.request("POST", "/events/filter", json={"filter": {"event": {"name": [name]}}}).json()["events"]
-            if found:
-                return found
-            time.sleep(0.2)
-    return []
+@pytest.fixture
+def emitted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+    """Return the payloads of the events of a name that were sent to the server, which keeps none."""
+    worker = EventsWorker.instance(AssertingPassthroughEventsClient)
+    monkeypatch.setattr(EventsWorker, "instance", lambda *_: worker)
+
+    def of(name: str) -> list[dict[str, Any]]:
+        worker.drain()
+        sent = [event for client in AssertingPassthroughEventsClient.all for event in client.events]
+        return [event.payload for event in sent if event.event == name]
+
+    yield of
+    worker.drain()
+    AssertingPassthroughEventsClient.reset()
 
 
 def resealed(latest: Path, file: str, value: Any) -> None:
@@ -144,7 +151,7 @@ def test_one_changed_byte_ends_the_nightly_evaluation_before_any_stage(latest: P
     assert "done in" not in caplog.text
 
 
-def test_a_release_that_is_worse_than_it_says_is_found(latest: Path) -> None:
+def test_a_release_that_is_worse_than_it_says_is_found(latest: Path, emitted: Callable[[str], list[dict[str, Any]]]) -> None:
     metrics = read_json(latest / "metrics.json")
     for name in metrics["onnx"]["onnx-int8"]["metrics"]:
         if name.startswith("kid"):
@@ -152,7 +159,7 @@ def test_a_release_that_is_worse_than_it_says_is_found(latest: Path) -> None:
     resealed(latest, "metrics.json", metrics)
     with pytest.raises(ReleaseRejected, match="kid"):
         nightly_eval(str(latest))
-    assert "not_worse" in events("tinycats.release.regressed")[0]["payload"]
+    assert "not_worse" in emitted("tinycats.release.regressed")[0]
 
 
 def test_numbers_of_other_images_are_not_compared(latest: Path) -> None:
