@@ -71,7 +71,8 @@ def test_paths_are_shortened(text: str):
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_every_script_explains_itself(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    monkeypatch.delitem(sys.modules, f"benchmarks.{script}", raising=False)
+    for name in (f"benchmarks.{script}", f"benchmarks.{script}.__main__"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(SystemExit) as ended:
         run_module(f"benchmarks.{script}", run_name="__main__")  # as `python -m` does, without a process of its own
     assert ended.value.code == 0

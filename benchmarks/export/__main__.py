@@ -91,9 +91,9 @@ def measure(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     from tinycats_core.device import versions
     from tinycats_core.generator.samplers import SAMPLERS
 
+    small, judge = released(given.release, scratch / "small") if given.release else trained(given.quick, scratch / "small")
     if "OpenVINO" not in available(given.quick):
         print("OpenVINO is not installed and takes no part: pip install openvino", flush=True)
-    small, judge = released(given.release, scratch / "small") if given.release else trained(given.quick, scratch / "small")
     large = random_network(LARGE_QUICK if given.quick else LARGE, small.settings, scratch / "large")
     every, few = Cases(tuple(SAMPLERS), (1, 5), small.classes), Cases((small.settings.sampler,), (1, 3), 3)
     rows, models = {}, {}
