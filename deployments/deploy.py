@@ -1,4 +1,4 @@
-"""What `tinycats up` brings to a server: the work pool and every deployment of prefect.yaml.
+"""What `tinycats up` brings to a server: the work pool, every deployment of prefect.yaml, and the detection of crashes.
 
 What is there already keeps what a team has set: pauses, schedules, limits, descriptions, tags, parameters. It only learns
 where the flows lie and which parameters they take. `prefect deploy --all` sets everything as prefect.yaml has it.
@@ -20,6 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
+from deployments import automations
 from tinycats_core.errors import TinycatsError, report_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ def main() -> int:
     try:
         with get_client(sync_client=True) as client:
             create_pool(client)
+            automations.bring(client)
             found = {name: find(client, name) for name in declared()}
             if missing := [name for name, deployment in found.items() if deployment is None]:
                 create(missing)

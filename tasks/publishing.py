@@ -68,6 +68,8 @@ def wait_for_approval(config: PublishConfig, release: Release) -> None:
     """Where the configuration asks for it, pause the flow run until a person has answered."""
     if config.approval:
         log().warning("%s %s waits for approval: resume this flow run in Prefect's pages", release.name, release.version)
+        facts = {"version": release.version, "folder": str(release.folder), "days": APPROVAL_SECONDS // 86400}
+        show.event("tinycats.release.waiting", f"tinycats.release.{release.name}", facts)
         answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS, poll_interval=5)
         if not answer.publish:
             raise ReleaseRejected(f"{release.name} {release.version} was refused by a person; it stays in {release.folder}.")

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def prefect_server() -> Iterator[str]:
     unused: dict[Any, Any] = {
         settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,
         settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: False,
+        settings.PREFECT_EVENTS_PROACTIVE_GRANULARITY: timedelta(seconds=1),  # how often it looks for heartbeats that are late
     }
     with settings.temporary_settings(unused), prefect_test_harness(server_startup_timeout=120):
         server = SubprocessASGIServer().server_process  # that of the harness

@@ -1,4 +1,4 @@
-"""Commands that run a flow: release, evaluate, classifier; and up, which serves them."""
+"""Commands that run a flow: release, evaluate, classifier; up, which serves them; and automations, which tell of them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -76,3 +76,13 @@ def up() -> None:
     from importlib import import_module
 
     raise typer.Exit(import_module("deployments.serve").main())  # deployments stand above the flows, which do not know them
+
+
+@app.command(rich_help_panel=PANEL)
+def automations(
+    notify: Annotated[str | None, typer.Option(metavar="TYPE/NAME", help="the block to notify, such as slack-webhook/cats")] = None,
+) -> None:
+    """Bring the automations to the Prefect server: runs without a heartbeat are marked, and what needs a person is told."""
+    from importlib import import_module
+
+    raise typer.Exit(import_module("deployments.automations").main(["--notify", notify] if notify else []))
