@@ -21,6 +21,7 @@ from uuid import UUID
 from deployments import processes
 from flows.server import answers, check_server
 from tinycats_core.errors import TinycatsError, report_error
+from tinycats_core.files import FOLDER
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -134,7 +135,8 @@ class Up:
 
     def __init__(self, url: str, interrupts: Interrupts):
         self.url, self.interrupts = url, interrupts
-        self.environment = SETTINGS | os.environ | {"PREFECT_API_URL": url, processes.UP: processes.mark()}
+        own = {"PREFECT_API_URL": url, processes.UP: processes.mark(), "PYTHONPATH": pythonpath()}
+        self.environment = {**SETTINGS, FOLDER: str(ROOT), **os.environ, **own}
         self.server: Service | None = None
         self.worker: Service | None = None
         self.seen: set[UUID] = set()  # runs that had a process here
@@ -227,6 +229,11 @@ class Up:
                     yield client
             except (httpx.HTTPError, RuntimeError) as error:
                 print(f"the Prefect server does not answer now: {type(error).__name__}", flush=True)
+
+
+def pythonpath() -> str:
+    """Return PYTHONPATH with the repository first: a flow runs the code of the clone that serves it."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def server_url(text: str) -> str:

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prefect import flow
 
+from flows.form import Overrides
 from flows.shell import add_settings, run
 from tasks.data import compare_data, locate_data, prepare_data
 from tasks.evaluation import measure, present
@@ -45,7 +46,7 @@ def evaluate_published(release: Release, dataset: Dataset, config: ReleaseConfig
 
 
 @flow(name="evaluate-model")
-def evaluate_model(release: str, overrides: dict[str, Any] | None = None) -> FidelityReport:
+def evaluate_model(release: str, overrides: Overrides = None) -> FidelityReport:
     """Measure a release again, with its own weights, configuration, guidance and classifier.
 
     Args:

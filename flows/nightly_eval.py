@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from typing import Any
 
 from prefect import flow
 
 from flows.evaluate_model import evaluate
+from flows.form import Overrides
 from flows.shell import add_settings, run
 from tasks.data import locate_data, prepare_data
 from tasks.evaluation import decide, present, require_promoted
@@ -18,7 +18,7 @@ from tinycats_core.release import shipped
 
 
 @flow(name="nightly-eval")
-def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: dict[str, Any] | None = None) -> Decision:
+def nightly_eval(release: str = "releases/tinycats-smoke/latest", overrides: Overrides = None) -> Decision:
     """Sample from the shipped ONNX file, measure, and compare with the numbers in the release.
 
     A release is measured once for each configuration; its files are verified every time. One that is worse than it says

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from typing import Any
 
 from prefect import flow
 
 from flows.evaluate_model import evaluate, evaluate_published
-from flows.shell import Preset, add_settings, run, settings
+from flows.form import Overrides, Preset
+from flows.shell import add_settings, run, settings
 from tasks.budget import measure_and_choose, plan_budget
 from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
@@ -33,7 +33,7 @@ from tinycats_core.records import Release, ReleaseParts
 @flow(name="release-model")
 def release_model(
     preset: Preset = "smoke",
-    overrides: dict[str, Any] | None = None,
+    overrides: Overrides = None,
     keep_results: bool = False,
     force: str | None = None,
     dry_run: bool = False,

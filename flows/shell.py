@@ -7,16 +7,13 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
 from prefect.settings import PREFECT_API_URL
-from pydantic import Field
 
 from flows.server import check_server, give_temporary_server_a_port
 from tinycats_core.errors import TinycatsError, report_error
 from tinycats_core.presets import PRESETS, parse_overrides, resolve
-
-Preset = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]  # a drop-down in Prefect's form
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str, preset: bool = True) -> None:

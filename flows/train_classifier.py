@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from typing import Any
 
 from prefect import flow
 
-from flows.shell import Preset, add_settings, run, settings
+from flows.form import Overrides, Preset
+from flows.shell import add_settings, run, settings
 from tasks import training
 from tasks.data import prepare_data, validate_data
 from tasks.export import export_classifier
@@ -16,7 +16,7 @@ from tinycats_core.records import Weights
 
 
 @flow(name="train-classifier")
-def train_classifier(preset: Preset = "smoke", overrides: dict[str, Any] | None = None) -> Weights:
+def train_classifier(preset: Preset = "smoke", overrides: Overrides = None) -> Weights:
     """Train the network that tells the breeds, on the data of a preset.
 
     Args:

@@ -285,7 +285,7 @@ def test_every_benchmark_deployment_and_term_of_the_gate_is_listed():
     assert {row[0].strip("`") for row in rows(table)[2:]} == scripts
 
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    flows = {f"{item['entrypoint'].partition(':')[2].replace('_', '-')}/{item['name']}" for item in deployments}
+    flows = {f"{item['entrypoint'].rpartition('.')[2].replace('_', '-')}/{item['name']}" for item in deployments}
     shown = {row[0].strip("`") for row in rows(TEXTS["docs/operating.md"]) if re.match(r"`[a-z-]+/[^/]+`$", row[0])}
     assert shown - {"release-model/<preset>"} == {name for name in flows if not name.startswith("release-model/")}
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ HOME: dict[HomeFolder, str] = {  # the map of home()
     "results": "Prefect's task results: the cache of the stages",
     "code": "which code has run for the results of the stages",
 }
+FOLDER = "TINYCATS_FOLDER"
 JSON_BYTES = 64 * 2**20
 JSON_DEPTH = 64  # levels
 JSON_DIGITS = 20  # of an integer
@@ -231,6 +233,22 @@ def home(folder: HomeFolder | None = None) -> Path:
         return expanded(named) / (folder or "")
     except ValueError as error:
         raise TinycatsError(f"TINYCATS_HOME is {named!r}: {error}") from None
+
+
+def working_folder() -> dict[str, str]:
+    """Return the folder that holds `releases/` and `.tinycats/` on this machine, as a pull step of Prefect does.
+
+    Raises:
+        TinycatsError: TINYCATS_FOLDER is not set, or there is no such folder.
+    """
+    folder = os.environ.get(FOLDER, "")
+    if not folder or not Path(folder).is_dir():
+        found = f"{folder}, which is no folder" if folder else "not set"
+        raise TinycatsError(
+            f"{FOLDER} is {found} on {socket.gethostname()}; set it to the folder for releases/ and .tinycats/, and start the "
+            "worker again"
+        )
+    return {"directory": folder}
 
 
 def size_of(path: Path) -> tuple[int, int]:

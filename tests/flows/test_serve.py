@@ -78,9 +78,7 @@ def test_a_deployment_runs_in_the_worker_and_everything_stops(
         deployed = {f"{flows[item.flow_id]}/{item.name}": item for item in client.read_deployments()}
         assert deployed.keys() == NAMES
         assert [item.schedule.model_dump()["cron"] for item in deployed["nightly-eval/nightly"].schedules] == ["0 3 * * *"]
-        for item in deployed.values():
-            assert item.pull_steps
-            assert item.pull_steps[0]["prefect.deployments.steps.set_working_directory"] == {"directory": str(ROOT)}
+        assert str(ROOT) not in " ".join(item.model_dump_json() for item in deployed.values())  # a worker may be anywhere
 
         parameters = {"preset": "smoke", "overrides": tiny}
         done = client.create_flow_run_from_deployment(deployed["train-classifier/smoke"].id, parameters=parameters)

@@ -87,9 +87,9 @@ def test_what_a_team_has_set_stays(client: SyncPrefectClient, deployment: UUID):
     )
     client.update_work_pool(deploy.POOL, WorkPoolUpdate(concurrency_limit=7, description="big"))
     deploy.create_pool(client)
-    deploy.update(client, client.read_deployment(deployment), "flows/train_classifier.py:train_classifier")
+    deploy.update(client, client.read_deployment(deployment), deploy.declared()["train-classifier/smoke"])
     now, pool = client.read_deployment(deployment), client.read_work_pool(deploy.POOL)
-    assert now.entrypoint == "flows/train_classifier.py:train_classifier"
+    assert now.entrypoint == "flows.train_classifier.train_classifier"
     assert {"preset", "overrides"} == {*(now.parameter_openapi_schema or {})["properties"]}
     assert now.global_concurrency_limit
     assert (now.description, now.tags, now.global_concurrency_limit.limit) == ("ours", ["team"], 3)

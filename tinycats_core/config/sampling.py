@@ -22,7 +22,9 @@ def _pairs(value: Any) -> Any:
 
 
 Guidance = Annotated[float, Field(ge=0, le=1_000)]  # 1 = none; v = v_null + guidance · (v_class − v_null)
+Guidances = Annotated[tuple[Guidance, ...], BeforeValidator(numbers, json_schema_input_type=Guidance | tuple[Guidance, ...])]
 Interval = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]  # of t, where guidance is applied
+Intervals = Annotated[tuple[Interval, ...], BeforeValidator(_pairs, json_schema_input_type=Interval | tuple[Interval, ...])]
 
 
 class SamplerPart(Part):
@@ -47,8 +49,8 @@ class SampleConfig(SamplerPart):
 class SampleOptions(SamplerPart):
     """How images may be drawn: of the guidances and intervals, one of each is chosen on the validation images."""
 
-    guidance: Annotated[tuple[Guidance, ...], BeforeValidator(numbers), Field(min_length=1)] = (1.5, 1.0, 2.0, 3.0)
-    guidance_interval: Annotated[tuple[Interval, ...], BeforeValidator(_pairs), Field(min_length=1)] = ((0.0, 1.0),)
+    guidance: Annotated[Guidances, Field(min_length=1)] = (1.5, 1.0, 2.0, 3.0)
+    guidance_interval: Annotated[Intervals, Field(min_length=1)] = ((0.0, 1.0),)
     sweep_images: Images = 1_000  # drawn for each choice
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from tinycats_core.errors import ConfigError
 
 Augmentation = Literal["none", "basic", "medium", "full"]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average of the weights; 0: the last weights themselves
+Decays = Annotated[tuple[Decay, ...], BeforeValidator(numbers, json_schema_input_type=Decay | tuple[Decay, ...])]
 
 
 class BaseRelease(NamedTuple):
@@ -44,7 +45,7 @@ class TrainConfig(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
     # One of them is shipped, as it was at one of the snapshots: the sweep chooses.
-    ema_decays: Annotated[tuple[Decay, ...], BeforeValidator(numbers), Field(min_length=1)] = (0.9999, 0.999)
+    ema_decays: Annotated[Decays, Field(min_length=1)] = (0.9999, 0.999)
     snapshots: Annotated[int, Field(ge=1, le=100)] = 5  # evenly spaced over the steps, the last one at the end
     patience: Annotated[int, Field(ge=1, le=100)] = 2  # snapshots without a better one, after which a training that copies ends
     stop_at: Positive | None = None  # the step to end at before `steps`, whose schedule stays: how a flow trains to a snapshot
