@@ -55,7 +55,7 @@ def for_preset(schema: Mapping[str, Any], preset: str) -> dict[str, Any]:
 
 def _with_values(overrides: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     def told(setting: Mapping[str, Any], value: Any) -> dict[str, Any]:
-        if setting.get("format") == "path":  # of the machine that deploys
+        if '"path"' in json.dumps(setting):  # of the machine that deploys
             return dict(setting)
         return {**setting, "description": f"{setting.get('description', '')} (preset: {json.dumps(value)})".strip()}
 
