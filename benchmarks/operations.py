@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,12 +112,12 @@ def one_kill(site: "Site", kind: str, number: int, moment: float) -> dict[str, A
 class Site:
     """A `tinycats up` with a server, a home and a registry of its own."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None):
         from flows.server import free_port
 
         self.folder, self.url = folder, f"http://127.0.0.1:{free_port()}/api"
         own = {"PREFECT_HOME": str(folder / "prefect"), "TINYCATS_HOME": str(folder / "home"), "PREFECT_API_URL": self.url}
-        self.environment = {"OMP_NUM_THREADS": "1"} | os.environ | own
+        self.environment = {"OMP_NUM_THREADS": "1", **os.environ, **own, **(settings or {})}
         self.up: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
