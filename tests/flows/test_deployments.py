@@ -14,6 +14,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import Settings
 from prefect.utilities.callables import parameter_schema
 
 from deployments import deploy
@@ -103,6 +104,17 @@ def test_the_form_describes_every_setting(smoke: tuple[SyncPrefectClient, UUID])
     assert parts["train"]["properties"]["passes"]["description"] == passes
     assert parts["train"]["properties"]["ema_decays"]["description"].startswith("One of them is shipped, as it was at")
     assert parts["model"]["properties"]["width"]["description"] == "(preset: 192)"
+
+
+def test_the_versions_of_a_teams_server_are_those_of_the_constraints() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    services = yaml.safe_load((ROOT / "deployments" / "compose.yaml").read_text())["services"]
+    assert services["server"]["image"] == f"prefecthq/prefect:{pinned['prefect']}-python3.11"
+    assert yaml.safe_load((ROOT / "prefect.yaml").read_text())["prefect-version"] == pinned["prefect"]
+    bases = [services["database"]["image"], *re.findall(r"^FROM (.*)$", (ROOT / "deployments" / "Dockerfile").read_text(), re.M)]
+    assert all(re.fullmatch(r"(postgres|python):\d+(\.\d+)+(-\w+)+", base) for base in bases)
+    settings = {name for service in services.values() for name in service["environment"] if name.startswith("PREFECT_")}
+    assert settings <= {*Settings().to_environment_variables(exclude_unset=False, include_aliases=True)}
 
 
 def test_a_missing_folder_of_a_worker_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
