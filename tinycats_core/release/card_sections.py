@@ -109,8 +109,53 @@ def graphs(benchmark: Mapping[str, Any]) -> list[str]:
         f"{facts['alone_onnxruntime']} alone, and by `sample.py` there.",
         table(
             ["file", "bytes", "difference", "without tinycats", "by sample.py", "allowed"],
-            [[f"`cats-{precision}.onnx`", *(number(row[key]) for key in keys)] for precision, row in rows.items()],
+            [[f"`cats-{precision}.onnx`", *(number(row.get(key)) for key in keys)] for precision, row in rows.items()],
         ),
+    ]
+
+
+def precision(path: Path) -> list[str]:
+    """Return the section on the forms of the graph that were compared; none if they were not."""
+    if not path.is_file():
+        return []
+    facts = read_json(path)
+    unknown = {
+        True: "has instructions for dot products of bytes (VNNI). Without them int8 is slower, how much is not known: "
+        "`tinycats bench` measures it on your machine.",
+        False: "has no instructions for dot products of bytes (VNNI). With them int8 may be faster: `tinycats bench` measures it.",
+        None: "does not say whether it has instructions for dot products of bytes (VNNI), on which the speed of int8 depends: "
+        "`tinycats bench` measures it on your machine.",
+    }
+    head, rows = precision_table(facts)
+    return [
+        f"## Precision\n\n`cats-{facts['chosen']}.onnx` is recommended, and `sample.py` draws with it unless told otherwise. The "
+        f"rule: {facts['rule']}. Each form drew {number(facts['images'])} images from the same noise; the differences are those "
+        "of a pixel, of 255, from fp32. The times are of one image.",
+        table(head, rows),
+        f"The CPU that this was measured on, {facts['cpu']}, {unknown[facts['vnni']]}",
+    ]
+
+
+def precision_table(facts: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table of forms; KID and the others by group."""
+    rows = facts["rows"]
+    metrics = [(group["name"], name) for group in rows[0]["groups"] for name in group["metrics"]]
+    several = len(rows[0]["groups"]) > 1
+    plain = {
+        "bytes": "bytes",
+        "load_ms": "ms to load",
+        "p50_ms": "p50, ms",
+        "p95_ms": "p95, ms",
+        "max_abs_diff": "largest difference",
+        "mean_abs_diff": "mean difference",
+    }
+    head = ["form", *plain.values(), *(f"{name} ({group})" if several else name for group, name in metrics), "allowed"]
+    head += ["recommended"]
+    return head, [
+        [row["name"], *(number(row[key]) for key in plain)]
+        + [number(group["metrics"].get(name)) for group in row["groups"] for name in group["metrics"]]
+        + [_cell(row["admissible"]), _cell(row["chosen"])]
+        for row in rows
     ]
 
 
@@ -289,7 +334,7 @@ def meaning(metric: str) -> str:
     return said or METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
 
 
-def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+def limits(data: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
     shares = [candidate[of].get(name) for name in ("copy_rate", "altered_copy_rate") for of in ("metrics", "floor")]
     copies, real, altered, real_altered = shares
     limits = [
@@ -302,8 +347,6 @@ def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Map
         f"With copies that are mirrored, turned by up to 18 degrees, cropped or recoloured, the shares are {number(altered)} and "
         f"{number(real_altered)}. Copies in other poses, or of a part of an image, are not counted.",
     ]
-    if "int8" in benchmark["onnx"]:
-        limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
     if any(metric.endswith("_breed") for metric in candidate["metrics"]):
         limits.append(
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "

@@ -5,7 +5,7 @@ of all blocks (adaLN), is then a table, and its layers need not ship.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,8 +42,8 @@ def tabulate(denoiser: "onnx.ModelProto", times: Sequence[float], classes: int) 
     layers = _model(denoiser, outer, graph.input[1:], [helper.make_empty_tensor_value_info(name) for name in edge])
     session = onnxruntime.InferenceSession(layers.SerializeToString())
     feeds = {"t": np.repeat(np.asarray(times, np.float32), classes), LABELS: np.tile(np.arange(classes), len(times))}
-    found = session.run(edge, {given.name: feeds[given.name] for given in session.get_inputs()})
-    tables = dict(zip(edge, found, strict=True))
+    found: Any = session.run(edge, {given.name: feeds[given.name] for given in session.get_inputs()})
+    tables: dict[str, np.ndarray] = dict(zip(edge, found, strict=True))
     rows = len(times) * classes
     if wrong := [name for name, table in tables.items() if table.shape[:1] != (rows,) or table.dtype != np.float32]:
         raise ExportError(f"the network cannot be tabulated: {wrong[0]} is not one row of numbers an image.")
