@@ -85,7 +85,7 @@ def release_model(
     graphs = [export_graph(model, choice.sample, config.export) for model in models]
     graphs += export_forms(choice.weights, fp32, choice.sample, config.export)
     speed = benchmark_inference(choice.weights, graphs, choice.sample, config.compute)
-    precision = choose_precision(graphs, speed, dataset, choice.sample, config, classifier)
+    precision = choose_precision(graphs, speed, dataset, choice.sample, config.evaluate, config.export, classifier, config.compute)
     parts = ReleaseParts(
         config=config,
         dataset=dataset,

@@ -8,7 +8,7 @@ from tasks import show
 from tasks.cache import key_of
 from tasks.runs import log
 from tasks.stage import stage
-from tinycats_core.config import ComputeConfig, ExportConfig, ReleaseConfig, SampleConfig
+from tinycats_core.config import ComputeConfig, EvaluateConfig, ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.progress import waiting
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Precision, Weights
@@ -78,13 +78,15 @@ def choose_precision(
     speed: InferenceReport,
     dataset: Dataset,
     sample: SampleConfig,
-    config: ReleaseConfig,
+    judging: EvaluateConfig,
+    config: ExportConfig,
     classifier: Weights | None,
+    compute: ComputeConfig,
 ) -> Precision:
     """Compare what the graphs draw and how fast, and choose the one that the release recommends."""
-    folder = home("export") / key_of(graphs, speed, dataset, sample, config.evaluate, config.export)
+    folder, shared = home("export") / key_of(graphs, speed, dataset, sample, judging, config), home("evaluations")
     with waiting("comparing the forms"):
-        chosen = precision.choose(graphs, speed, dataset, sample, config, classifier, folder, config.compute.device)
+        chosen = precision.choose(graphs, speed, dataset, sample, judging, config, classifier, folder, shared, compute.device)
     head, rows = card_sections.precision_table(chosen.facts)
     show.table("precision", pd.DataFrame(rows, columns=head), f"cats-{chosen.chosen}.onnx is recommended: {chosen.facts['rule']}")
     log().info("recommended: cats-%s.onnx", chosen.chosen)

@@ -6,8 +6,8 @@ Two networks: one that has been trained on drawn cats of 32 px, from a release o
 weights at 128 px. The graphs are held against the sampler on the denoiser files. Their peers are PyTorch, eager and compiled, and
 OpenVINO if it is installed, with the denoiser at opset 23 and with the graph. Everybody draws whole images in turns, each in a
 process of its own. The figures at the top are the worst of both networks and all batch sizes; a speedup is that of the
-fastest graph with int8 weights by the medians, against the faster of two peers of one library; `by_least` is the same by the least times, which other
-programs on the machine disturb less.
+fastest graph with int8 weights by the medians, against the faster of two peers of one library; `by_least` is the same by the
+least times, which other programs on the machine disturb less.
 """
 
 import argparse

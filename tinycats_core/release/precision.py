@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinycats_core.config import ReleaseConfig, SampleConfig
+from tinycats_core.config import EvaluateConfig, ExportConfig, SampleConfig
 from tinycats_core.config.forms import FORMS
 from tinycats_core.errors import ExportError
 from tinycats_core.evaluation.fidelity import evaluate
@@ -31,9 +31,11 @@ def choose(
     speed: InferenceReport,
     dataset: Dataset,
     settings: SampleConfig,
-    config: ReleaseConfig,
+    judging: EvaluateConfig,
+    config: ExportConfig,
     classifier: Weights | None,
     folder: Path,
+    evaluations: Path,
     device: str = "auto",
 ) -> Precision:
     """Compare the graphs by what they draw from the same noise and by their speed, and say which one is recommended.
@@ -44,28 +46,28 @@ def choose(
 
     Args:
         graphs: fp32 first.
+        evaluations: the folder that `fidelity.evaluate` shares between evaluations.
         device: of the judge.
 
     Raises:
         ExportError: the chosen graph does not draw the same in a fresh process.
         EvaluationError: the images cannot be judged.
     """
-    count = min(config.evaluate.samples, config.export.compared_images)
-    labels = labels_to_draw(dataset, count, config.evaluate.other_share)
+    count = min(judging.samples, config.compared_images)
+    labels = labels_to_draw(dataset, count, judging.other_share)
     rows, reference, report = [], None, None
     for one in graphs:
         images = _draw(one, labels, settings)
-        found = evaluate(
-            _kept(one, images, labels, settings, folder), dataset, config.evaluate, classifier, folder / "judged", device
-        )
+        samples = _kept(one, images, labels, settings, folder)
+        found = evaluate(samples, dataset, judging, classifier, evaluations, device)
         reference, report = (images, found) if reference is None else (reference, report)
         assert report is not None
-        rows.append(_row(one, speed, np.abs(images.astype(int) - reference), found, report, config.evaluate.tolerance))
+        rows.append(_row(one, speed, np.abs(images.astype(int) - reference), found, report, judging.tolerance))
     chosen = recommend(rows)
-    _require_same_alone(next(one for one in graphs if one.precision == chosen), settings, config.export.pixel_tolerance)
+    _require_same_alone(next(one for one in graphs if one.precision == chosen), settings, config.pixel_tolerance)
     facts = {
         "chosen": chosen,
-        "rule": RULE.format(tolerance=config.evaluate.tolerance),
+        "rule": RULE.format(tolerance=judging.tolerance),
         "images": count,
         "cpu": speed.facts["machine"]["cpu"],
         "vnni": speed.facts["machine"].get("vnni"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from release_parts import TINY
 
@@ -15,7 +16,7 @@ from tinycats_core.files import read_json
 from tinycats_core.generator import drawing, onnx_file
 from tinycats_core.generator.samplers import plan_of
 from tinycats_core.presets import load
-from tinycats_core.records import InferenceReport, OnnxModel, Weights
+from tinycats_core.records import InferenceReport, OnnxModel, Precision, Weights
 from tinycats_core.release import forms, precision, tables
 
 CLOSE = {"fp16": 2, "fp32-opset23": 1, "int8-opset23": 40, "int8-table": 40}  # of 255, for a network of random weights
@@ -61,12 +62,10 @@ def test_a_table_holds_what_its_layers_compute(fp32: OnnxModel, parts: dict[str,
     feeds = {"x": rng.standard_normal((1, 3, 16, 16), np.float32), "t": np.array([times[number]], np.float32)}
     feeds["labels"] = np.array([label])
     looked_up = {name: table[[number * classes + label]] for name, table in found.items()}
-    import onnxruntime
-
-    (wanted,) = onnxruntime.InferenceSession(fp32.path).run(["velocity"], feeds)
+    wanted: Any = onnxruntime.InferenceSession(fp32.path).run(["velocity"], feeds)[0]
     session = onnxruntime.InferenceSession(core.SerializeToString())
     known = {given.name for given in session.get_inputs()}
-    (got,) = session.run(["velocity"], {name: value for name, value in (feeds | looked_up).items() if name in known})
+    got: Any = session.run(["velocity"], {name: value for name, value in (feeds | looked_up).items() if name in known})[0]
     assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
@@ -102,9 +101,22 @@ def test_the_fastest_that_draws_as_well_is_recommended(rows: list[dict[str, Any]
 
 def test_graphs_are_compared_by_what_they_draw(parts: dict[str, Any], classifier: Weights, tmp_path: Path):
     config = load(TINY | {"evaluate": {"extractor": "breed", "samples": 52, "kid_subsets": 4}})
-    found = precision.choose(
-        parts["graphs"], parts["inference"], parts["dataset"], parts["choice"].sample, config, classifier, tmp_path, "cpu"
-    )
+
+    def choose(speed: InferenceReport) -> Precision:
+        return precision.choose(
+            parts["graphs"],
+            speed,
+            parts["dataset"],
+            parts["choice"].sample,
+            config.evaluate,
+            config.export,
+            classifier,
+            tmp_path,
+            tmp_path / "evaluations",
+            "cpu",
+        )
+
+    found = choose(parts["inference"])
     assert read_json(found.verify().path) == found.facts
     fp32, int8 = found.facts["rows"]
     assert (fp32["max_abs_diff"], fp32["mean_abs_diff"], fp32["admissible"]) == (0, 0.0, True)
@@ -118,4 +130,4 @@ def test_graphs_are_compared_by_what_they_draw(parts: dict[str, Any], classifier
     assert [one.precision for one in forms.shipped(parts["graphs"], found.chosen)] == list(ALWAYS)
     unmeasured = InferenceReport(path=found.path, sha256=found.sha256, facts={**parts["inference"].facts, "rows": []})
     with pytest.raises(ExportError, match="the speed of cats-fp32.onnx was not measured"):
-        precision.choose(parts["graphs"], unmeasured, parts["dataset"], parts["choice"].sample, config, classifier, tmp_path, "cpu")
+        choose(unmeasured)
