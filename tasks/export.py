@@ -12,7 +12,7 @@ from tinycats_core.config import ComputeConfig, EvaluateConfig, ExportConfig, Sa
 from tinycats_core.files import home
 from tinycats_core.progress import waiting
 from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Precision, Weights
-from tinycats_core.release import card_sections, export, forms, graph_check, inference, precision
+from tinycats_core.release import card_onnx, export, forms, graph_check, inference, precision
 
 
 @stage(export.export_denoiser)
@@ -87,7 +87,7 @@ def choose_precision(
     folder, shared = home("export") / key_of(graphs, speed, dataset, sample, judging, config), home("evaluations")
     with waiting("comparing the forms"):
         chosen = precision.choose(graphs, speed, dataset, sample, judging, config, classifier, folder, shared, compute.device)
-    head, rows = card_sections.precision_table(chosen.facts)
+    head, rows = card_onnx.precision_table(chosen.facts)
     show.table("precision", pd.DataFrame(rows, columns=head), f"cats-{chosen.chosen}.onnx is recommended: {chosen.facts['rule']}")
     log().info("recommended: cats-%s.onnx", chosen.chosen)
     return chosen

@@ -9,6 +9,7 @@ from tinycats_core.config.training import BaseRelease
 from tinycats_core.data import groups, sources
 from tinycats_core.evaluation.metrics import DETAILS
 from tinycats_core.files import read_json
+from tinycats_core.release import card_onnx
 from tinycats_core.release import card_sections as sections
 from tinycats_core.release.card_sections import number, table
 from tinycats_core.release.card_words import FILES, HEADLINES
@@ -101,10 +102,10 @@ def _details(folder: Path, facts: Mapping[str, Any]) -> list[str]:
             *sections.raw(folder / "samples" / "ema_and_raw.png"),
         ],
         "ONNX files and speed": [
-            *sections.onnx(benchmark),
-            *sections.graphs(benchmark),
-            *sections.precision(folder / "precision.json"),
-            *sections.speed(benchmark["inference"]),
+            *card_onnx.onnx(benchmark),
+            *card_onnx.graphs(benchmark),
+            *card_onnx.precision(folder / "precision.json"),
+            *card_onnx.speed(benchmark["inference"]),
         ],
         "Breed classifier": sections.classifier(folder / "classifier.json"),
         "Training": sections.training(folder / "training_cost.json"),
