@@ -119,7 +119,7 @@ def choice(sweep: Mapping[str, Any], picture: Path) -> list[str]:
         *(course if picture.is_file() else []),
         table(
             sweep["rows"][0],
-            [[cell(cell) for cell in row.values()] for row in sweep["rows"]],
+            [[cell(value) for value in row.values()] for row in sweep["rows"]],
         ),
     ]
 
