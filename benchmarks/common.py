@@ -33,6 +33,7 @@ TINY: dict[str, dict[str, Any]] = {  # overrides: the smoke preset in seconds, a
     "classifier": {"epochs": 3, "batch_size": 32},
     "sample": {"guidance": [1.0, 1.5], "sweep_images": 52},
     "evaluate": {"samples": 104, "kid_subsets": 10},
+    "export": {"forms": []},
 }
 
 P = ParamSpec("P")

@@ -62,7 +62,7 @@ def make_release(scratch: Path) -> None:
     from tinycats_core.generator import sampling
     from tinycats_core.presets import resolve
     from tinycats_core.records import ReleaseParts
-    from tinycats_core.release import bundle, export, graph_check, inference
+    from tinycats_core.release import bundle, export, graph_check, inference, precision
     from tinycats_core.training.start import train
 
     small = {**TINY, "train": {**TINY["train"], "steps": 60, "checkpoint_every": 60, "sample_every": 60, "ema_decays": [0.9]}}
@@ -79,6 +79,11 @@ def make_release(scratch: Path) -> None:
     fp32 = export.export_denoiser(choice.weights, config.export, scratch / "onnx")
     int8 = export.quantize(fp32, scratch / "onnx")
     models = tuple(export.check(choice.weights, model, config.export, scratch / "onnx") for model in (fp32, int8))
+    graphs = tuple(graph_check.export_graph(model, choice.sample, config.export, scratch / "onnx") for model in models)
+    speed = inference.benchmark(choice.weights, graphs, choice.sample, scratch / "inference", "cpu")
+    forms = precision.choose(
+        graphs, speed, dataset, choice.sample, config.evaluate, config.export, judge, scratch / "forms", evaluations, "cpu"
+    )
     other = samples.draw_samples(int8, dataset, choice.sample, 52, scratch / "int8.safetensors", "cpu")
     picture = scratch / "ema_and_raw.png"
     parts = ReleaseParts(
@@ -89,12 +94,13 @@ def make_release(scratch: Path) -> None:
         report=measured,
         decision=gate.decide(measured, None, None, config.evaluate, scratch / "decision"),
         models=models,
-        graphs=tuple(graph_check.export_graph(model, choice.sample, config.export, scratch / "onnx") for model in models),
+        graphs=graphs,
         classifier=judge,
         classifier_onnx=export.export_classifier(judge, dataset, config.export, scratch / "onnx"),
         baseline=None,
         onnx_reports=(fidelity.evaluate(other, dataset, config.evaluate, judge, evaluations, "cpu"),),
-        inference=inference.benchmark(choice.weights, models, choice.sample, scratch / "inference", "cpu"),
+        precision=forms,
+        inference=speed,
         ema_and_raw=sampling.draw_ema_and_raw(choice.weights, trained.raw, choice.sample, picture, device),
     )
     shutil.copytree(bundle.build(scratch / "registry", parts).folder, scratch / "release")

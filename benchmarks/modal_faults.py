@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[2:]))
 """
 SMALL: dict[str, dict[str, Any]] = TINY | {
     "train": TINY["train"] | {"checkpoint_every": 25, "log_every": 5},
-    "export": {"int8": False},
+    "export": {"int8": False, "forms": []},
     "compute": {"where": "modal", "device": "cpu", "gpu": "T4", "poll_seconds": 0.2, "patience_minutes": 1},
 }
 STEPS_TO_PREEMPT = range(1, SMALL["train"]["steps"] - 20)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 KINDS = ("flow", "worker", "server", "up by Ctrl-C", "up")
-SMALL: dict[str, dict[str, Any]] = TINY | {"export": {"int8": False}}
+SMALL: dict[str, dict[str, Any]] = TINY | {"export": {"int8": False, "forms": []}}
 WITHIN = 40.0  # seconds of a release in which it is hit: about as long as it takes on two idle cores
 BAR = 60.0  # seconds from the start-up, or from the kill where nothing has to be started by hand, to the end of the next run
 LONGEST = 600.0  # seconds that anything here may take

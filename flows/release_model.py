@@ -12,7 +12,16 @@ from tasks.budget import measure_and_choose, plan_budget
 from tasks.cache import used_code
 from tasks.data import prepare_data, validate_data
 from tasks.evaluation import decide, judge_needs_classifier, require_promoted
-from tasks.export import benchmark_inference, check_onnx, export_classifier, export_graph, export_onnx, quantize
+from tasks.export import (
+    benchmark_inference,
+    check_onnx,
+    choose_precision,
+    export_classifier,
+    export_forms,
+    export_graph,
+    export_onnx,
+    quantize,
+)
 from tasks.preflight import check_force, check_ready, configure, find_base, fit_to_data
 from tasks.publishing import (
     build_bundle,
@@ -28,6 +37,7 @@ from tasks.sampling import compare_with_raw
 from tasks.sweep import choose_sampling, train_and_watch
 from tasks.training import train_classifier
 from tinycats_core.records import Release, ReleaseParts
+from tinycats_core.release.forms import shipped
 
 
 @flow(name="release-model")
@@ -72,6 +82,10 @@ def release_model(
     onnx_report = evaluate(int8 or fp32, choice.sample, dataset, config, classifier).report
 
     models = (fp32, int8) if int8 else (fp32,)
+    graphs = [export_graph(model, choice.sample, config.export) for model in models]
+    graphs += export_forms(choice.weights, fp32, choice.sample, config.export)
+    speed = benchmark_inference(choice.weights, graphs, choice.sample, config.compute)
+    precision = choose_precision(graphs, speed, dataset, choice.sample, config.evaluate, config.export, classifier, config.compute)
     parts = ReleaseParts(
         config=config,
         dataset=dataset,
@@ -80,12 +94,13 @@ def release_model(
         report=report,
         decision=decision,
         models=models,
-        graphs=tuple(export_graph(model, choice.sample, config.export) for model in models),
+        graphs=shipped(graphs, precision.chosen),
         classifier=classifier,
         classifier_onnx=export_classifier(classifier, dataset, config.export) if classifier else None,
         baseline=baseline,
         onnx_reports=(onnx_report,),
-        inference=benchmark_inference(choice.weights, models, choice.sample, config.compute),
+        precision=precision,
+        inference=speed,
         ema_and_raw=compared,
         code=used_code("build_bundle"),
         parent=published.as_parent if published else None,
@@ -94,8 +109,8 @@ def release_model(
     if dry_run:
         return show_plan(release, config.publish, decision.baseline)
     wait_for_approval(config.publish, release)
-    shipped = publish(release, config.publish, decision.baseline)
-    return summarize(read_back(shipped, config.publish), "published")
+    sent = publish(release, config.publish, decision.baseline)
+    return summarize(read_back(sent, config.publish), "published")
 
 
 def main(arguments: list[str] | None = None) -> int:

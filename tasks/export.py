@@ -8,11 +8,11 @@ from tasks import show
 from tasks.cache import key_of
 from tasks.runs import log
 from tasks.stage import stage
-from tinycats_core.config import ComputeConfig, ExportConfig, SampleConfig
+from tinycats_core.config import ComputeConfig, EvaluateConfig, ExportConfig, SampleConfig
 from tinycats_core.files import home
 from tinycats_core.progress import waiting
-from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Weights
-from tinycats_core.release import export, graph_check, inference
+from tinycats_core.records import Dataset, InferenceReport, OnnxModel, Precision, Weights
+from tinycats_core.release import card_onnx, export, forms, graph_check, inference, precision
 
 
 @stage(export.export_denoiser)
@@ -48,14 +48,21 @@ def export_graph(model: OnnxModel, sample: SampleConfig, config: ExportConfig) -
     return made
 
 
+@stage(forms.make)
+def export_forms(checkpoint: Weights, model: OnnxModel, sample: SampleConfig, config: ExportConfig) -> tuple[OnnxModel, ...]:
+    """Write the graph in the other forms that may ship."""
+    with waiting("building the graph in other forms"):
+        return forms.make(checkpoint, model, sample, config, home("export") / key_of(checkpoint, model, sample, config))
+
+
 @stage(inference.benchmark)
 def benchmark_inference(
-    checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, compute: ComputeConfig
+    checkpoint: Weights, graphs: Sequence[OnnxModel], config: SampleConfig, compute: ComputeConfig
 ) -> InferenceReport:
     """Measure how fast each runtime draws on this machine: latency, throughput, memory, time to load."""
-    folder = home("export") / key_of(checkpoint, models, config)
+    folder = home("export") / key_of(checkpoint, graphs, config)
     with waiting("measuring the speed"):
-        report = inference.benchmark(checkpoint, models, config, folder, compute.device)
+        report = inference.benchmark(checkpoint, graphs, config, folder, compute.device)
     machine = report.facts["machine"]
     what = f"Whole images in {config.steps} steps on {machine['cpu']}, threads: {machine['torch_threads']}"
     show.table("inference", pd.json_normalize(report.facts["rows"]), what)
@@ -63,6 +70,27 @@ def benchmark_inference(
     for note in report.facts["notes"]:
         log().info(note)
     return report
+
+
+@stage(precision.choose)
+def choose_precision(
+    graphs: Sequence[OnnxModel],
+    speed: InferenceReport,
+    dataset: Dataset,
+    sample: SampleConfig,
+    judging: EvaluateConfig,
+    config: ExportConfig,
+    classifier: Weights | None,
+    compute: ComputeConfig,
+) -> Precision:
+    """Compare what the graphs draw and how fast, and choose the one that the release recommends."""
+    folder, shared = home("export") / key_of(graphs, speed, dataset, sample, judging, config), home("evaluations")
+    with waiting("comparing the forms"):
+        chosen = precision.choose(graphs, speed, dataset, sample, judging, config, classifier, folder, shared, compute.device)
+    head, rows = card_onnx.precision_table(chosen.facts)
+    show.table("precision", pd.DataFrame(rows, columns=head), f"cats-{chosen.chosen}.onnx is recommended: {chosen.facts['rule']}")
+    log().info("recommended: cats-%s.onnx", chosen.chosen)
+    return chosen
 
 
 @stage(export.export_classifier)

@@ -17,9 +17,12 @@ AT_HOME_IN = {
     "torchvision": {"evaluation.backbones"},
     "torch_fidelity": {"evaluation.extractors", "evaluation.metrics"},
     "timm": {"evaluation.dinov2"},
-    "onnx": {"generator.onnx_file", "release.export", "release.graph"},
+    "onnx": {"generator.onnx_file", "release.export", "release.graph", "release.forms", "release.tables"},
     "google": {"generator.onnx_file"},  # protobuf, what onnx reads with
-    "onnxruntime": {"generator.onnx_file", "generator.drawing", "release.export", "release.graph_check", "release.stranger"},
+    "onnxruntime": {
+        *("generator.onnx_file", "generator.drawing", "release.export", "release.graph_check", "release.stranger"),
+        *("release.tables", "release.inference", "release.cats"),  # the last two name the type alone
+    },
     "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained", "data.parquet_mirror"},
     "httpx2": {"release.hub_access", "data.parquet_mirror"},  # what huggingface_hub talks through
     "model_signing": {"release.signature"},

@@ -146,6 +146,7 @@ def machine() -> dict[str, Any]:
     found = threads.facts()
     return {
         "cpu": _processor(),
+        "vnni": _multiplies_bytes(),
         "cores": cores(),
         "torch_threads": found.pop("threads"),
         **found,
@@ -174,6 +175,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
     return found[1].strip() if found else platform.machine()
+
+
+def _multiplies_bytes() -> bool | None:
+    """Return whether the CPU has instructions for dot products of bytes (VNNI, or those of Arm); None if it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return None
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
+    return bool({"avx512_vnni", "avx_vnni", "asimddp"} & set(found[1].split())) if found else None
 
 
 @lru_cache(maxsize=1)

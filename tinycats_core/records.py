@@ -254,13 +254,20 @@ class Decision(FileRecord):
 class OnnxModel(FileRecord):
     """One ONNX file, of the denoiser, the graph or the classifier, and what was measured of it (size in bytes, parity)."""
 
-    precision: str  # "fp32" | "int8"
+    precision: str  # "fp32", "int8", or the name of another candidate
     facts: dict[str, float | int | str | None] = {}
 
 
 class InferenceReport(FileRecord):
     """How fast each runtime draws images on one machine, as a JSON file at `path`; `inference.measure` says what is in it."""
 
+    facts: dict[str, Any]
+
+
+class Precision(FileRecord):
+    """How the graphs compare, as a JSON file at `path`; `precision.choose` says what is in it."""
+
+    chosen: str
     facts: dict[str, Any]
 
 
@@ -298,11 +305,12 @@ class ReleaseParts(Part):
     report: FidelityReport
     decision: Decision
     models: tuple[OnnxModel, ...]
-    graphs: tuple[OnnxModel, ...]  # of the same precisions
+    graphs: tuple[OnnxModel, ...]  # of the same precisions, and the recommended one
     classifier: Weights | None
     classifier_onnx: OnnxModel | None
     baseline: FidelityReport | None
     onnx_reports: tuple[FidelityReport, ...]  # of what the ONNX files draw; `conditions["runtime"]` says which file
+    precision: Precision  # like the next one no parent
     inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
     ema_and_raw: Picture | None  # None: the training left no raw weights
     code: dict[str, StageCode] = Field(default_factory=dict)  # by stage

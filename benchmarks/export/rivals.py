@@ -14,6 +14,7 @@ import numpy as np
 
 from tinycats_core import threads
 from tinycats_core.config import SampleConfig
+from tinycats_core.config.forms import FORMS
 
 Draw = Callable[[int], object]  # draws as many images at a time
 
@@ -33,10 +34,16 @@ def _by_graph(precision: str) -> Callable[[Files], Draw]:
     def enter(files: Files) -> Draw:
         from tinycats_core.generator import drawing, onnx_file
 
-        session = onnx_file.open_session(files.graphs[precision], onnx_file.GRAPH, threads=files.threads)
-        classes = int(session.get_modelmeta().custom_metadata_map["null_class"])
-        settings = files.settings
-        return lambda batch: drawing.draw(session, _labels(batch, classes), settings.seed, settings.guidance, batch)
+        one, many = (
+            onnx_file.open_session(files.graphs[precision], onnx_file.GRAPH, threads=threads) for threads in (files.threads, 1)
+        )
+        classes, settings = int(one.get_modelmeta().custom_metadata_map["null_class"]), files.settings
+
+        def draw(batch: int) -> object:
+            session, workers = (one, 1) if batch == 1 else (many, files.threads)
+            return drawing.draw(session, _labels(batch, classes), settings.seed, settings.guidance, workers=workers)
+
+        return draw
 
     return enter
 
@@ -88,8 +95,7 @@ def _by_openvino_graph(files: Files) -> Draw:
 
 
 RIVALS: dict[str, Callable[[Files], Draw]] = {
-    "graph fp32": _by_graph("fp32"),
-    "graph int8": _by_graph("int8"),
+    **{f"graph {name}": _by_graph(name) for name in FORMS},
     "PyTorch": _by_pytorch,
     "torch.compile": _by_compiled,
     "OpenVINO": _by_openvino,
@@ -97,9 +103,10 @@ RIVALS: dict[str, Callable[[Files], Draw]] = {
 }
 
 
-def available(quick: bool) -> list[str]:
-    """Return who can draw here. A quick run compiles nothing."""
+def available(quick: bool, graphs: Iterable[str] = FORMS) -> list[str]:
+    """Return who can draw here, with the graphs that there are. A quick run compiles nothing."""
     here = {"OpenVINO": find_spec("openvino") is not None, "torch.compile": not quick}
+    here |= {f"graph {name}": name in graphs for name in FORMS}
     return [name for name in RIVALS if here.get(name.partition(",")[0], True)]
 
 

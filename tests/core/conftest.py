@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_inference, make_report
+from release_parts import FINISH, TINY, make_checkpoint, make_choice, make_inference, make_precision, make_report
 from safetensors.torch import save_file
 
 from tinycats_core.compute import costs
@@ -101,6 +101,7 @@ def parts(
         "baseline": make_report(folder / "baseline.json", "pytorch", 0.0399),
         "onnx_reports": [make_report(folder / "int8.json", "onnx-int8", 0.0351, **measured(int8))],
         "parent": ParentRelease(version="0123456789ab", sha256="0" * 64),
+        "precision": make_precision(folder / "precision.json"),
         "inference": make_inference(folder / "inference.json"),
         "ema_and_raw": sampling.draw_ema_and_raw(
             checkpoint, make_checkpoint(folder / "raw.safetensors", seed=1), choice.sample, folder / "ema_and_raw.png"

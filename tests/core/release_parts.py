@@ -10,7 +10,7 @@ from tinycats_core.files import sha256_of, write_json
 from tinycats_core.generator.model import TinyDiT
 from tinycats_core.generator.weights import save_generator
 from tinycats_core.presets import load
-from tinycats_core.records import Choice, FidelityReport, InferenceReport, Weights
+from tinycats_core.records import Choice, FidelityReport, InferenceReport, Precision, Weights
 
 TINY = {
     "data": {"source": "toycats", "image_size": 16, "toy_train_per_class": 2, "toy_val_per_class": 1, "toy_test_per_class": 2},
@@ -94,6 +94,18 @@ def make_inference(path: Path) -> InferenceReport:
     }
     write_json(path, facts)
     return InferenceReport(path=path, sha256=sha256_of(path), facts=facts)
+
+
+def make_precision(path: Path) -> Precision:
+    def row(name: str, p50: float, delta: float) -> dict[str, Any]:
+        group = {"name": "cats", "metrics": {"kid_breed": 0.0345 + delta, "fd_breed": 12.5}, "kid_delta": delta, "kid_bound": 0.004}
+        facts = {"name": name, "what": name, "bytes": 1000 * p50, "load_ms": 5.5, "p50_ms": p50, "p95_ms": 1.5 * p50}
+        return facts | {"max_abs_diff": 3, "mean_abs_diff": 0.25, "groups": [group], "admissible": True, "chosen": name == "int8"}
+
+    rows = [row("fp32", 14.25, 0.0), row("int8", 7.5, 0.0004)]
+    facts = {"chosen": "int8", "rule": "the fastest", "images": 52, "cpu": "A CPU", "vnni": True, "rows": rows}
+    write_json(path, facts)
+    return Precision(path=path, sha256=sha256_of(path), chosen="int8", facts=facts)
 
 
 def make_report(path: Path, runtime: str, kid: float, **conditions: Any) -> FidelityReport:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tinycats_core.config.base import Fraction, FullPath, Images, Part, Positive, Seed, Share, Thousands
+from tinycats_core.config.forms import OTHERS
 from tinycats_core.files import expanded
 
 SIGSTORE = "sigstore"  # as publish.sign_key: sign by identity instead of by key
@@ -37,7 +38,16 @@ class ExportConfig(Part):
     fp32_tolerance: Annotated[float, Field(gt=0)] = 1e-3  # relative error of the velocity against PyTorch
     int8_tolerance: Annotated[float, Field(gt=0)] = 0.15  # at t = 1, where the velocity is small, it is largest
     int8: bool = True
+    forms: tuple[str, ...] = OTHERS  # of cats-*.onnx, compared with fp32 and int8; the one that is chosen ships, too
+    compared_images: Images = 1_000  # drawn with each form to compare it; evaluate.samples if that is fewer
     pixel_tolerance: Annotated[int, Field(ge=0, le=255)] = 0  # of a pixel of cats-*.onnx against the sampler on the denoiser file
+
+    @field_validator("forms")
+    @classmethod
+    def _forms_exist(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in forms if name not in OTHERS]:
+            raise ValueError(f"{wrong[0]!r} is not a further form; allowed: {', '.join(OTHERS)}, or none")
+        return tuple(dict.fromkeys(forms))
 
 
 class PublishConfig(Part):

@@ -8,16 +8,19 @@ Needs numpy and onnxruntime. Each image is written as <out>/<class>-<number>.png
 import argparse
 import json
 import math
+import os
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FORMAT = "tinycats-graph/1"  # of the ONNX files that this draws with, in their metadata
+PRECISION = "precision.json"  # beside them: how they compare, and which of them is recommended
 
 
 def noise(indices: Sequence[int], size: int, seed: int) -> np.ndarray:
@@ -31,29 +34,50 @@ def draw(
     labels: Sequence[int],
     seed: int,
     guidance: float,
-    batch_size: int,
+    batch_size: int = 1,
     watch: Callable[[range], Iterable[int]] = iter,
+    workers: int = 1,
 ) -> np.ndarray:
-    """Draw an image for each label with a session of onnxruntime: uint8 (N, S, S, 3). `watch` sees the batches go by.
+    """Draw an image for each label with a session of onnxruntime: uint8 (N, S, S, 3).
+
+    On a CPU many images are drawn fastest one by one, by a session of one thread and as many workers as there are cores.
+
+    Args:
+        watch: sees the batches go by.
+        workers: how many batches are drawn at a time.
 
     Raises:
         ValueError: a label is not a class, or the guidance is not a number.
     """
     facts = session.get_modelmeta().custom_metadata_map
-    size, count, drawn = int(facts["image_size"]), len(json.loads(facts["classes"])), []
+    size, count = int(facts["image_size"]), len(json.loads(facts["classes"]))
     if wrong := [int(label) for label in labels if not 0 <= label < count]:
         raise ValueError(f"label {wrong[0]} is not a class; allowed: 0 to {count - 1}")
     if not math.isfinite(guidance):
         raise ValueError(f"the guidance is {guidance}; give a number, or 1 for none")
-    for start in watch(range(0, len(labels), batch_size)):
+
+    def images(start: int) -> np.ndarray:
         batch = np.asarray(labels[start : start + batch_size], np.int64)
         feeds = {
             "noise": noise(range(start, start + len(batch)), size, seed),
             "labels": batch,
             "guidance": np.array(guidance, np.float32),
         }
-        drawn += session.run(["images"], feeds)
+        return session.run(["images"], feeds)[0]
+
+    starts = range(0, len(labels), batch_size)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        batches = [pool.submit(images, start) for start in starts]
+        drawn = [batch.result() for _, batch in zip(watch(starts), batches, strict=True)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is drawn
     return np.concatenate(drawn).transpose(0, 2, 3, 1)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def png(image: np.ndarray) -> bytes:
@@ -68,11 +92,16 @@ def png(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def load(path: Path) -> Any:
-    """Return a session of onnxruntime for a file of this release. Ends the program with a message if it cannot be used."""
+def load(path: Path, threads: int = 0) -> Any:
+    """Return a session of onnxruntime for a file of this release. Ends the program with a message if it cannot be used.
+
+    Args:
+        threads: that share the work on an image; 0: as many as there are cores.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its errors are raised
     try:
         session = onnxruntime.InferenceSession(path, options)
@@ -83,8 +112,16 @@ def load(path: Path) -> Any:
             "Download the file again, or install a newer onnxruntime: pip install -U onnxruntime"
         )
     if session.get_modelmeta().custom_metadata_map.get("format") != FORMAT:
-        sys.exit(f"{path} does not draw whole images; give cats-fp32.onnx or cats-int8.onnx.")
+        sys.exit(f"{path} does not draw whole images; give cats-fp32.onnx or another cats-*.onnx.")
     return session
+
+
+def recommended(release: Path) -> str:
+    """Return the file that the release recommends: the fastest one that draws as well as the fp32 file."""
+    try:
+        return f"cats-{json.loads((release / PRECISION).read_text(encoding='utf-8'))['chosen']}.onnx"
+    except FileNotFoundError:  # an earlier release, or its files alone
+        return "cats-fp32.onnx"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,10 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", type=int, default=1, metavar="N", help="images of each class (default: 1)")
     parser.add_argument("--seed", type=int, help="default: the one that the release was measured with")
     parser.add_argument("--guidance", type=float, help="1: none; default: the one that the release was measured with")
-    parser.add_argument("--model", default="cats-fp32.onnx", help="an ONNX file of this release; default: %(default)s")
+    parser.add_argument("--model", default=recommended(release), help="an ONNX file of this release; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("cats"), help="a folder, made if it is missing; default: %(default)s")
     given = parser.parse_args(arguments)
-    session = load(release / given.model)
+    session = load(release / given.model, threads=0 if given.name and given.n == 1 else 1)
     facts = session.get_modelmeta().custom_metadata_map
     classes, settings = json.loads(facts["classes"]), json.loads(facts["sampling"])
     seed = settings["seed"] if given.seed is None else given.seed
@@ -114,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.out.resolve().is_relative_to(release):
         parser.error(f"--out is {given.out}, inside the release, which would damage it; give a folder elsewhere")
     labels = np.repeat([classes.index(given.name)] if given.name else np.arange(len(classes)), given.n)
-    images = draw(session, labels.tolist(), seed, guidance, settings["batch_size"])
+    images = draw(session, labels.tolist(), seed, guidance, workers=cores())
     given.out.mkdir(parents=True, exist_ok=True)
     for index, (label, image) in enumerate(zip(labels, images, strict=True)):
         (given.out / f"{classes[label]}-{index % given.n}.png").write_bytes(png(image))

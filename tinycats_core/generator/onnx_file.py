@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DENOISER, GRAPH, CLASSIFIER = "tinycats-denoiser/1", drawing.FORMAT, "tinycats-classifier/1"
 OUTPUT = "velocity"
+ALONE = "alone"  # in the metadata of a denoiser: why an image must be drawn without others in its batch
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -116,6 +117,7 @@ class OnnxVelocity:
 
     def __init__(self, session: "onnxruntime.InferenceSession"):
         self.session = session
+        self.alone = ALONE in session.get_modelmeta().custom_metadata_map  # likewise
 
     def __call__(self, x: "Tensor", t: "Tensor", labels: "Tensor") -> "Tensor":
         import torch

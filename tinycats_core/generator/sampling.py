@@ -76,7 +76,7 @@ def sample(
 
     Args:
         velocity: a network, or `onnx_file.onnx_velocity` of an ONNX file; one that runs its own threads has a true attribute
-            `own_threads`.
+            `own_threads`, and one that draws an image differently beside others a true attribute `alone`.
         labels: int64 (N,).
         first: the number i of the first image, if this is a part of a larger set.
 
@@ -89,9 +89,10 @@ def sample(
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(f"label {int(labels.max())} is not a class; allowed: 0 to {num_classes - 1}")
     plan, done = plan_of(config), []
+    batch_size = 1 if getattr(velocity, "alone", False) else config.batch_size
     # beside a library with threads of its own, PyTorch's would spin while they wait for work, and slow it down
     with threads.limited(1) if getattr(velocity, "own_threads", False) else nullcontext():
-        for indices in steps(torch.arange(len(labels)).split(config.batch_size), "drawing"):
+        for indices in steps(torch.arange(len(labels)).split(batch_size), "drawing"):
             batch = labels[indices].to(device)
             start = initial_noise((indices + first).tolist(), image_size, config.seed).to(device)
             field = guide(velocity, batch, num_classes, config.guidance, config.guidance_interval)

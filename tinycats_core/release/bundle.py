@@ -164,6 +164,7 @@ def _write_facts(folder: Path, parts: ReleaseParts) -> None:
             "training": {"step": weights.step, **weights.facts},
             "classifier": parts.classifier and parts.classifier.facts,
         },
+        drawing.PRECISION: parts.precision.facts,
         "decision.json": parts.decision.model_dump(mode="json", exclude={"path", "sha256"}),
     }
     if parts.classifier is not None:

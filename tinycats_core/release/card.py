@@ -9,6 +9,7 @@ from tinycats_core.config.training import BaseRelease
 from tinycats_core.data import groups, sources
 from tinycats_core.evaluation.metrics import DETAILS
 from tinycats_core.files import read_json
+from tinycats_core.release import card_onnx
 from tinycats_core.release import card_sections as sections
 from tinycats_core.release.card_sections import number, table
 from tinycats_core.release.card_words import FILES, HEADLINES
@@ -79,7 +80,7 @@ def _front(name: str, version: str, repo_id: str | None, facts: Mapping[str, Any
         *_use(data["classes"][0], name, repo_id),
         *sections.verdict(facts["decision"]),
         *sections.kept(kept),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in sections.limits(data, candidate, benchmark)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in sections.limits(data, candidate)),
         f"## Training data\n\n{sources.find(data['source']).note} {number(data['train_count'])} images to train on, "
         f"{number(data['val_count'])} to choose by, {number(data['test_count'])} to measure with.",
         *sections.base(facts["release_config"]),
@@ -100,7 +101,12 @@ def _details(folder: Path, facts: Mapping[str, Any]) -> list[str]:
             *sections.choice(facts["sweep"], folder / "samples" / "course.png"),
             *sections.raw(folder / "samples" / "ema_and_raw.png"),
         ],
-        "ONNX files and speed": [*sections.onnx(benchmark), *sections.graphs(benchmark), *sections.speed(benchmark["inference"])],
+        "ONNX files and speed": [
+            *card_onnx.onnx(benchmark),
+            *card_onnx.graphs(benchmark),
+            *card_onnx.precision(folder / "precision.json"),
+            *card_onnx.speed(benchmark["inference"]),
+        ],
         "Breed classifier": sections.classifier(folder / "classifier.json"),
         "Training": sections.training(folder / "training_cost.json"),
         "Files": [

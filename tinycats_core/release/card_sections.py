@@ -81,39 +81,6 @@ def kept(kept: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def onnx(benchmark: Mapping[str, Any]) -> list[str]:
-    return [
-        "## ONNX files\n\nThe error is that of the velocity, relative to PyTorch in fp32: the largest over several times and "
-        "all classes.",
-        table(
-            ["file", "bytes", "relative error", "allowed"],
-            [
-                [f"`denoiser-{precision}.onnx`", *(number(facts.get(key)) for key in ("bytes", "relative_error", "tolerance"))]
-                for precision, facts in benchmark["onnx"].items()
-            ],
-        ),
-    ]
-
-
-def graphs(benchmark: Mapping[str, Any]) -> list[str]:
-    """Return the section on the ONNX files that hold the whole sampler; none if there are none."""
-    if not (rows := benchmark.get("graphs")):
-        return []
-    keys = ("bytes", "max_abs_diff", "alone_max_abs_diff", "script_max_abs_diff", "tolerance")
-    facts = next(iter(rows.values()))
-    return [
-        "## From noise to image\n\n`cats-*.onnx` hold the network and the whole sampler: `noise` (B, 3, S, S) float32, "
-        "`labels` (B,) int64 and `guidance` () float32 go in, `images` (B, 3, S, S) uint8 come out. The differences are those of a "
-        "pixel, of 255, from what the sampler draws with the denoiser file: here over "
-        f"{number(facts['images'])} images of all classes, in a fresh process with NumPy {facts['alone_numpy']} and onnxruntime "
-        f"{facts['alone_onnxruntime']} alone, and by `sample.py` there.",
-        table(
-            ["file", "bytes", "difference", "without tinycats", "by sample.py", "allowed"],
-            [[f"`cats-{precision}.onnx`", *(number(row[key]) for key in keys)] for precision, row in rows.items()],
-        ),
-    ]
-
-
 def neighbours(path: Path) -> list[str]:
     """Return the section on what the images are nearest to; none if its picture is not in the release."""
     if not path.is_file():
@@ -152,7 +119,7 @@ def choice(sweep: Mapping[str, Any], picture: Path) -> list[str]:
         *(course if picture.is_file() else []),
         table(
             sweep["rows"][0],
-            [[_cell(cell) for cell in row.values()] for row in sweep["rows"]],
+            [[cell(value) for value in row.values()] for row in sweep["rows"]],
         ),
     ]
 
@@ -168,32 +135,7 @@ def raw(path: Path) -> list[str]:
     ]
 
 
-def speed(inference: Mapping[str, Any]) -> list[str]:
-    """Return the section on how fast each runtime draws, on which machine."""
-    rows, sample = inference["rows"], inference["sample"]
-    ratio = inference["ratios"].get("fp32_over_int8")
-    memory = sorted({f"{row['memory']} ({row['device']})" for row in rows})
-    percentiles, batches = rows[0]["latency_ms"], rows[0]["images_per_s"]
-    return [
-        f"## Speed\n\nWhole images, from noise to pixels, by {sample['sampler']} in {number(sample['steps'])} steps at guidance "
-        f"{number(sample['guidance'])}. The percentiles are of the time of one image, in ms, after a warm-up; memory is the "
-        f"{', '.join(memory)} at its peak, in MB."
-        + (f" The int8 file draws one image {number(ratio)} times as fast as the fp32 file." if ratio else ""),
-        table(
-            ["runtime", "device", *percentiles, "images", *(f"images/s at {batch}" for batch in batches), "MB", "ms to load"],
-            [
-                [row["runtime"], row["device"]]
-                + [number(value) for value in (*row["latency_ms"].values(), row["repeats"], *row["images_per_s"].values())]
-                + [number(row["peak_memory_mb"]), number(row["load_ms"])]
-                for row in rows
-            ],
-        ),
-        *(f"- {note}" for note in inference["notes"]),
-        ", ".join(f"{key} {value}" for key, value in inference["machine"].items() if value is not None) + ".",
-    ]
-
-
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(number, value)) if isinstance(value, list) else number(value)
@@ -289,7 +231,7 @@ def meaning(metric: str) -> str:
     return said or METRICS.get(metric) or METRICS.get(metric.split("_")[0], "")
 
 
-def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[str]:
+def limits(data: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
     shares = [candidate[of].get(name) for name in ("copy_rate", "altered_copy_rate") for of in ("metrics", "floor")]
     copies, real, altered, real_altered = shares
     limits = [
@@ -302,8 +244,6 @@ def limits(data: Mapping[str, Any], candidate: Mapping[str, Any], benchmark: Map
         f"With copies that are mirrored, turned by up to 18 degrees, cropped or recoloured, the shares are {number(altered)} and "
         f"{number(real_altered)}. Copies in other poses, or of a part of an image, are not counted.",
     ]
-    if "int8" in benchmark["onnx"]:
-        limits.append("The int8 file scales its activations over the whole batch: an image changes a little with its neighbours.")
     if any(metric.endswith("_breed") for metric in candidate["metrics"]):
         limits.append(
             "The judge's features come from a breed classifier trained on the same data, not from Inception: these numbers "
@@ -318,7 +258,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
         if isinstance(item, Mapping):
             rows += _flat(item, f"{prefix}{key}.")
         else:
-            rows.append([f"{prefix}{key}", _cell(item)])
+            rows.append([f"{prefix}{key}", cell(item)])
     return rows
 
 

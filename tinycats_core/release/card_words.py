@@ -33,6 +33,7 @@ FILES = {
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",
     "benchmark.json": "size and parity of the ONNX files; how fast each runtime draws, and the machine that this was measured on",
+    "precision.json": "how the forms of `cats-*.onnx` compare, and which one is recommended",
     "decision.json": "the gate's terms",
     "sweep.json": "the averages and guidances that were tried on the validation images, and which of them this release is",
     "classifier.safetensors": "the breed classifier that judged it",

@@ -3,8 +3,9 @@
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,9 @@ from tinycats_core.pictures import contact_sheet, sheet_names
 from tinycats_core.presets import explain
 from tinycats_core.progress import steps
 from tinycats_core.release import contents, manifest, shipped
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # PyTorch is imported only if it draws: it takes longer to load than onnxruntime takes to draw.
 
@@ -34,7 +38,7 @@ class Cats:
 
     Args:
         folder: a release folder, or a link to one.
-        runtime: pytorch, or onnx for the smallest graph of the release.
+        runtime: pytorch, or onnx for the graph that the release recommends.
         device: auto, cpu, cuda or mps; onnx runs on the CPU where it is auto.
 
     Raises:
@@ -54,22 +58,33 @@ class Cats:
             raise ConfigError(f"device is {device!r}; onnxruntime runs on: auto, {', '.join(onnx_file.PROVIDERS)}")
         graph = shipped.graph(self.release)
         path, content = (graph.path, None) if graph else self._composed()
-        session = onnx_file.open_session(path, onnx_file.GRAPH, "cpu" if device == "auto" else device, content=content)
+        provider = "cpu" if device == "auto" else device
+
+        @cache
+        def session(threads: int) -> "onnxruntime.InferenceSession":
+            return onnx_file.open_session(path, onnx_file.GRAPH, provider, threads, content)
+
         data = contents.read(self.release.folder, "data.json", contents.Data)
         self.classes, self.image_size = tuple(data.classes), data.image_size
-        facts = session.get_modelmeta().custom_metadata_map
+        facts = session(0).get_modelmeta().custom_metadata_map
         if (facts.get("image_size"), facts.get("classes")) != (str(self.image_size), json.dumps(self.classes)):
             raise ExportError(f"{path} draws other classes or another size than its release says. Make the release again.")
         if _baked(facts) != self.settings.model_dump(include=BAKED):
             raise ExportError(f"{path} draws by other settings than its release says. Make the release again.")
-        return lambda labels, settings: drawing.draw(
-            session,
-            labels.tolist(),
-            settings.seed,
-            settings.guidance,
-            settings.batch_size,
-            lambda parts: steps(parts, "drawing"),
-        )
+
+        def draw(labels: np.ndarray, settings: SampleConfig) -> np.ndarray:
+            many = provider == "cpu" and len(labels) > 1
+            return drawing.draw(
+                session(1 if many else 0),
+                labels.tolist(),
+                settings.seed,
+                settings.guidance,
+                1 if provider == "cpu" else settings.batch_size,
+                lambda parts: steps(parts, "drawing"),
+                drawing.cores() if many else 1,
+            )
+
+        return draw
 
     def _composed(self) -> tuple[Path, bytes]:
         """Return the denoiser file of a release from before there were graphs, and the graph that is made of it."""

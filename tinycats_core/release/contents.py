@@ -196,6 +196,13 @@ class Benchmark(Content):
     inference: dict[Text, Any] = {}
 
 
+class Precision(Content):
+    """`precision.json`, as much of it as is read back."""
+
+    chosen: Text
+    rows: Annotated[list[dict[Text, Any]], Field(max_length=1_000)]
+
+
 class Verdict(Content):
     """`decision.json`."""
 

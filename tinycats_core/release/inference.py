@@ -13,11 +13,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,11 +30,14 @@ from tinycats_core.config import SampleConfig
 from tinycats_core.device import fast_arithmetic, machine, pick_device, synchronize, versions
 from tinycats_core.errors import ExportError, TinycatsError
 from tinycats_core.files import sha256_of, write_json
-from tinycats_core.generator import onnx_file
+from tinycats_core.generator import drawing, onnx_file
 from tinycats_core.generator.sampling import sample
 from tinycats_core.generator.weights import load_generator
 from tinycats_core.records import InferenceReport, OnnxModel, Weights
 from tinycats_core.tensors import read_header
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 BATCHES = (1, 4, 8, 16)
 PERCENTILES = (50, 95, 99)
@@ -47,16 +52,16 @@ CHILD = "from tinycats_core.release import inference; inference.answer()"
 
 
 def benchmark(
-    checkpoint: Weights, models: Sequence[OnnxModel], config: SampleConfig, folder: Path, device: str = "auto"
+    checkpoint: Weights, graphs: Sequence[OnnxModel], config: SampleConfig, folder: Path, device: str = "auto"
 ) -> InferenceReport:
-    """Measure weights and ONNX files, and write the figures to `folder`."""
-    files = {model.precision: model.path for model in models}
+    """Measure weights and graphs, and write the figures to `folder`."""
+    files = {graph.precision: graph.path for graph in graphs}
     facts = measure(checkpoint.path, files, config, device)
     path = write_json(folder / "inference.json", facts)
     return InferenceReport(path=path, sha256=sha256_of(path), facts=facts)
 
 
-def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, device: str = "auto") -> dict[str, Any]:
+def measure(weights: Path, graphs: Mapping[str, Path], config: SampleConfig, device: str = "auto") -> dict[str, Any]:
     """Return how fast each runtime draws, the machine, and the settings, as a JSON value.
 
     A row a runtime and device, in `rows`: `load_ms`, from the file to what can draw, with the libraries already loaded;
@@ -66,7 +71,7 @@ def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, dev
     cannot tell is None, and `notes` says why. On a GPU every runtime is measured on the CPU as well.
 
     Args:
-        models: the ONNX files by precision.
+        graphs: the ONNX files from noise to image, by precision.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another kind.
@@ -79,7 +84,7 @@ def measure(weights: Path, models: Mapping[str, Path], config: SampleConfig, dev
         "num_classes": header["model"]["num_classes"],
         "threads": torch.get_num_threads(),
     }
-    files = {"pytorch": weights, **{f"onnx-{precision}": path for precision, path in models.items()}}
+    files = {"pytorch": weights, **{f"onnx-{precision}": path for precision, path in graphs.items()}}
     devices = ["cpu", "cuda"] if pick_device(device).type == "cuda" else ["cpu"]
     places = [
         {"runtime": runtime, "device": where, "path": str(path.absolute())}
@@ -145,7 +150,11 @@ class _Here:
         torch.zeros(1, device=place)  # so that the GPU is there, too
         what, self.memory = _memory(runtime, place)
         started = time.perf_counter()
-        self.velocity = load_generator(path, place)[0] if runtime == "pytorch" else onnx_file.onnx_velocity(path, device)
+        self.network, self.session = None, None
+        if runtime == "pytorch":
+            self.network = load_generator(path, place)[0]
+        else:
+            self.session = self._session(request["threads"])
         synchronize(place)
         return {"runtime": runtime, "device": device, "load_ms": 1000 * (time.perf_counter() - started), "memory": what}
 
@@ -164,10 +173,24 @@ class _Here:
     def end(self) -> int | None:
         return self.memory()
 
+    def _session(self, threads: int) -> "onnxruntime.InferenceSession":
+        return onnx_file.open_session(Path(self.request["path"]), onnx_file.GRAPH, self.request["device"], threads)
+
+    @cached_property
+    def _many(self) -> "onnxruntime.InferenceSession":
+        """What draws several images on a CPU, each on a core of its own."""
+        return self._session(1)
+
     def _draw(self, count: int) -> None:
-        labels = torch.arange(count) % self.request["num_classes"]
-        config = self.config.model_copy(update={"batch_size": count})
-        sample(self.velocity, labels, self.request["image_size"], self.request["num_classes"], config, self.drawn_on)
+        request, config = self.request, self.config
+        labels = torch.arange(count) % request["num_classes"]
+        if self.network is not None:
+            batch = config.model_copy(update={"batch_size": count})
+            sample(self.network, labels, request["image_size"], request["num_classes"], batch, self.drawn_on)
+        elif count == 1 or request["device"] != "cpu":
+            drawing.draw(self.session, labels.tolist(), config.seed, config.guidance, count)
+        else:
+            drawing.draw(self._many, labels.tolist(), config.seed, config.guidance, workers=request["threads"])
 
 
 class _Process:
@@ -318,8 +341,13 @@ def measure_release(folder: Path, device: str = "auto") -> dict[str, Any]:
     Raises:
         TinycatsError: it is not an intact release, or a runtime cannot be measured.
     """
-    from tinycats_core.release import manifest, shipped  # here, because they would make each measuring process larger
+    from tinycats_core.release import export, graph, manifest, shipped  # here: they would make each measuring process larger
 
     release = manifest.read_release(folder)
-    models = {model.precision: model.path for model in shipped.onnx_models(release)}
-    return measure(shipped.generator(release).path, models, shipped.config(release).sample.single(), device)
+    settings = shipped.config(release).sample.single()
+    with tempfile.TemporaryDirectory(prefix="tinycats-") as scratch:
+        graphs = shipped.graphs(release) or [  # a release from before there were graphs
+            export.write(graph.compose(model, settings), Path(scratch, f"{model.precision}.onnx"), model.precision)
+            for model in shipped.onnx_models(release)
+        ]
+        return measure(shipped.generator(release).path, {one.precision: one.path for one in graphs}, settings, device)

@@ -204,7 +204,8 @@ def _graphs(shipped: Shipped) -> Pairs:
         yield file, shipped.sha256(name), shipped.file(file)
         made_of = _metadata(shipped, file)
         yield f"weights in {file}", shipped.file("model.safetensors"), made_of.get("source_sha256")
-        yield f"denoiser in {file}", shipped.file(f"denoiser-{precision}.onnx"), made_of.get("denoiser_sha256")
+        source = precision if precision in shipped.benchmark.onnx else "fp32"
+        yield f"denoiser in {file}", shipped.file(f"denoiser-{source}.onnx"), made_of.get("denoiser_sha256")
         yield from shipped.content(name, OnnxModel, precision=precision, facts=facts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycats_core import __version__, source_code
+from tinycats_core.config.forms import OTHERS
 from tinycats_core.errors import NAMED, RegistryError, TinycatsError, printable
 from tinycats_core.files import digest_of, parse_json, sha256_of, write_text
 from tinycats_core.records import ParentRelease, Release, StageCode
@@ -46,6 +47,7 @@ LINEAGE = {  # the links, and the file of the release that each stands for; None
     "denoiser-int8": "denoiser-int8.onnx",
     "cats-fp32": "cats-fp32.onnx",
     "cats-int8": "cats-int8.onnx",
+    **{f"cats-{name}": f"cats-{name}.onnx" for name in OTHERS},
     "classifier": "classifier.safetensors",
     "classifier-onnx": "classifier.onnx",
     "decision": "decision.json",

@@ -14,6 +14,7 @@ from tinycats_core import presets
 from tinycats_core.config import GUIDANCE_SETTINGS, PLACES, ReleaseConfig, SampleConfig, SampleOptions
 from tinycats_core.errors import NAMED, ConfigError, EvaluationError, RegistryError, printable, shortened
 from tinycats_core.files import expanded, home, read_json
+from tinycats_core.generator import drawing
 from tinycats_core.generator.onnx_file import require_self_contained
 from tinycats_core.records import Dataset, FidelityReport, OnnxModel, Release, Weights
 from tinycats_core.release import contents, hub, manifest
@@ -99,20 +100,40 @@ def onnx(release: Release) -> OnnxModel:
     return onnx_models(release)[-1]
 
 
-def graph(release: Release) -> OnnxModel | None:
-    """Return the record of the smallest graph, None in a release from before there were graphs.
+def graphs(release: Release) -> list[OnnxModel]:
+    """Return the records of the graphs, none in a release from before there were any.
 
     Raises:
-        ExportError: the file is damaged, or refers to a file outside of itself.
+        ExportError: a file is damaged, or refers to a file outside of itself.
         RegistryError: benchmark.json holds something else than it should.
     """
     measured = read(release.folder, "benchmark.json", contents.Benchmark).graphs
-    precision = next((precision for precision in ("int8", "fp32") if precision in measured), None)
-    if precision is None:
-        return None
-    record = _file(release, f"cats-{precision}.onnx")
-    require_self_contained(record["path"])
-    return OnnxModel(**record, precision=precision, facts=measured[precision])
+    found = [
+        OnnxModel(**_file(release, f"cats-{precision}.onnx"), precision=precision, facts=facts)
+        for precision, facts in measured.items()
+    ]
+    for one in found:
+        require_self_contained(one.path)
+    return found
+
+
+def graph(release: Release) -> OnnxModel | None:
+    """Return the record of the graph that the release recommends, None in a release from before there were graphs.
+
+    Raises:
+        ExportError: a file is damaged, or refers to a file outside of itself.
+        RegistryError: a file of the release holds something else than it should.
+    """
+    found = {one.precision: one for one in graphs(release)}
+    if (release.folder / drawing.PRECISION).is_file():
+        chosen = read(release.folder, drawing.PRECISION, contents.Precision).chosen
+        if chosen not in found:
+            raise RegistryError(
+                f"{drawing.PRECISION} of {release.name} {release.version} recommends {printable(repr(chosen))}, which is "
+                "not there. Make the release again."
+            )
+        return found[chosen]
+    return found.get("int8") or found.get("fp32")  # of an earlier release
 
 
 def onnx_report(release: Release) -> FidelityReport:

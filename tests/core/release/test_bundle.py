@@ -37,7 +37,15 @@ def test_a_release_holds_everything_and_verifies(built: Release, parts: dict[str
             "metrics.json",
             "metrics.csv",
         ),
-        *("benchmark.json", "decision.json", "data.json", "training_log.jsonl", "samples/grid.png", "samples/metadata.json"),
+        *(
+            "benchmark.json",
+            "precision.json",
+            "decision.json",
+            "data.json",
+            "training_log.jsonl",
+            "samples/grid.png",
+            "samples/metadata.json",
+        ),
         *(
             "training_diary.jsonl",
             "training_cost.json",

@@ -30,7 +30,7 @@ def tables(text: str) -> list[list[str]]:
 
 
 def test_every_number_of_every_table_stands_in_the_files_of_the_release(built: Release):
-    files = ("metrics.json", "benchmark.json", "decision.json", "sweep.json")
+    files = ("metrics.json", "benchmark.json", "precision.json", "decision.json", "sweep.json")
     known = set().union(*(numbers_of(json.loads((built.folder / file).read_text())) for file in files))
     cells = [cell for row in tables((built.folder / "README.md").read_text()) for cell in row[1:]]
     shown = [cell for cell in cells if re.fullmatch(r"-?[\d,.]+(e[+-]\d+)?", cell)]

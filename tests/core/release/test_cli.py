@@ -27,7 +27,7 @@ def test_verify_says_what_is_wrong_line_by_line(release: Path, tmp_path: Path, c
     version = json.loads((release / "release.json").read_text())["version"]
     status, out, err = run(capsys, "verify", release)
     *links, last = out.splitlines()
-    assert (status, last, err) == (0, f"tinycats {version}: 37 files, all as they were made; the lineage is unbroken", "")
+    assert (status, last, err) == (0, f"tinycats {version}: 38 files, all as they were made; the lineage is unbroken", "")
     assert [line.split()[0] for line in links[1:4]] == ["data", "configuration", "code"]
     status, out, err = run(capsys, "verify", release, "--json")
     result = json.loads(out)

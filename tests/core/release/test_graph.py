@@ -201,6 +201,10 @@ def test_what_a_stranger_found_is_in_the_record(parts: dict[str, Any]):
         assert facts["bytes"] == made.path.stat().st_size
 
 
+def drawn(labels: torch.Tensor, batch: int) -> np.ndarray:
+    return np.zeros((len(labels), 16, 16, 3), np.uint8)
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -214,15 +218,15 @@ def test_a_stranger_has_nothing_but_numpy_and_onnxruntime(
 ):
     (tmp_path / "sample.py").write_text(script)
     monkeypatch.setattr(drawing, "__file__", str(tmp_path / "sample.py"))
-    made, model = parts["graphs"][0], parts["models"][0]
+    made = parts["graphs"][0]
     with pytest.raises(ExportError, match=rf"cats-fp32.onnx cannot be drawn with by NumPy and onnxruntime alone: .*{said}"):
-        graph_check.check_alone(made, model, parts["choice"].sample, "cats-fp32.onnx")
+        graph_check.check_alone(made, drawn, parts["choice"].sample, "cats-fp32.onnx")
 
 
 def test_a_stranger_who_does_not_end_is_given_up(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(graph_check, "SECONDS", 0.01)
     with pytest.raises(ExportError, match=r"cats-fp32.onnx drew nothing in 0.01 s .*idle machine"):
-        graph_check.check_alone(parts["graphs"][0], parts["models"][0], parts["choice"].sample, "cats-fp32.onnx")
+        graph_check.check_alone(parts["graphs"][0], drawn, parts["choice"].sample, "cats-fp32.onnx")
 
 
 def test_stored_pixels_are_compared(parts: dict[str, Any], tmp_path: Path):
@@ -240,3 +244,13 @@ def test_a_graph_is_one_file(parts: dict[str, Any]):
         text = made.path.read_bytes()
         assert b"site-packages" not in text
         assert str(Path(export.__file__).parents[2]).encode() not in text
+
+
+def test_an_int8_image_depends_on_no_other(parts: dict[str, Any]):
+    settings = parts["choice"].sample
+    for made, model in zip(parts["graphs"], parts["models"], strict=True):
+        session = onnx_file.open_session(made.path, onnx_file.GRAPH, threads=1)
+        alone = drawing.draw(session, ALL.tolist(), settings.seed, 3.0)
+        together = drawing.draw(session, ALL.tolist(), settings.seed, 3.0, 13)
+        assert int(np.abs(alone.astype(int) - together).max()) <= (0 if model.precision == "int8" else 1)
+        assert np.array_equal(drawing.draw(session, ALL.tolist(), settings.seed, 3.0, workers=3), alone)
