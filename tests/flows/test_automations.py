@@ -23,7 +23,7 @@ from tasks import show
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 
 NAMES = ["no heartbeat", "release rejected", "nightly regressed", "approval waiting", "run failed"]
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 90.0  # on a busy machine
 
 
 @pytest.fixture
