@@ -23,7 +23,7 @@ from tasks import show
 from tinycats_core.errors import ReleaseRejected, TinycatsError
 
 NAMES = ["no heartbeat", "release rejected", "nightly regressed", "approval waiting", "run failed"]
-WAIT_SECONDS = 90.0  # on a busy machine
+WAIT_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -151,10 +151,17 @@ def test_a_run_whose_heartbeats_have_stopped_is_crashed_and_another_one_is_not(
 
     now = datetime.now(UTC)
     runs = {ago: client.create_flow_run(gone, state=Running()) for ago in (automations.SILENT * 1.1, automations.SILENT / 2)}
-    for ago, run in runs.items():
-        related = [{"prefect.resource.role": "flow", "prefect.resource.id": f"prefect.flow.{run.flow_id}"}]
-        related[0]["prefect.resource.name"] = "evaluate-model"
-        emit_event(automations.HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, now - ago, related)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not told and time.monotonic() < deadline:  # again: the server takes no notice of events before it knows the automation
+        for ago, run in runs.items():
+            related = {
+                "prefect.resource.role": "flow",
+                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                "prefect.resource.name": "evaluate-model",
+            }
+            emit_event(automations.HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, now - ago, [related])
+        emit_event("tinycats.now", {"prefect.resource.id": "tinycats.clock"})  # the server's clock is that of the last event
+        time.sleep(1)
     heard = hear(told, 1)
     crashed, alive = (client.read_flow_run(run.id) for run in runs.values())
     assert (crashed.state_name, alive.state_name) == ("Crashed", "Running")
