@@ -137,7 +137,11 @@ def empty_cache(device: torch.device) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device's memory, or a CPU's, does not suffice."""
-    said = ("can't allocate memory", "MPS backend out of memory")
+    said = (
+        "can't allocate memory",
+        "could not create a primitive",  # oneDNN, whose message does not say why: it found no memory for one
+        "MPS backend out of memory",
+    )
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(x in str(error) for x in said))
 
 

@@ -115,7 +115,9 @@ def test_the_machine_is_described_and_not_named():
     assert facts["cpu"]
     assert facts["cores"] >= 1
     assert facts["torch_threads"] == torch.get_num_threads()
-    assert facts.keys() == {"cpu", "cores", "torch_threads", "spin", "spin_set_by", "spin_adapts", "load", "busy", "gpu"}
+    assert facts["vnni"] in (True, False, None)
+    known = {"cpu", "vnni", "cores", "torch_threads", "spin", "spin_set_by", "spin_adapts", "load", "busy", "gpu"}
+    assert facts.keys() == known
     assert (facts["gpu"] is None) == (not torch.cuda.is_available())
 
 
