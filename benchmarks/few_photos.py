@@ -107,7 +107,7 @@ def measure(photos: list[Path], size: int, seed: int, given: argparse.Namespace,
         {
             "data": {"folder": str(home / "photos")},
             "train": {"passes": given.passes} if given.passes else {},
-            "publish": {"folder": str(home / "releases"), "name": "few"},
+            "publish": {"folder": str(home / "releases"), "name": "few", "page": "none"},
         },
     )
     command = [sys.executable, "-m", "flows.cli", "release", "--preset", "photos", "--overrides", json.dumps(overrides)]

@@ -66,7 +66,7 @@ def make_release(scratch: Path) -> None:
     from tinycats_core.training.start import train
 
     small = {**TINY, "train": {**TINY["train"], "steps": 60, "checkpoint_every": 60, "sample_every": 60, "ema_decays": [0.9]}}
-    config = resolve("smoke", {**small, "publish": {"name": "fuzz"}, "evaluate": {"samples": 52, "kid_subsets": 5}})
+    config = resolve("smoke", {**small, "publish": {"name": "fuzz", "page": "none"}, "evaluate": {"samples": 52, "kid_subsets": 5}})
     dataset = preparation.prepare(config.data, scratch / "data")
     config = config.for_classes(len(dataset.classes))
     settings = ClassifierConfig(backbone="mobilenet_v3_small", epochs=1)  # a small file: each mutation is hashed

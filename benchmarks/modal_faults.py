@@ -87,7 +87,7 @@ class Site:
 
     def release(self, **parts: dict[str, Any]) -> "Orchestrator":
         """Start a release of SMALL with some parts changed."""
-        overrides = {**SMALL, "publish": {"name": "small", "folder": str(self.folder / "releases")}}
+        overrides = {**SMALL, "publish": {"name": "small", "page": "none", "folder": str(self.folder / "releases")}}
         overrides |= {name: {**SMALL[name], **part} for name, part in parts.items()}
         output = self.folder / f"orchestrator-{len(self.orchestrators)}.txt"
         command = [sys.executable, "-c", ORCHESTRATOR, str(self.modal.root), "--overrides", json.dumps(overrides)]

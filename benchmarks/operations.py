@@ -186,7 +186,7 @@ class Site:
         overrides = {
             **SMALL,
             "train": SMALL["train"] | {"seed": 100 + number},
-            "publish": {"name": "small", "folder": str(self.folder / f"releases{number}")},
+            "publish": {"name": "small", "page": "none", "folder": str(self.folder / f"releases{number}")},
         }
         deployment = client.read_deployment_by_name("release-model/smoke")
         return client.create_flow_run_from_deployment(deployment.id, parameters={"preset": "smoke", "overrides": overrides})

@@ -84,7 +84,7 @@ def timed(
     command: list[str], overrides: Mapping[str, Any], folder: Path, own: Mapping[str, str] | None = None
 ) -> tuple[float, str]:
     """Run a release to its end, with a home and a registry below a folder. Returns its seconds and what it printed."""
-    settings = {**overrides, "publish": {"name": "measured", "folder": str(folder / "releases")}}
+    settings = {**overrides, "publish": {"name": "measured", "page": "none", "folder": str(folder / "releases")}}
     environment = {**os.environ, "TINYCATS_HOME": str(folder / "home"), **(own or {})}
     started = time.monotonic()
     done = subprocess.run(

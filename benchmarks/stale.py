@@ -170,7 +170,7 @@ class Project:
         """Run the release. Returns what the log says of each stage, and the log; ends early once it says so of `until`."""
         environment = os.environ | {"TINYCATS_HOME": str(self.home / "tinycats"), "PREFECT_LOGGING_LEVEL": "INFO"}
         environment |= {"PYTHONPATH": str(self.code), "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(self.home / "results")}
-        settings = TINY | {"publish": {"name": "stale", "folder": str(self.home / "releases")}}
+        settings = TINY | {"publish": {"name": "stale", "page": "none", "folder": str(self.home / "releases")}}
         command = [sys.executable, "-m", "flows.release_model", "--overrides", json.dumps(settings)]
         said: dict[str, str] = {}
         lines: list[str] = []
@@ -256,7 +256,7 @@ def uncovered(folder: Path) -> list[str]:
         for task in vars(module).values():
             if getattr(task, "cache_policy", None) in _POLICIES.values():
                 task.fn = traced(task.cache_policy.name, task.fn)
-    flows.release_model.release_model("smoke", TINY | {"publish": {"name": "traced", "folder": str(folder / "releases")}})
+    flows.release_model.release_model("smoke", TINY | {"publish": {"name": "traced", "page": "none", "folder": str(folder / "releases")}})
     missed = []
     for name, functions in called.items():
         policy = _POLICIES[name]

@@ -21,7 +21,7 @@ from unittest.mock import patch
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_loopback_token"
-LARGE = (".safetensors", ".onnx", ".png")
+LARGE = (".safetensors", ".onnx", ".png", ".wasm")
 STORAGE = ("/v1/", "/v2/")  # addresses of the Xet storage, which is on the same port
 XET = {  # of its client: no waiting before it tries again, and data that can be read back without its decoders
     "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
@@ -120,9 +120,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(body))
         if path.startswith("/api/models/"):
             return self.model_api(path.removeprefix("/api/models/").split("/"), body)
-        if path.startswith("/api/datasets/"):  # in `commits` the names of data sets begin with datasets/
-            owner, name, *rest = path.removeprefix("/api/datasets/").split("/")
-            return self.model_api([f"datasets/{owner}", name, *rest], body)
+        for kind in (
+            "datasets",
+            "spaces",
+        ):  # in `commits` the names of data sets begin with datasets/, those of Spaces with spaces/
+            if path.startswith(f"/api/{kind}/"):
+                owner, name, *rest = path.removeprefix(f"/api/{kind}/").split("/")
+                return self.model_api([f"{kind}/{owner}", name, *rest], body)
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
                 {**item, "actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}} for item in json.loads(body)["objects"]
@@ -139,7 +143,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, request: dict[str, Any]) -> None:
         self.hub.created.append(request)
-        repo = f"{request['organization'] or self.hub.account['name']}/{request['name']}"
+        kind = f"{request['type']}s/" if request.get("type") in ("dataset", "space") else ""
+        repo = f"{kind}{request['organization'] or self.hub.account['name']}/{request['name']}"
         address = {"url": f"{self.hub.url}/{repo}"}
         if repo in self.hub.commits:
             return self.answer(409, address)

@@ -26,8 +26,10 @@ from tasks.preflight import check_force, check_ready, configure, find_base, fit_
 from tasks.publishing import (
     build_bundle,
     find_published,
+    find_web_runtime,
     is_release_of,
     publish,
+    publish_space,
     read_back,
     show_plan,
     summarize,
@@ -65,8 +67,8 @@ def release_model(
     dataset = prepare_data(config.data)
     validate_data(dataset, config.data)
     config, clock = plan_budget(fit_to_data(config, dataset), dataset, speeds, overrides)
-    published = find_published(config.publish)
-    if is_release_of(published, config, dataset):
+    published, runtime = find_published(config.publish), find_web_runtime(config.publish)
+    if is_release_of(published, config, dataset, runtime):
         return summarize(published, "already published")
 
     classifier = train_classifier(dataset, config.classifier, config.compute) if judge_needs_classifier(config) else None
@@ -102,6 +104,7 @@ def release_model(
         precision=precision,
         inference=speed,
         ema_and_raw=compared,
+        web_runtime=runtime,
         code=used_code("build_bundle"),
         parent=published.as_parent if published else None,
     )
@@ -109,8 +112,9 @@ def release_model(
     if dry_run:
         return show_plan(release, config.publish, decision.baseline)
     wait_for_approval(config.publish, release)
-    sent = publish(release, config.publish, decision.baseline)
-    return summarize(read_back(sent, config.publish), "published")
+    sent = read_back(publish(release, config.publish, decision.baseline), config.publish)
+    publish_space(release, config.publish)
+    return summarize(sent, "published")
 
 
 def main(arguments: list[str] | None = None) -> int:

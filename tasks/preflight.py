@@ -21,7 +21,7 @@ from tinycats_core.files import check_writable, home
 from tinycats_core.generator import samplers
 from tinycats_core.presets import resolve
 from tinycats_core.records import Dataset
-from tinycats_core.release import base, history, hub, registry, signature
+from tinycats_core.release import base, history, hub, registry, signature, space, web_runtime
 from tinycats_core.training import run_folder, start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +63,9 @@ def check_ready(config: ReleaseConfig) -> None:
     check_compute(config.compute)
     if config.publish.to == "hub":
         hub.check_credentials(config.publish)
+        if config.publish.space:
+            space.check(config.publish)
+    web_runtime.find(config.publish, home("web"))  # fetched now, so that its absence is known before hours of training
     registry.open_registry(config.publish.folder)
     check_writable(config.publish.folder)
     check_writable(home())

@@ -15,8 +15,8 @@ from tinycats_core.config import PublishConfig, ReleaseConfig
 from tinycats_core.errors import RegistryError, ReleaseRejected
 from tinycats_core.files import home, read_json
 from tinycats_core.progress import waiting
-from tinycats_core.records import Dataset, Release, ReleaseParts
-from tinycats_core.release import bundle, hub, promotion, registry, shipped
+from tinycats_core.records import Dataset, Release, ReleaseParts, WebRuntime
+from tinycats_core.release import bundle, hub, promotion, registry, shipped, space, web_runtime
 from tinycats_core.release.plan import plan_lines
 
 if TYPE_CHECKING:
@@ -40,18 +40,32 @@ def find_published(config: PublishConfig) -> Release | None:
     return published
 
 
+@task
+def find_web_runtime(config: PublishConfig) -> WebRuntime | None:
+    """Find what the page of a release computes with; None if the release gets no page."""
+    return web_runtime.find(config, home("web"))
+
+
 @task(**NETWORK)
 def open_release(where: str) -> Release:
     """Open a release folder, or `hub:owner/name`, and verify every file of it."""
     return shipped.open_release(where)
 
 
-def is_release_of(published: Release | None, config: ReleaseConfig, dataset: Dataset) -> TypeGuard[Release]:
-    """Return whether what is published is what this configuration and this code would make."""
+def is_release_of(
+    published: Release | None, config: ReleaseConfig, dataset: Dataset, runtime: WebRuntime | None
+) -> TypeGuard[Release]:
+    """Return whether what is published is what this configuration and this code would make.
+
+    A release with a page counts, too, if the runtime of a page happens not to be found now.
+    """
     if published is None:
         return False
     made = read_json(published.path)
     if made["key"] != bundle.release_key(config, dataset):
+        return False
+    page = made["parents"].get("web-runtime")
+    if page is not None if config.publish.page == "none" else runtime is not None and page != bundle.runtime_parent(runtime):
         return False
     return keeps_results() or code_is_unchanged(made.get("code", {}).get("stages", {}))
 
@@ -85,6 +99,16 @@ def publish(release: Release, config: PublishConfig, instead_of: str | None) -> 
         published = registry.publish_to_folder(release, instead_of)
     show.link("release", published.location, f"{published.name} {published.version}", "The published release")
     return published
+
+
+@task(**NETWORK)
+def publish_space(release: Release, config: PublishConfig) -> None:
+    """Publish the page of a release as a static Space, if the configuration asks for it."""
+    if config.space:
+        with waiting("uploading"):
+            address = space.publish(release, config)
+        show.link("space", address, f"{release.name} {release.version}", "The page that draws in a browser")
+        log().info("the page of %s %s: %s", release.name, release.version, address)
 
 
 @task(**NETWORK)

@@ -96,4 +96,4 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
     """Overrides that make a release of the smoke preset a matter of seconds, good enough for the gate, below tmp_path."""
     from benchmarks.common import TINY
 
-    return deepcopy(TINY) | {"publish": {"name": "tiny", "folder": str(tmp_path / "releases")}}
+    return deepcopy(TINY) | {"publish": {"name": "tiny", "page": "none", "folder": str(tmp_path / "releases")}}

@@ -17,7 +17,7 @@ from tinycats_core.errors import TinycatsError, printable
 
 HomeFolder = Literal[
     "data", "budgets", "classifier", "training", "modal", "evaluations", "samples", "decisions", "export", "downloads", "bases",
-    "results", "code",
+    "results", "code", "web",
 ]  # fmt: skip
 HOME: dict[HomeFolder, str] = {  # the map of home()
     "data": "decoded data sets, and downloaded archives",
@@ -32,6 +32,7 @@ HOME: dict[HomeFolder, str] = {  # the map of home()
     "downloads": "releases from the Hub",
     "bases": "weights that trainings start from",
     "results": "Prefect's task results: the cache of the stages",
+    "web": "the runtime of the pages that draw in a browser",
     "code": "which code has run for the results of the stages",
 }
 FOLDER = "TINYCATS_FOLDER"

@@ -271,6 +271,18 @@ class Precision(FileRecord):
     facts: dict[str, Any]
 
 
+class WebRuntime(Record):
+    """What the page computes with: the files of onnxruntime-web, or the address of a folder that holds them."""
+
+    version: str
+    parts: tuple[FileRecord, ...] = ()
+    address: str | None = None
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        return self.parts
+
+
 class Picture(FileRecord):
     """A picture for people, as a PNG file."""
 
@@ -313,6 +325,7 @@ class ReleaseParts(Part):
     precision: Precision  # like the next one no parent
     inference: InferenceReport  # no parent: its times differ whenever they are measured, and the release stays what it is
     ema_and_raw: Picture | None  # None: the training left no raw weights
+    web_runtime: WebRuntime | None = None  # None: the release has no page
     code: dict[str, StageCode] = Field(default_factory=dict)  # by stage
     parent: ParentRelease | None = None
 

@@ -19,7 +19,13 @@ PACKAGES = ("tinycats_core",)
 TELLS = ("tinycats_core.progress",)  # modules that only tell how far work is, and are no part of any result
 PARSE_TRIES = 20
 # Read at the start: a file that is edited while the program runs is not the code that runs.
-TEXTS = {path: path.read_text(encoding="utf-8") for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
+BESIDE = (".html", ".css", ".js")  # sources in a package that are no Python: they belong to its __init__.py
+TEXTS = {
+    path: path.read_text(encoding="utf-8")
+    for name in PACKAGES
+    for path in sorted((ROOT / name).rglob("*"))
+    if path.suffix in (".py", *BESIDE)
+}
 Entry = Callable[..., Any] | ModuleType
 Definition = tuple[str, str]  # of a module and a name in it
 
@@ -52,8 +58,18 @@ def _code(start: tuple[Definition, ...], left_out: tuple[Definition, ...]) -> Co
     by_file: dict[str, dict[str, Any]] = defaultdict(dict)
     for module, name in sorted(reached):
         by_file[_read(module).file][name] = [plain(statement) for statement in _read(module).definitions[name]]
+        for beside in _beside(_read(module).file):
+            by_file[beside]["text"] = [TEXTS[ROOT / beside]]
     files = {file: digest_of(definitions) for file, definitions in sorted(by_file.items())}
     return Code(digest_of(files), MappingProxyType(files))
+
+
+def _beside(file: str) -> list[str]:
+    """Return the sources that are no Python and belong to a module, by their paths below the project's root."""
+    folder = Path(file).parent
+    if Path(file).name != "__init__.py":
+        return []
+    return [str(path.relative_to(ROOT)) for path in TEXTS if path.parent == ROOT / folder and path.suffix in BESIDE]
 
 
 def _reached(start: tuple[Definition, ...], left_out: tuple[Definition, ...]) -> set[Definition]:

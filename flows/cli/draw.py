@@ -1,4 +1,4 @@
-"""Commands that draw from a release: sample and compare."""
+"""Commands that draw from a release: sample, compare and demo."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +61,25 @@ def compare(
         print_json(compared.as_json())
     else:
         _print_comparison(compared)
+
+
+@app.command(rich_help_panel=PANEL)
+def demo(
+    release: AnyRelease,
+    port: Annotated[int, typer.Option(help="of the address; 0: any that is free")] = 8000,
+    show: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
+) -> None:
+    """Serve the page of a release on this machine, where it draws in the browser, until Ctrl-C."""
+    import webbrowser
+
+    from tinycats_core.release import shipped
+    from tinycats_core.release.demo import serve
+
+    with serve(shipped.open_release(release), port) as (server, address):
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        if show:
+            webbrowser.open(address)
+        server.serve_forever()
 
 
 def _print_comparison(compared: "Comparison") -> None:

@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_release_runs_the_flow(tiny_release: Release, capfd: pytest.CaptureFixture[str]):
-    given = TINY | {"publish": {"name": "tiny", "folder": str(tiny_release.folder.parents[1])}}
+    given = TINY | {"publish": {"name": "tiny", "page": "none", "folder": str(tiny_release.folder.parents[1])}}
     assert cli.main(["release", "--overrides", json.dumps(given), "--set", "train.steps=400"]) == 0
     assert f"tiny {tiny_release.version}, already published" in capfd.readouterr().out
 

@@ -59,6 +59,11 @@ class PublishConfig(Part):
     repo_id: str | None = None  # for to=hub: owner/name; None = the token's account and `name`
     private: bool = False
     sign_key: str | None = None  # a private key in PEM form, or "sigstore"; None: no signature
+    page: Literal["auto", "bundled", "linked", "none"] = (
+        "auto"  # of each release, draws in a browser; auto: if its runtime is found
+    )
+    page_runtime: str | None = None  # its runtime: a folder or npm's archive; for page=linked an address; None: the cache, then npm
+    space: bool = False  # for to=hub: publish the page as a static Space, too
     approval: bool = False  # pause the flow and wait for a person before publishing
 
     @field_validator("sign_key")
@@ -70,6 +75,19 @@ class PublishConfig(Part):
     def _repository_has_an_owner(self) -> Self:
         if self.repo_id is not None and self.repo_id.count("/") != 1:
             raise ValueError(f"publish.repo_id is {self.repo_id!r}; allowed: 'owner/name'")
+        return self
+
+    @model_validator(mode="after")
+    def _page_has_a_runtime(self) -> Self:
+        linked = self.page == "linked"
+        if linked != bool(self.page_runtime and self.page_runtime.startswith("https://")) and (linked or self.page_runtime):
+            wanted = "the https:// address of a folder" if linked else "a folder or an archive on this machine"
+            raise ValueError(f"publish.page_runtime is {self.page_runtime!r}; with publish.page {self.page!r} it is {wanted}")
+        if self.space and (self.to != "hub" or self.page == "none"):
+            raise ValueError(
+                f"publish.space is true, with publish.to {self.to!r} and publish.page {self.page!r}; a Space is the page on the "
+                "Hub: set publish.to to 'hub' and publish.page to 'bundled'"
+            )
         return self
 
 

@@ -29,9 +29,10 @@ from tinycats_core.records import (
     Release,
     ReleaseParts,
     SampleSet,
+    WebRuntime,
     Weights,
 )
-from tinycats_core.release import card, contents, signature
+from tinycats_core.release import card, contents, page, signature, web_runtime
 from tinycats_core.release.manifest import inspect, read_release, seal
 from tinycats_core.release.registry import open_registry
 from tinycats_core.training.base_weights import base_record
@@ -82,6 +83,8 @@ def build(registry: Path, parts: ReleaseParts) -> Release:
             _write_facts(folder, parts)
             _write_samples(folder / "samples", parts.samples, dataset)
             _draw_course(folder / "samples" / "course.png", parts.choice, config.evaluate.extractor)
+            if parts.web_runtime is not None:
+                page.write(folder, parts.web_runtime, name, version)
             write_text(folder / "README.md", card.model_card(folder, name, version, kept, _repo_id(config)))
             seal(folder, name, version, key, parents, parts.code, parts.parent)
     except OSError as error:
@@ -112,7 +115,13 @@ def _parents(parts: ReleaseParts) -> dict[str, dict[str, str] | None]:
         **{f"cats-{graph.precision}": graph for graph in parts.graphs},
         **{f"report-{_runtime(item)}": item for item in parts.onnx_reports},
     }
-    return {name: part and {"sha256": part.sha256, "content": shipped_content(part)} for name, part in made_of.items()}
+    parents = {name: part and {"sha256": part.sha256, "content": shipped_content(part)} for name, part in made_of.items()}
+    return parents | ({"web-runtime": runtime_parent(parts.web_runtime)} if parts.web_runtime else {})
+
+
+def runtime_parent(runtime: WebRuntime) -> dict[str, str]:
+    """Return what a release records of the runtime of its page."""
+    return {"sha256": web_runtime.SHA256[web_runtime.WASM], "content": runtime.content}
 
 
 def shipped_content(record: FileRecord) -> str:

@@ -29,6 +29,8 @@ ENDINGS = {  # of metrics that say more about another one
 HEADLINES = ("kid_{extractor}", "{frechet}_{extractor}", "coverage", "copy_rate", "altered_copy_rate", "breed_accuracy")
 FILES = {
     "sample.py": "draws images with one of the graphs, `cats-*.onnx`, without tinycats",
+    "cats.html": "draws in a browser: one file that works from a double click, without a server or a network",
+    "demo/index.html": "the same as a page to be served, by `tinycats demo` or any web server",
     "LICENSE": "the licence of the weights",
     "metrics.json": "fidelity: this model, the ONNX files, the published one before, the floor, and the conditions",
     "metrics.csv": "the same as a table",

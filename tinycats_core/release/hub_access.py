@@ -63,7 +63,7 @@ def open_api(token: str | bool | None = None) -> "HfApi":
     return HfApi(endpoint=(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"), library_name="tinycats", token=token)
 
 
-def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]") -> None:
+def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]", repo_type: str | None = None) -> None:
     """Upload the large files among the additions ahead of the commit. No commit refers to them yet.
 
     With Xet, which the library uses if `hf_xet` is installed, this takes at most XET_SECONDS and the time that the bytes
@@ -76,14 +76,14 @@ def upload(api: "HfApi", repo_id: str, additions: "Sequence[CommitOperationAdd]"
     from huggingface_hub.utils._xet import abort_xet_session
 
     if not is_xet_available():
-        api.preupload_lfs_files(repo_id, additions)
+        api.preupload_lfs_files(repo_id, additions, repo_type=repo_type)
         return
     limit = XET_SECONDS + sum(addition.upload_info.size for addition in additions) / XET_BYTES_PER_S
     uploaded: Future[None] = Future()
 
     def work() -> None:
         try:
-            uploaded.set_result(api.preupload_lfs_files(repo_id, additions))
+            uploaded.set_result(api.preupload_lfs_files(repo_id, additions, repo_type=repo_type))
         except BaseException as error:
             uploaded.set_exception(error)
 

@@ -15,7 +15,7 @@ from tinycats_core.config.training import BaseRelease
 from tinycats_core.errors import RegistryError, TinycatsError
 from tinycats_core.files import digest_of, read_json
 from tinycats_core.records import Dataset, Decision, FidelityReport, FileRecord, OnnxModel, Release, SampleSet, Weights
-from tinycats_core.release import contents, manifest
+from tinycats_core.release import contents, manifest, web_runtime
 from tinycats_core.release.contents import read
 
 LATER = "tinycats-release/2"  # the first format with a lineage
@@ -216,6 +216,12 @@ def _classifier(shipped: Shipped) -> Pairs:
         yield "weights in classifier.onnx", shipped.file("classifier.safetensors"), _source(shipped, "classifier.onnx")
 
 
+def _page(shipped: Shipped) -> Pairs:
+    file = f"demo/runtime/{web_runtime.WASM}"
+    if shipped.file(file) or shipped.file("cats.html"):
+        yield file, shipped.sha256("web-runtime"), shipped.file(file)
+
+
 def _decision(shipped: Shipped) -> Pairs:
     verdict = shipped.verdict.model_dump(include={"promoted", "terms", "baseline", "forced"})
     yield from shipped.content("decision", Decision, **verdict)
@@ -275,6 +281,7 @@ LINKS: dict[str, Callable[[Shipped], Pairs]] = {
     "onnx": _onnx,
     "graphs": _graphs,
     "classifier": _classifier,
+    "page": _page,
     "decision": _decision,
     "version": _version,
     "files": _files,

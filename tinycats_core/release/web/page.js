@@ -193,7 +193,7 @@ function picture({ pixels }) {
 }
 
 async function show(cell, label, cat) {
-  const image = cell.querySelector("img"), seen = cat.seen && `judge sees: ${breedName(cat.seen.label)}, ${Math.round(100 * cat.seen.probability)} %`;
+  const image = cell.querySelector("img"), seen = cat.seen && `judge sees: ${breedName(cat.seen.label)}, ${Math.round(100 * cat.seen.probability)}\u00a0%`;
   const blob = await new Promise((resolve) => picture(cat).toBlob(resolve, "image/png"));
   image.onload = () => URL.revokeObjectURL(image.src);
   image.src = URL.createObjectURL(blob);
