@@ -23,7 +23,14 @@ AT_HOME_IN = {
         *("generator.onnx_file", "generator.drawing", "release.export", "release.graph_check", "release.stranger"),
         *("release.tables", "release.inference", "release.cats"),  # the last two name the type alone
     },
-    "huggingface_hub": {"release.hub", "release.hub_access", "release.card", "release.pretrained", "data.parquet_mirror"},
+    "huggingface_hub": {
+        "release.hub",
+        "release.hub_access",
+        "release.space",
+        "release.card",
+        "release.pretrained",
+        "data.parquet_mirror",
+    },
     "httpx2": {"release.hub_access", "data.parquet_mirror"},  # what huggingface_hub talks through
     "model_signing": {"release.signature"},
     "modal": {"compute.modal_client", "compute.modal_auth"},

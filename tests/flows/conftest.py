@@ -38,7 +38,8 @@ def tiny_release(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) 
 
     with quick():
         return release_model(
-            "smoke", deepcopy(TINY) | {"publish": {"name": "tiny", "page": "none", "folder": str(tmp_path_factory.mktemp("released"))}}
+            "smoke",
+            deepcopy(TINY) | {"publish": {"name": "tiny", "page": "none", "folder": str(tmp_path_factory.mktemp("released"))}},
         )
 
 

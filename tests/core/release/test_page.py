@@ -144,7 +144,11 @@ def test_another_program_than_the_known_one_is_refused(tmp_path: Path, monkeypat
     (tmp_path / "given").mkdir()
     for name in web_runtime.SHA256:
         (tmp_path / "given" / name).write_text("another program")
-    for wrong, why in ((tmp_path / "given", "is not that of"), (tmp_path / "none", "does not exist"), (Path(__file__), "archive of")):
+    for wrong, why in (
+        (tmp_path / "given", "is not that of"),
+        (tmp_path / "none", "does not exist"),
+        (Path(__file__), "archive of"),
+    ):
         with pytest.raises(RegistryError, match=why):
             web_runtime.find(config(page_runtime=str(wrong)), tmp_path / "cache")
     fake_npm(tmp_path / "bin", monkeypatch, 'echo junk > "$7/x.tgz"; for a in "$@"; do last=$a; done; echo junk > "$last/x.tgz"')
