@@ -256,7 +256,9 @@ def uncovered(folder: Path) -> list[str]:
         for task in vars(module).values():
             if getattr(task, "cache_policy", None) in _POLICIES.values():
                 task.fn = traced(task.cache_policy.name, task.fn)
-    flows.release_model.release_model("smoke", TINY | {"publish": {"name": "traced", "page": "none", "folder": str(folder / "releases")}})
+    flows.release_model.release_model(
+        "smoke", TINY | {"publish": {"name": "traced", "page": "none", "folder": str(folder / "releases")}}
+    )
     missed = []
     for name, functions in called.items():
         policy = _POLICIES[name]
