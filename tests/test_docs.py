@@ -51,6 +51,7 @@ EXECUTED = {  # the file that executes a command, and what stands there
     "tinycats where": ("tests/flows/test_cli_flows.py", "def test_where_adds_up_what_lies_there("),
     "tinycats up": ("tests/flows/test_cli_flows.py", "def test_up_serves_as_make_does("),
     "tinycats verify": ("tests/core/release/test_cli.py", "def test_the_console_script_exits_as_the_check_says("),
+    "tinycats demo": ("tests/core/release/test_demo.py", "def test_the_command_serves_until_it_is_stopped("),
     "tinycats bench": ("tests/core/release/test_cli.py", "def test_bench_prints_its_figures_as_json("),
     "tinycats costs": ("tests/core/release/test_cli.py", "def test_costs_prints_a_row_for_each_preset("),
     "tinycats promote": ("tests/core/release/test_cli.py", "def test_promote_rollback_and_history_say_what_they_did("),

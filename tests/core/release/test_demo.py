@@ -1,17 +1,22 @@
 """Serving the page of a release on this machine."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_parts import small_runtime
 
 from tinycats_core import files
 from tinycats_core.errors import TinycatsError
-from tinycats_core.records import Release
-from tinycats_core.release import demo, page, web_runtime
+from tinycats_core.records import Release, ReleaseParts
+from tinycats_core.release import bundle, demo, page, web_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +24,10 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYCATS_HOME", str(tmp_path / "home"))
     small_runtime(tmp_path, monkeypatch)
     web_runtime.fetch(files.home("web"), str(tmp_path / "given"))
+
+
+def small() -> dict[str, str]:
+    return {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def get(address: str) -> tuple[int, str, bytes]:
@@ -59,3 +68,16 @@ def test_a_port_that_is_taken_is_named(built: Release):
         for port in (server.server_port, 70_000, -1):
             with pytest.raises(TinycatsError, match=rf"--port is {port}, which cannot be used"), demo.serve(built, port):
                 pass
+
+
+def test_the_command_serves_until_it_is_stopped(parts: dict[str, Any], tmp_path: Path):
+    made = bundle.build(tmp_path / "registry", ReleaseParts(**parts, web_runtime=web_runtime.fetch(files.home("web"))))
+    command = [sys.executable, "-m", "flows.cli", "demo", str(made.folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | small()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().split()[0]
+        assert get(address)[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == ""
